@@ -1,20 +1,20 @@
 """Every error a user can meet, one line each: what, where, expected, found, and the command that helps.
 
-    WarehouseError
-    ├── ConfigError        a setting: unknown key, wrong type, impossible combination, a config file that does not parse
-    ├── SourceError        the input as a whole: no pictures, ambiguous layout, changed while being read
-    │   ├── PictureError       one picture: unreadable, truncated, empty, mislabelled, too large
-    │   └── AnnotationError    one annotation file or box: does not parse, unknown class, too many boxes
-    ├── ThresholdError     more refused, missing or empty sources than the thresholds allow
-    ├── BuildError         the build could not go on: output root unusable, cluster lost
-    │   ├── SpaceError         not enough free space, or the disk filled up
-    │   └── LockedError        another build of the same version is running
-    ├── StoreError         a warehouse that cannot be read
-    │   ├── NotAWarehouseError the path holds no published version
-    │   └── CorruptError       bytes that disagree with their digest, size or checksum
-    ├── StateError         a loader, sampler or checkpoint state that belongs to something else
-    ├── WorkerError        a loader worker that died, raised or hung
-    └── TrainingError      training cannot go on: out of memory, loss not finite, store and model disagree
+WarehouseError
+├── ConfigError        a setting: unknown key, wrong type, impossible combination, a config file that does not parse
+├── SourceError        the input as a whole: no pictures, ambiguous layout, changed while being read
+│   ├── PictureError       one picture: unreadable, truncated, empty, mislabelled, too large
+│   └── AnnotationError    one annotation file or box: does not parse, unknown class, too many boxes
+├── ThresholdError     more refused, missing or empty sources than the thresholds allow
+├── BuildError         the build could not go on: output root unusable, cluster lost
+│   ├── SpaceError         not enough free space, or the disk filled up
+│   └── LockedError        another build of the same version is running
+├── StoreError         a warehouse that cannot be read
+│   ├── NotAWarehouseError the path holds no published version
+│   └── CorruptError       bytes that disagree with their digest, size or checksum
+├── StateError         a loader, sampler or checkpoint state that belongs to something else
+├── WorkerError        a loader worker that died, raised or hung
+└── TrainingError      training cannot go on: out of memory, loss not finite, store and model disagree
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _rebuild(kind: type[WarehouseError], what: str, where: Any, expected: Any, f
     return kind(what, where=where, expected=expected, found=found, remedy=remedy)
 
 
-class ConfigError(WarehouseError):
+class ConfigError(WarehouseError, ValueError):
     """A setting is unknown, of the wrong type, impossible, or its file does not parse."""
 
 
@@ -102,7 +102,7 @@ class CorruptError(StoreError):
     """Bytes disagree with their digest, size or checksum. `where` names the file."""
 
 
-class StateError(WarehouseError):
+class StateError(WarehouseError, ValueError):
     """A loader, sampler or checkpoint state belongs to another version, batch size, seed or sampler."""
 
 

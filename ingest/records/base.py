@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["PictureRecord", "RawBox", "RawPicture", "Rejection"]
+__all__ = ["Parsed", "PictureRecord", "RawBox", "RawPicture", "Rejection"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,8 @@ class RawPicture:
 
     source: posix path relative to the input root; split: a given split folder's name (train, val, test) or None;
     declared_size: (width, height) in the annotation file, None where absent; annotation: its relative path, None when the
-    picture has none (`boxes` is then empty and the picture counts as missing, unless the format has no boxes).
+    picture has none (`boxes` is then empty and the picture counts as missing, unless the format has no boxes);
+    normalised: coordinates are fractions of the oriented picture instead of pixels (YOLO).
     """
 
     source: str
@@ -37,6 +38,7 @@ class RawPicture:
     boxes: tuple[RawBox, ...] = ()
     declared_size: tuple[int, int] | None = None
     annotation: str | None = None
+    normalised: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,21 @@ class Rejection:
     kind: str
     reason: str
     detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """What a format module returns: every listed picture stands once, in `pictures` or in `rejected` with kind `picture`.
+
+    class_names: the source's own list in the source's order, None where a format has none (names then follow their first
+    appearance). placeholders: those of them that are dropped when no kept box uses them.
+    """
+
+    pictures: tuple[RawPicture, ...]
+    rejected: tuple[Rejection, ...] = ()
+    class_names: tuple[str, ...] | None = None
+    placeholders: frozenset[str] = frozenset()
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,73 @@
+"""Greedy matching of predictions to truth: best IoU first, one to one, smallest box distance where nothing overlaps.
+
+All pairs stand in one affinity: the IoU where two boxes overlap, else minus their distance, so that any overlap goes before
+none. Greedy order is then found without walking the pairs: a pair that is the best of its row *and* of its column is what a
+greedy walk would take too, so each round takes all such pairs at once. Ties go to the lower truth, then the lower prediction.
+Given up: the optimal assignment (Hungarian, on the CPU, one picture at a time); greedy is within reach of it and batched.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from detector.boxes import box_distance, pairwise_iou
+
+__all__ = ["affinity", "greedy_match", "match_boxes", "spread_match"]
+
+NEVER = float("-inf")
+
+
+def affinity(predicted_xyxy: Tensor, truth_xyxy: Tensor) -> Tensor:
+    """[B, N, 4] and [B, S, 4] -> [B, S, N]: IoU in (0, 1] where boxes overlap, else minus the L1 distance of their corners."""
+    iou = pairwise_iou(truth_xyxy, predicted_xyxy)
+    return torch.where(iou > 0, iou, -box_distance(truth_xyxy, predicted_xyxy))
+
+
+def greedy_match(pair_affinity: Tensor, truth_mask: Tensor) -> Tensor:
+    """The prediction each truth gets, highest affinity first.
+
+    pair_affinity: [B, S, N], -inf for a pair that may not be; truth_mask: bool [B, S]. Returns int64 [B, S], -1 where the truth
+    is masked or no prediction is left for it. No prediction is given twice within a picture.
+    """
+    batch, truths, predictions = pair_affinity.shape
+    matched = torch.full((batch, truths), -1, dtype=torch.int64, device=pair_affinity.device)
+    if truths == 0 or predictions == 0:
+        return matched
+    left = pair_affinity.masked_fill(~truth_mask.unsqueeze(-1), NEVER)
+    rows = torch.arange(truths, device=left.device)
+    # Each round takes at least one pair a picture, usually most of them: 2-5 rounds for 30 boxes.
+    for _ in range(truths):
+        value, choice = left.max(dim=2)
+        # Row r, column c: how much truth r likes the prediction that truth c chose.
+        rivals = left.gather(2, choice.unsqueeze(1).expand(-1, truths, -1))
+        taken = (rivals.argmax(dim=1) == rows) & (value > NEVER)
+        if not bool(taken.any()):
+            break
+        matched = torch.where(taken, choice, matched)
+        # A truth that loses its round writes nothing: its column is a spare one past the end.
+        gone = torch.zeros((batch, predictions + 1), dtype=torch.bool, device=left.device)
+        gone.scatter_(1, torch.where(taken, choice, predictions), True)
+        left = left.masked_fill(taken.unsqueeze(2) | gone[:, None, :predictions], NEVER)
+    return matched
+
+
+def match_boxes(predicted_xyxy: Tensor, truth_xyxy: Tensor, truth_mask: Tensor) -> Tensor:
+    """Greedy matching of [B, N, 4] predictions to [B, S, 4] truths; as `greedy_match`. Carries no gradient."""
+    with torch.no_grad():
+        return greedy_match(affinity(predicted_xyxy.detach(), truth_xyxy), truth_mask)
+
+
+def spread_match(pair_affinity: Tensor, truth_mask: Tensor, count: int) -> Tensor:
+    """One to many: each truth asks for its `count` best predictions, a prediction asked for by several goes to the best.
+
+    pair_affinity: [B, S, N], -inf for a pair that may not be. Returns int64 [B, N]: the truth of each prediction, or -1.
+    """
+    batch, truths, predictions = pair_affinity.shape
+    if truths == 0 or predictions == 0:
+        return torch.full((batch, predictions), -1, dtype=torch.int64, device=pair_affinity.device)
+    allowed = pair_affinity.masked_fill(~truth_mask.unsqueeze(-1), NEVER)
+    value, choice = allowed.topk(min(count, predictions), dim=2)
+    asked = torch.full_like(allowed, NEVER).scatter_(2, choice, value)
+    best, truth = asked.max(dim=1)
+    return torch.where(best > NEVER, truth, -1)

@@ -1,0 +1,81 @@
+"""From scanned pictures to what the builder bakes: splits in stored order, arrays, tables, summaries, the version's name."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from functools import partial
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from ingest.images import decoder_versions, load_sample, plan_letterbox
+from ingest.records.base import PictureRecord
+from ingest.sources import SourceListing
+from ingest.splits import permuted
+from ingest.validate import Scan
+from warehouse.builder import BuildPlan, LoadSample, SplitPlan
+from warehouse.errors import ThresholdError
+from warehouse.manifest import code_version, toolchain, version_name
+from warehouse.schema import FORMAT_VERSION, SPLIT_NAMES, BuildSettings, picture_arrays
+from warehouse.summary import PictureFacts, summarise, summarise_by
+
+__all__ = ["make_loader", "make_plan", "recipe_of"]
+
+
+def recipe_of(listing: SourceListing, settings: BuildSettings) -> dict[str, Any]:
+    """Everything that decides a version's content. Its hash is the version's name, so it is known before a picture is decoded."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "code_version": code_version(),
+        "sources": listing.fingerprint,
+        "format": listing.format,
+        "settings": settings.content(),
+        "decoder": decoder_versions(),
+    }
+
+
+def make_plan(listing: SourceListing, scan: Scan, settings: BuildSettings) -> BuildPlan:
+    """The build of a scanned listing. Raises ThresholdError when nothing is left to bake."""
+    if not scan.records:
+        raise ThresholdError("no picture is left to bake", where=listing.root, found=f"{scan.found} found, all refused",
+                             remedy="python -m scripts.build_zarr --build.dry_run true lists why")  # fmt: skip
+    recipe = recipe_of(listing, settings)
+    version, key = version_name(recipe)
+    splits, facts = [], []
+    for name in SPLIT_NAMES:
+        records = permuted([record for record in scan.records if record.split == name], settings.seed)
+        if not records:
+            continue
+        known = [_facts(record, settings) for record in records]
+        facts += known
+        rows = tuple(_row(record, fact) for record, fact in zip(records, known, strict=True))
+        splits.append(SplitPlan(name, tuple(picture_arrays(len(records), settings)), tuple(records), rows))
+    by_split = summarise_by(facts, scan.class_names, "split")
+    summary = {"all": summarise(facts, scan.class_names), "splits": by_split, "folders": summarise_by(facts, scan.class_names, "folder")}
+    thresholds = {key: getattr(settings, key) for key in ("max_invalid", "max_missing", "max_empty_ratio")}
+    return BuildPlan(
+        version, key, recipe, thresholds, toolchain() | decoder_versions(), tuple(splits), tuple(scan.class_names), scan.found,
+        len(scan.records), tuple(asdict(line) for line in scan.rejected), summary, by_split, tuple(scan.warnings),
+    )  # fmt: skip
+
+
+def make_loader(listing: SourceListing, settings: BuildSettings, plan: BuildPlan) -> LoadSample:
+    return partial(load_sample, root=listing.root, settings=settings, class_count=len(plan.class_names))
+
+
+def _row(record: PictureRecord, facts: PictureFacts) -> dict[str, Any]:
+    return {
+        "source": record.source, "source_sha256": record.sha256, "raw_width": record.raw_width, "raw_height": record.raw_height,
+        "orientation": record.orientation, "group": record.group, "folder": facts.folder, "boxes": len(record.labels),
+        "clipped": facts.clipped, "dropped": sum(facts.dropped.values()), "duplicates": facts.duplicates,
+    }  # fmt: skip
+
+
+def _facts(record: PictureRecord, settings: BuildSettings) -> PictureFacts:
+    geometry = plan_letterbox(record.raw_width, record.raw_height, settings.target_size, settings.resize_mode)
+    sides = (record.boxes_xyxy[:, 2:] - record.boxes_xyxy[:, :2]) * np.array([geometry.scale_x, geometry.scale_y])
+    counts = dict(record.counts)
+    clipped, duplicates = counts.pop("clipped", 0), counts.pop("duplicate", 0)
+    folder = str(PurePosixPath(record.source).parent)
+    return PictureFacts(record.split, folder, record.labels, np.sqrt(sides.prod(axis=1)), clipped, duplicates, counts)

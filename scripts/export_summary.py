@@ -1,0 +1,27 @@
+"""python -m scripts.export_summary --config config.yaml [--export.path WAREHOUSE --export.output FOLDER]
+
+Writes a version's summaries, samples, chunks and timings as Parquet tables, for DuckDB, pandas or a spreadsheet.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from utils.argyaml import run
+from utils.log import get_log
+
+log = get_log("export_summary")
+
+
+def main(settings: Any) -> dict[str, Any]:
+    from warehouse import Warehouse
+    from warehouse.summary import export
+
+    warehouse = Warehouse.open(settings.export.path or settings.build.output_root)
+    output = Path(settings.export.output)
+    rows = export(warehouse, output)
+    log.info(f"{', '.join(rows)} in {output}; next: duckdb -c \"select * from '{output}/summary.parquet'\"")
+    return {"path": str(output), "files": [str(output / name) for name in rows], "rows": rows}
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main, __doc__, export="warehouse.summary:ExportSettings", build="warehouse.schema:BuildSettings"))

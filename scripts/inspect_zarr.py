@@ -1,0 +1,37 @@
+"""python -m scripts.inspect_zarr --config config.yaml [--inspect.path WAREHOUSE]
+
+Prints a version's manifest as tables and writes a contact sheet PNG with boxes drawn.
+"""
+
+from typing import Any
+
+from utils.argyaml import run
+from utils.log import get_log
+
+log = get_log("inspect_zarr")
+
+
+def main(settings: Any) -> dict[str, Any]:
+    from rich.console import Console
+
+    from warehouse import Warehouse
+    from warehouse.report import manifest_tables, write_contact_sheet
+
+    warehouse = Warehouse.open(settings.inspect.path or settings.build.output_root)
+    console = Console()
+    for table in manifest_tables(warehouse):
+        console.print(table)
+    sheet = write_contact_sheet(warehouse, settings.inspect)
+    log.info(f"contact sheet: {sheet}; next: python -m scripts.verify_zarr --verify.path {warehouse.folder}")
+    splits = {name: len(warehouse.split(name)) for name in warehouse.splits}
+    return {
+        "version": warehouse.version,
+        "path": str(warehouse.folder),
+        "splits": splits,
+        "digest": warehouse.manifest.digest,
+        "sheet": str(sheet),
+    }
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main, __doc__, inspect="warehouse.report:InspectSettings", build="warehouse.schema:BuildSettings"))

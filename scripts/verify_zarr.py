@@ -1,0 +1,34 @@
+"""python -m scripts.verify_zarr --config config.yaml [--verify.path WAREHOUSE --verify.level quick]
+
+Compares a published version with its digests: every file, every inner chunk, every sample. Exit 1 when anything disagrees.
+"""
+
+from typing import Any
+
+from utils.argyaml import run
+from utils.log import get_log, progress
+
+log = get_log("verify_zarr")
+
+
+def main(settings: Any) -> dict[str, Any]:
+    from warehouse import Warehouse
+    from warehouse.verify import verify
+
+    warehouse = Warehouse.open(settings.verify.path or settings.build.output_root)
+    samples = sum(len(warehouse.split(name)) for name in warehouse.splits)
+    with progress(samples, "samples", f"verifying {warehouse.version}") as bar:
+        files, faults = verify(warehouse, settings.verify.level, progress=bar.advance)
+    for fault in faults:
+        log.error(f"{fault.path}: {fault.detail}")
+    if faults:
+        log.error("error: the version is damaged; build it again with python -m scripts.build_zarr --build.if_exists clear")
+    else:
+        log.info(
+            f"{warehouse.version}: {files} files as published; next: python -m scripts.train_detector --detector.warehouse {warehouse.folder}"
+        )
+    return {"ok": not faults, "files": files, "bad": [fault.path for fault in faults]}
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main, __doc__, verify="warehouse.verify:VerifySettings", build="warehouse.schema:BuildSettings"))

@@ -1,0 +1,135 @@
+"""Flips, zoom and colour jitter on a batch, as a function of (seed, epoch, sample index) alone.
+
+Purpose: the same sample looks the same in epoch e for any engine, worker count, rank count, batch size and after resume.
+Used by: detector.task
+Design notes: random numbers are hashed (splitmix64) from (seed, epoch, sample index, purpose), so no generator has a state to
+  keep. Works on the whole batch on its device, after the copy, where a uint8 picture is still a quarter of its size.
+  Boxes follow flips; labels, masks and geometry that a flip would falsify are listed in FLIPPED or refused.
+Assistant guidance: when extending: a new effect takes a new purpose number, never one in use, or old runs change.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional
+
+from warehouse.schema import DIFFICULT, Section
+
+__all__ = ["AugmentSettings", "augment", "uniform"]
+
+FLIP_X, FLIP_Y, BRIGHTNESS, CONTRAST, SATURATION, SCALE, ASPECT, SHIFT_X, SHIFT_Y = range(9)
+PURPOSES = 9
+LUMA = (0.299, 0.587, 0.114)
+PAD = 114 / 255
+"""What shows where a picture was moved away: the letterbox's default padding."""
+MIN_VISIBLE = 0.3
+"""A box of which less than this share is still on the canvas becomes an ignored one."""
+
+
+class AugmentSettings(Section):
+    """What may happen to a picture. Flips are probabilities; the others are the largest relative change, 0 for none.
+
+    zoom 0.35 scales by 1/1.35 to 1.35 and moves what is then loose; aspect stretches one axis against the other.
+    """
+
+    flip_x: float = Field(0.5, ge=0, le=1)
+    flip_y: float = Field(0.0, ge=0, le=1)
+    zoom: float = Field(0.35, ge=0, lt=1)
+    aspect: float = Field(0.1, ge=0, lt=1)
+    brightness: float = Field(0.2, ge=0, lt=1)
+    contrast: float = Field(0.2, ge=0, lt=1)
+    saturation: float = Field(0.2, ge=0, lt=1)
+
+
+def uniform(seed: int, epoch: int, index: NDArray[np.int64], purpose: int) -> NDArray[np.float64]:
+    """One number in [0, 1) a sample. index: int64 [B]. splitmix64 (Steele, Lea, Flood 2014) over the four numbers."""
+    state = np.zeros(len(index), np.uint64)
+    for word in (np.uint64(seed % 2**64), np.uint64(epoch), index.astype(np.uint64), np.uint64(purpose)):
+        state = _mix(state ^ (word * np.ones(1, np.uint64)))
+    return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _mix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    state = state + np.uint64(0x9E3779B97F4A7C15)
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return state ^ (state >> np.uint64(31))
+
+
+def augment(batch: dict[str, Tensor], *, seed: int, epoch: int, settings: AugmentSettings) -> dict[str, Tensor]:
+    """A new batch: "image" float32 [B, 3, H, W] in [0, 1] (channels last), "box", "box_mask" and "box_flags" that follow it.
+
+    batch: "image" uint8 or float in [0, 1], "box" xyxy normalised, "box_mask", "box_flags", "index". What is given is not written
+    to. `letterbox` is left as it is: do not map augmented boxes back to the source.
+    """
+    image, index = batch["image"], batch["index"].cpu().numpy()
+    draws = torch.from_numpy(np.stack([uniform(seed, epoch, index, purpose) for purpose in range(PURPOSES)])).float().to(image.device)
+    picture = torch.empty(image.shape, dtype=torch.float32, device=image.device, memory_format=torch.channels_last).copy_(image)
+    if image.dtype == torch.uint8:
+        picture.mul_(1 / 255)
+    box = batch["box"].clone()
+    for purpose, chance, axis in ((FLIP_X, settings.flip_x, 0), (FLIP_Y, settings.flip_y, 1)):
+        flipped = draws[purpose] < chance
+        if chance > 0:
+            picture = torch.where(flipped.view(-1, 1, 1, 1), picture.flip(3 - axis), picture)
+            box = _flip_boxes(box, batch["box_mask"] & flipped.unsqueeze(1), axis)
+    changed = {**batch, "image": _jitter(picture, draws, settings), "box": box}
+    return _move(changed, draws, settings) if settings.zoom or settings.aspect else changed
+
+
+def _move(batch: dict[str, Tensor], draws: Tensor, settings: AugmentSettings) -> dict[str, Tensor]:
+    """Scale about a point drawn such that an enlarged picture fills the canvas and a reduced one stays on it."""
+    picture, box, mask = batch["image"], batch["box"], batch["box_mask"]
+    signed = 2 * draws - 1
+    scale = (1 + settings.zoom) ** signed[SCALE]
+    stretch = (1 + settings.aspect) ** (signed[ASPECT] / 2)
+    size = torch.stack([scale * stretch, scale / stretch], dim=1)  # [B, 2]: canvas = source * size + offset
+    offset = (1 - size) * torch.stack([draws[SHIFT_X], draws[SHIFT_Y]], dim=1)
+    # grid_sample wants, in [-1, 1], where each canvas point lies in the source: (canvas - offset) / size.
+    theta = torch.zeros((len(size), 2, 3), device=picture.device)
+    theta[:, 0, 0], theta[:, 1, 1] = 1 / size[:, 0], 1 / size[:, 1]
+    theta[:, :, 2] = (1 - 2 * offset) / size - 1
+    grid = functional.affine_grid(theta, list(picture.shape), align_corners=False)
+    moved = functional.grid_sample(picture.sub_(PAD), grid, align_corners=False).add_(PAD)
+    whole = box * size.repeat(1, 2).unsqueeze(1) + offset.repeat(1, 2).unsqueeze(1)
+    inside = whole.clamp(0, 1)
+    visible = _area(inside) / _area(whole).clamp_min(1e-9)
+    flags = torch.where(mask & (visible < MIN_VISIBLE), batch["box_flags"] | DIFFICULT, batch["box_flags"])
+    gone = mask & (visible <= 0)
+    return {
+        **batch,
+        "image": moved,
+        "box": torch.where((mask & ~gone).unsqueeze(-1), inside, 0.0),
+        "box_mask": mask & ~gone,
+        "box_flags": flags,
+    }
+
+
+def _area(box_xyxy: Tensor) -> Tensor:
+    return (box_xyxy[..., 2] - box_xyxy[..., 0]) * (box_xyxy[..., 3] - box_xyxy[..., 1])
+
+
+def _flip_boxes(box_xyxy: Tensor, chosen: Tensor, axis: int) -> Tensor:
+    mirrored = box_xyxy.clone()
+    mirrored[..., axis], mirrored[..., axis + 2] = 1 - box_xyxy[..., axis + 2], 1 - box_xyxy[..., axis]
+    return torch.where(chosen.unsqueeze(-1), mirrored, box_xyxy)
+
+
+def _jitter(picture: Tensor, draws: Tensor, settings: AugmentSettings) -> Tensor:
+    """Saturation about the pixel's luma, contrast about the picture's mean, brightness by a factor; clamped to [0, 1]."""
+    limits = (settings.brightness, settings.contrast, settings.saturation)
+    if not any(limits):
+        return picture
+    brightness, contrast, saturation = (
+        (1 + limit * (2 * draws[purpose] - 1)).view(-1, 1, 1, 1)
+        for limit, purpose in zip(limits, (BRIGHTNESS, CONTRAST, SATURATION), strict=True)
+    )
+    if settings.saturation:
+        luma = (picture * picture.new_tensor(LUMA).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
+        picture = luma + (picture - luma) * saturation
+    mean = picture.mean(dim=(1, 2, 3), keepdim=True)
+    return ((picture - mean).mul_(contrast).add_(mean).mul_(brightness)).clamp_(0, 1)

@@ -1,0 +1,166 @@
+"""Checkpoints as one safetensors file and one JSON file that names it with its digest. No pickle anywhere.
+
+Purpose: save and load weights, their running average and optimizer state so that a crash at any moment leaves a whole checkpoint.
+Used by: utils.training, scripts.infer_view
+Design notes: tensors go first, under a name that carries their digest; replacing `checkpoint.json` is the commit, and only then is
+  the former tensor file removed. Everything read is bounded, compared with its digest, and its weights checked for NaN. Names are
+  flat: "model.<key>", "average.<key>", "optimizer.<parameter number>.<key>". Nothing random is stored: it all derives from the seed.
+Assistant guidance: when extending: new state is a new prefix or a new JSON key; raise FORMAT only when old files can no longer be read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as parse_tensors
+from safetensors.torch import save as pack_tensors
+from torch import Tensor, nn
+
+from warehouse.durable import write_bytes
+from warehouse.errors import ConfigError, CorruptError, StateError, TrainingError
+
+__all__ = ["Checkpoint", "load_checkpoint", "load_module", "optimizer_tensors", "prefixed", "restore_optimizer", "save_checkpoint"]
+
+FORMAT = 1
+INDEX = "checkpoint.json"
+MAX_INDEX_BYTES = 4 << 20
+MAX_TENSOR_BYTES = 16 << 30
+NAME = re.compile(r"checkpoint-[0-9a-f]{16}\.safetensors")
+REMEDY = "train one with python -m scripts.train_detector, or name its folder"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """tensors: by prefixed name, on the CPU; meta: JSON values; path: the JSON file it came from."""
+
+    tensors: dict[str, Tensor]
+    meta: dict[str, Any]
+    path: Path
+
+    def part(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors under "<prefix>.", without it."""
+        return {name[len(prefix) + 1 :]: value for name, value in self.tensors.items() if name.startswith(prefix + ".")}
+
+
+def prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}.{name}": value for name, value in tensors.items()}
+
+
+def save_checkpoint(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> Path:
+    """Write both files durably, drop the former tensors; the path of the JSON file. Raises TrainingError when the disk refuses."""
+    data = pack_tensors({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()})
+    digest = hashlib.sha256(data).hexdigest()
+    name = f"checkpoint-{digest[:16]}.safetensors"
+    index = {"format": FORMAT, "file": name, "size": len(data), "sha256": digest, "meta": meta}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_bytes(folder / name, data)
+        write_bytes(folder / INDEX, json.dumps(index, indent=1, sort_keys=True, allow_nan=False).encode())
+        for other in folder.iterdir():
+            if NAME.fullmatch(other.name) and other.name != name:
+                other.unlink(missing_ok=True)
+    except OSError as error:
+        raise TrainingError(
+            "the checkpoint cannot be written", where=folder, found=error.strerror, remedy="choose another output folder"
+        ) from None
+    return folder / INDEX
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read and check a checkpoint. path: its folder or its checkpoint.json.
+
+    Raises ConfigError where there is none, CorruptError for bytes that disagree with their digest or are not a checkpoint,
+    StateError for another format. Weights with NaN or infinity are corrupt.
+    """
+    index_path = path / INDEX if path.is_dir() else path
+    index = _read_index(index_path)
+    name, size, digest, meta = (index.get(key) for key in ("file", "size", "sha256", "meta"))
+    if not (
+        isinstance(name, str) and NAME.fullmatch(name) and isinstance(size, int) and isinstance(digest, str) and isinstance(meta, dict)
+    ):
+        raise CorruptError("the checkpoint's index is not one of ours", where=index_path, remedy=REMEDY)
+    data = _read_tensors(index_path.parent / name, size)
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise CorruptError("the checkpoint disagrees with its digest", where=index_path.parent / name, remedy="train again")
+    try:
+        tensors = parse_tensors(data)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise CorruptError("the checkpoint's tensors do not parse", where=index_path.parent / name, found=str(error)) from None
+    for key, value in tensors.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise CorruptError(
+                "the checkpoint has values that are not finite", where=f"{index_path.parent / name}, {key}", remedy="train again"
+            )
+    return Checkpoint(tensors, meta, index_path)
+
+
+def _read_index(path: Path) -> dict[str, Any]:
+    if path.suffix != ".json" and path.is_file():
+        raise ConfigError("a checkpoint is named by its folder or its checkpoint.json", where=path)
+    try:
+        if path.is_symlink() or not path.is_file():
+            raise ConfigError("no checkpoint there", where=path, remedy=REMEDY)
+        if path.stat().st_size > MAX_INDEX_BYTES:
+            raise CorruptError("the checkpoint's index is too large", where=path, expected=f"at most {MAX_INDEX_BYTES} bytes")
+        index = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ConfigError("the checkpoint cannot be read", where=path, found=error.strerror) from None
+    except (ValueError, RecursionError) as error:
+        raise CorruptError("the checkpoint's index does not parse", where=path, found=str(error)) from None
+    if not isinstance(index, dict):
+        raise CorruptError("the checkpoint's index is not one of ours", where=path, remedy=REMEDY)
+    if index.get("format") != FORMAT:
+        raise StateError("the checkpoint has another format", where=path, expected=FORMAT, found=f"{index.get('format')!r:.40}")
+    return index
+
+
+def _read_tensors(path: Path, size: int) -> bytes:
+    try:
+        if path.is_symlink() or not path.is_file():
+            raise CorruptError("the checkpoint's tensors are missing", where=path, remedy="train again")
+        found = os.stat(path).st_size
+        if found != size or found > MAX_TENSOR_BYTES:
+            raise CorruptError(
+                "the checkpoint is truncated or changed", where=path, expected=f"{size} bytes", found=found, remedy="train again"
+            )
+        return path.read_bytes()
+    except OSError as error:
+        raise CorruptError("the checkpoint cannot be read", where=path, found=error.strerror) from None
+
+
+def load_module(module: nn.Module, tensors: dict[str, Tensor], where: Path) -> None:
+    """Copy tensors into a module of the same names and shapes, all or nothing. Raises StateError naming the first that differs."""
+    own = module.state_dict()
+    for name in [*own, *tensors]:
+        if name not in own or name not in tensors:
+            raise StateError("the checkpoint is of another model", where=where, expected=f"{name} {'present' if name in own else 'absent'}")
+        if own[name].shape != tensors[name].shape:
+            raise StateError("the checkpoint is of another model", where=where, expected=f"{name} of shape {list(own[name].shape)}",
+                             found=list(tensors[name].shape))  # fmt: skip
+    module.load_state_dict(tensors)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state as flat tensors "<parameter number>.<key>". Learning rates and the like come from the settings."""
+    return {f"{number}.{key}": value for number, state in optimizer.state_dict()["state"].items() for key, value in state.items()}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], where: Path) -> None:
+    """Put `optimizer_tensors` back. Raises StateError when they belong to other parameters."""
+    state: dict[int, dict[str, Tensor]] = {}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for name, value in tensors.items():
+        number, _, key = name.partition(".")
+        at = int(number) if number.isdigit() else -1
+        if not 0 <= at < len(parameters) or (value.ndim and value.shape != parameters[at].shape):
+            raise StateError("the checkpoint's optimizer state is of another model", where=where, found=name)
+        state.setdefault(at, {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,0 +1,248 @@
+"""How planned batches get filled: in line, by decode threads, or by spawned worker processes.
+
+Purpose: `make_engine(...)` gives an object whose `run(plans)` yields filled batches in the order of the plans.
+Used by: utils.loader
+Design notes: all engines share `fill`, so that they cannot differ in what they deliver. The parent issues a ring slot with each
+  plan; only plan, slot number and counters travel between processes. Errors of a worker come back as values, so that their type
+  and their one line survive. Abandoned batches return their slots before the next epoch begins.
+Assistant guidance: when extending: an engine knows no epoch, no sampler and no tensor; a new one must pass the same-order tests.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from utils.loader_utils import BatchLayout, BatchRing, SharedBlock
+from utils.samplers import BatchPlan, BatchSampler
+from warehouse.errors import ConfigError, WarehouseError, WorkerError
+from warehouse.store import ChunkReader, Split
+
+__all__ = ["Batch", "make_engine"]
+
+WORKER_TIMEOUT_S = 30
+
+
+@dataclass(slots=True)
+class Batch:
+    """A filled batch: arrays [B, ...] by name, and what filling it took."""
+
+    plan: BatchPlan
+    arrays: dict[str, NDArray[Any]]
+    decoded: int = 0
+    bytes_read: int = 0
+    chunks_opened: int = 0
+    fallback: int = 0
+
+
+@dataclass(slots=True)
+class _Filled:
+    """What a worker sends back: counters, an error, or, when it had no slot, the arrays themselves."""
+
+    decoded: int = 0
+    bytes_read: int = 0
+    chunks_opened: int = 0
+    error: WarehouseError | None = None
+    arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
+
+
+def fill(reader: ChunkReader, names: list[str], indices: NDArray[np.int64], out: dict[str, NDArray[Any]]) -> _Filled:
+    """Decode samples `indices` into `out` ([len(indices), ...] each). Every sample is decoded once, straight into its row."""
+    result = _Filled()
+    size, specs = reader.split.shard_samples, reader.split.specs
+    chunks, rows = np.divmod(indices, size)
+    for chunk in np.unique(chunks).tolist():
+        at = np.flatnonzero(chunks == chunk)
+        for name in names:
+            if specs[name].inner is None:
+                out[name][at] = reader.small(name, chunk)[rows[at]]
+            else:
+                result.bytes_read += reader.read_rows(name, chunk, rows[at], out[name], at)
+        result.decoded += len(at)
+    return result
+
+
+class LocalEngine:
+    """Threads of this process; with no workers each batch is filled when it is asked for (`inline`)."""
+
+    def __init__(self, reader: ChunkReader, names: list[str], layout: BatchLayout, workers: int, in_flight: int) -> None:
+        self.reader, self.names = reader, names
+        self.in_flight = in_flight
+        self.ring = BatchRing(layout, in_flight + 2, shared=False)
+        self.pool = ThreadPoolExecutor(workers, thread_name_prefix="decode") if workers else None
+
+    def run(self, plans: Iterator[BatchPlan]) -> Generator[Batch, None, None]:
+        waiting: deque[tuple[BatchPlan, int | None, Future[Any] | None]] = deque()
+        counted = self.reader.chunks_opened
+        try:
+            while True:
+                while len(waiting) < self.in_flight and (plan := next(plans, None)) is not None:
+                    slot = self.ring.take()
+                    waiting.append((plan, slot, self.pool.submit(self._fill, plan, slot) if self.pool else None))
+                if not waiting:
+                    return
+                plan, slot, future = waiting[0]
+                try:
+                    arrays, filled = future.result() if future else self._fill(plan, slot)
+                except BaseException:
+                    waiting.popleft()
+                    self.ring.give_back(slot)
+                    raise
+                waiting.popleft()
+                exported = arrays if slot is None else self.ring.export(slot, len(plan.indices))
+                opened, counted = self.reader.chunks_opened - counted, self.reader.chunks_opened
+                yield Batch(plan, exported, filled.decoded, filled.bytes_read, opened, int(slot is None))
+                del arrays, exported
+        finally:
+            for _, slot, future in waiting:
+                if future is not None and not future.cancel():
+                    future.exception()  # running: it writes into the slot until it is done
+                self.ring.give_back(slot)
+
+    def _fill(self, plan: BatchPlan, slot: int | None) -> tuple[dict[str, NDArray[Any]], _Filled]:
+        out = self.ring.write_views(slot, len(plan.indices))
+        return out, fill(self.reader, self.names, plan.indices, out)
+
+    def close(self) -> None:
+        if self.pool:
+            self.pool.shutdown(wait=True, cancel_futures=True)
+        self.reader.close()
+
+
+class _Work:
+    """The `dataset` of spawned workers: fills a slot of the shared ring. Handles are opened in the worker, at its first job."""
+
+    def __init__(self, split: Split, names: list[str], layout: BatchLayout, block: SharedBlock, access: str, verify: str) -> None:
+        self.split, self.names, self.layout, self.block, self.access, self.verify = split, names, layout, block, access, verify
+        self.reader: ChunkReader | None = None
+
+    def __getitem__(self, job: tuple[int | None, NDArray[np.int64]]) -> _Filled:
+        slot, indices = job
+        try:
+            if self.reader is None:
+                self.reader = self.split.reader(access=self.access, verify=self.verify)  # type: ignore[arg-type]
+            if slot is None:
+                memory = np.empty(self.layout.size, np.uint8)
+            else:
+                memory = np.frombuffer(self.block.map, np.uint8, self.layout.size, slot * self.layout.size)
+            out = self.layout.views(memory, len(indices))
+            opened = self.reader.chunks_opened
+            filled = fill(self.reader, self.names, indices, out)
+            filled.chunks_opened = self.reader.chunks_opened - opened
+            if slot is None:
+                filled.arrays = out
+            return filled
+        except WarehouseError as error:
+            return _Filled(error=error)
+
+
+class _Jobs:
+    """The `sampler` of the DataLoader: issues a slot with each plan, in the parent, and remembers them in order."""
+
+    def __init__(self, ring: BatchRing) -> None:
+        self.ring = ring
+        self.plans: Iterator[BatchPlan] = iter(())
+        self.issued: deque[tuple[BatchPlan, int | None]] = deque()
+
+    def __iter__(self) -> Iterator[tuple[int | None, NDArray[np.int64]]]:
+        for plan in self.plans:
+            slot = self.ring.take()
+            self.issued.append((plan, slot))
+            yield slot, plan.indices
+
+
+class SpawnEngine:
+    """A torch DataLoader with spawned workers that decode into a shared ring."""
+
+    def __init__(
+        self, split: Split, names: list[str], layout: BatchLayout, workers: int, prefetch_factor: int, access: str, verify: str
+    ) -> None:
+        from torch.utils.data import DataLoader
+
+        self.ring = BatchRing(layout, workers * prefetch_factor + 2, shared=True)
+        self.jobs = _Jobs(self.ring)
+        assert self.ring.block is not None
+        work: Any = _Work(split, names, layout, self.ring.block, access, verify)
+        self.loader: Any = DataLoader(
+            work, batch_size=None, sampler=self.jobs, num_workers=workers, prefetch_factor=prefetch_factor, persistent_workers=True,
+            multiprocessing_context="spawn", timeout=WORKER_TIMEOUT_S, collate_fn=_as_is, worker_init_fn=_quiet_worker,
+        )  # fmt: skip
+
+    def run(self, plans: Iterator[BatchPlan]) -> Generator[Batch, None, None]:
+        # Starting an epoch drains what an abandoned one left with the workers, so its slots are free by then.
+        abandoned = list(self.jobs.issued)
+        self.jobs.issued.clear()
+        self.jobs.plans = iter(())
+        if abandoned:
+            for _ in self.loader:
+                pass
+            for _, slot in abandoned:
+                self.ring.give_back(slot)
+        self.jobs.plans = plans
+        stream = iter(self.loader)
+        while True:
+            try:
+                filled = next(stream, None)
+            except RuntimeError as error:
+                self.close()
+                raise worker_error(error) from None
+            if filled is None:
+                return
+            plan, slot = self.jobs.issued.popleft()
+            if filled.error is not None:
+                self.ring.give_back(slot)
+                raise filled.error
+            arrays = filled.arrays if slot is None else self.ring.export(slot, len(plan.indices))
+            yield Batch(plan, arrays, filled.decoded, filled.bytes_read, filled.chunks_opened, int(slot is None))
+            del arrays, filled
+
+    def close(self) -> None:
+        iterator = self.loader._iterator
+        if iterator is not None:
+            iterator._shutdown_workers()
+            self.loader._iterator = None
+
+
+def _as_is(item: Any) -> Any:
+    return item
+
+
+def _quiet_worker(_: int) -> None:
+    """Ctrl-C is the parent's to handle: it ends the workers."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def worker_error(error: RuntimeError) -> WorkerError:
+    """torch's report of a dead or silent worker as one line."""
+    text = str(error).split("\n", 1)[0]
+    if "timed out" in text:
+        return WorkerError("a loader worker hangs", found=text, remedy="is the warehouse on a slow mount? try --loader.engine thread")
+    return WorkerError("a loader worker died", found=text, remedy="look for the out-of-memory killer; try --loader.engine thread")
+
+
+def make_engine(kind: str, split: Split, names: list[str], sampler: BatchSampler, *, num_workers: int, prefetch_factor: int, access: Any,
+                verify: Any) -> LocalEngine | SpawnEngine:  # fmt: skip
+    """Raises ConfigError for an unknown engine; `fork` is refused with its reason."""
+    if kind == "fork":
+        raise ConfigError("engine='fork' is not offered", expected="thread, spawn or inline",
+                          remedy="a fork copies locks held by zarr's and our threads, and deadlocks; use engine='spawn'")  # fmt: skip
+    if kind not in {"thread", "spawn", "inline"}:
+        raise ConfigError("unknown engine", expected="thread, spawn or inline", found=repr(kind))
+    if verify not in {"first_touch", "always", "off"}:
+        raise ConfigError("unknown verify", expected="first_touch, always or off", found=repr(verify))
+    layout = BatchLayout.of(sampler.batch_size, {name: (split.specs[name].shape[1:], split.specs[name].dtype) for name in names})
+    if kind == "spawn" and num_workers:
+        return SpawnEngine(split, names, layout, num_workers, prefetch_factor, access, verify)
+    threads = num_workers if kind == "thread" else 0
+    keep = min(1024, 64 + 2 * sampler.interleave * sampler.chunks_per_batch)
+    reader = split.reader(access=access, verify=verify, keep=keep)
+    return LocalEngine(reader, names, layout, threads, max(1, threads * prefetch_factor))

@@ -1,0 +1,239 @@
+"""`ChunkLoader`: batches of a split as tensors, in the sampler's order, decoded by threads, spawned workers or in line.
+
+Purpose: the one way from a published split to a training step.
+Used by: detector.task, scripts.train_detector, scripts.infer_view
+Design notes: work is issued in order and delivered in order, so the order never depends on who decoded what. The state counts
+  delivered batches, whatever was fetched ahead. A batch lives in a ring slot that comes back when nothing refers to it.
+Assistant guidance: when extending: engines live in utils.engines and know nothing of epochs; nothing here may depend on the number
+  of workers but speed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from utils.engines import Batch, make_engine
+from utils.log import get_log
+from utils.samplers import BatchPlan, BatchSampler, ChunkBatchSampler
+from warehouse.errors import ConfigError, StateError
+from warehouse.schema import Section
+from warehouse.store import Split
+
+__all__ = ["ChunkLoader", "LoaderSettings", "LoaderStats"]
+
+log = get_log(__name__)
+Engine = Literal["thread", "spawn", "inline"]
+Store = Literal["auto", "mmap", "pread", "memory", "stream"]
+NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "lustre", "ceph", "glusterfs", "9p", "beegfs", "gpfs", "afs"}
+
+
+class LoaderSettings(Section):
+    """How trainers read a split."""
+
+    engine: Engine = Field("thread", description="thread decodes in this process, spawn in worker processes, inline without concurrency")
+    num_workers: int = Field(2, ge=0, le=256, description="decode threads or processes; 0 is inline")
+    prefetch_factor: int = Field(2, ge=1, le=64, description="batches in flight a worker")
+    store: Store = Field("auto", description="auto, mmap or pread (memory and stream are not there yet)")
+    prefetch: int = Field(2, ge=1, le=64, description="stored chunks fetched ahead by store=stream")
+    verify: Literal["first_touch", "always", "off"] = Field("first_touch", description="when an inner chunk's crc32c is checked")
+    interleave: int = Field(1, ge=1, description="chunks read in turn; more is a finer shuffle and more open files")
+    chunks_per_batch: int = Field(1, ge=1, description="stored chunks whose samples are shuffled together")
+
+
+@dataclass(slots=True)
+class LoaderStats:
+    """Of the current epoch. decoded / samples is 1.0: nothing is decoded twice, nothing for nothing."""
+
+    samples: int = 0
+    decoded: int = 0
+    bytes_read: int = 0
+    waited_s: float = 0.0
+    chunks_opened: int = 0
+    fallback_buffers: int = 0
+
+
+class ChunkLoader:
+    """Iterate a split as dicts of tensors: its arrays [B, ...] as stored (`image` uint8 [B, C, H, W]), and `index` int64 [B].
+
+    With world_size > 1 and not drop_last, `pad` bool [B] is true in repeats that fill up a rank: leave them out of loss and metrics.
+    augment: callable(batch, seed=, epoch=) -> batch, a pure function of its arguments, run in this process on `device`.
+    Workers start at the first epoch and live until `close()`. A second `iter()` ends the first. Raises ConfigError on impossible
+    options, CorruptError naming the file on damaged data, WorkerError when a worker dies.
+    """
+
+    def __init__(self, split: Split, batch_size: int | None = None, *, arrays: Sequence[str] | None = None, sampler: BatchSampler | None = None,
+                 shuffle: bool = True, seed: int = 0, drop_last: bool = False, interleave: int = 1, chunks_per_batch: int = 1,
+                 engine: Engine = "thread", num_workers: int = 2, prefetch_factor: int = 2, store: Store = "auto", prefetch: int = 2,
+                 verify: Literal["first_touch", "always", "off"] = "first_touch", augment: Callable[..., dict[str, Any]] | None = None,
+                 device: Any = None, rank: int = 0, world_size: int = 1) -> None:  # fmt: skip
+        if sampler is None:
+            sampler = ChunkBatchSampler(
+                split.chunk_sizes, 64 if batch_size is None else batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last, interleave=interleave,
+                chunks_per_batch=chunks_per_batch, rank=rank, world_size=world_size,
+            )  # fmt: skip
+        elif batch_size is not None and batch_size != sampler.batch_size:
+            raise ConfigError(
+                "batch_size and the sampler disagree", expected=sampler.batch_size, found=batch_size, remedy="give one of them"
+            )
+        elif int(sampler.sizes.sum()) != len(split):
+            raise ConfigError(
+                "the sampler is of another split", where=repr(split), expected=f"{len(split)} samples", found=int(sampler.sizes.sum())
+            )
+        names = list(split.arrays if arrays is None else arrays)
+        unknown = [name for name in names if name not in split.arrays]
+        if unknown:
+            raise ConfigError(f"no array {unknown[0]!r}", where=repr(split), expected=f"some of {', '.join(split.arrays)}")
+        for name, value, least in (("num_workers", num_workers, 0), ("prefetch_factor", prefetch_factor, 1), ("prefetch", prefetch, 1)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ConfigError(f"{name} must be a whole number of at least {least}", found=repr(value))
+        self.split, self.sampler, self.names = split, sampler, names
+        self.augment, self.device = augment, None if device is None else torch.device(device)
+        self.store = choose_store(split, store)
+        self.engine = make_engine(
+            engine, split, names, sampler, num_workers=num_workers, prefetch_factor=prefetch_factor, access=self.store, verify=verify
+        )
+        self.stats = LoaderStats()
+        self._digest = 0
+        self._running: Iterator[dict[str, Any]] | None = None
+        self._pid = os.getpid()
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch to iterate next; a state loaded for this very epoch is kept."""
+        if epoch != self.sampler.epoch:
+            self._digest = 0
+        self.sampler.set_epoch(epoch)
+
+    @property
+    def order_digest(self) -> str:
+        """64 hex digits: sum modulo 2^256 over delivered batches of sha256(number, indices), little-endian int64. Adds up over ranks."""
+        return f"{self._digest:064x}"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where delivery stands: valid for any engine, worker count, store and rank count."""
+        return self.sampler.state_dict() | {
+            "version": self.split.warehouse.version,
+            "split": self.split.name,
+            "order_digest": self.order_digest,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises StateError naming what differs: version, split, batch size, seed or sampler option."""
+        for key, own in (("version", self.split.warehouse.version), ("split", self.split.name)):
+            if state.get(key) != own:
+                raise StateError(f"this loader state belongs to another {key}", expected=own, found=state.get(key, "nothing"))
+        self._end_epoch()
+        self.sampler.load_state_dict(state)
+        self._digest = int(str(state.get("order_digest", "0")), 16)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        if os.getpid() != self._pid:
+            raise ConfigError("this loader was carried into a forked process", expected="a spawned process that makes its own",
+                              remedy="use multiprocessing start method 'spawn': a fork copies locks held by decode threads")  # fmt: skip
+        self._end_epoch()
+        start = self.sampler.start
+        if start == 0:
+            self._digest = 0
+        self._running = self._epoch(self.sampler.begin())
+        return self._running
+
+    def _epoch(self, start: int) -> Iterator[dict[str, Any]]:
+        stats = self.stats = LoaderStats()
+        stream = self.engine.run(self.sampler.batches(start))
+        try:
+            for count in itertools.count(1):
+                waited = time.perf_counter()
+                batch = next(stream, None)
+                stats.waited_s += time.perf_counter() - waited
+                if batch is None:
+                    return
+                self._account(batch, stats)
+                self.sampler.position = self.sampler.after(start, count)
+                yield self._finish(batch)
+                del batch
+        finally:
+            stream.close()
+
+    def _account(self, batch: Batch, stats: LoaderStats) -> None:
+        plan = batch.plan
+        stats.samples += len(plan.indices)
+        stats.decoded += batch.decoded
+        stats.bytes_read += batch.bytes_read
+        stats.chunks_opened += batch.chunks_opened
+        stats.fallback_buffers += batch.fallback
+        if not plan.pad:
+            self._digest = (self._digest + batch_digest(plan)) % (1 << 256)
+
+    def _finish(self, batch: Batch) -> dict[str, Any]:
+        arrays: dict[str, Any] = {name: torch.from_numpy(array) for name, array in batch.arrays.items()}
+        arrays["index"] = torch.from_numpy(batch.plan.indices.copy())
+        if self.sampler.world_size > 1 and not self.sampler.drop_last:
+            arrays["pad"] = torch.full((len(batch.plan.indices),), batch.plan.pad, dtype=torch.bool)
+        if self.device is not None:
+            arrays = {name: tensor.to(self.device, non_blocking=True) for name, tensor in arrays.items()}
+        if self.augment is not None:
+            arrays = self.augment(arrays, seed=self.sampler.seed, epoch=self.sampler.epoch)
+        return arrays
+
+    def _end_epoch(self) -> None:
+        if self._running is not None:
+            self._running.close()  # type: ignore[attr-defined]
+            self._running = None
+
+    def close(self) -> None:
+        """End the epoch and the workers. The loader cannot be iterated again."""
+        self._end_epoch()
+        self.engine.close()
+
+    def __enter__(self) -> ChunkLoader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def batch_digest(plan: BatchPlan) -> int:
+    """sha256 of (batch number, sample indices) as little-endian int64, as an integer."""
+    numbers = np.concatenate(([plan.number], plan.indices)).astype("<i8")
+    return int.from_bytes(hashlib.sha256(numbers.tobytes()).digest(), "big")
+
+
+def choose_store(split: Split, store: str) -> Literal["mmap", "pread"]:
+    """`auto`: mmap on a local file system, pread elsewhere (a file cut short under a map kills the process). Raises ConfigError."""
+    if store in {"memory", "stream"}:
+        raise ConfigError(f"store={store!r} is not there yet", expected="auto, mmap or pread", remedy="leave --loader.store away")
+    if store not in {"auto", "mmap", "pread"}:
+        raise ConfigError("unknown store", expected="auto, mmap, pread, memory or stream", found=repr(store))
+    if store == "auto":
+        kind = file_system(os.path.realpath(split.warehouse.store))
+        chosen: Literal["mmap", "pread"] = "pread" if kind in NETWORK_FILE_SYSTEMS else "mmap"
+        log.debug(f"store auto: {chosen}, since the warehouse lies on {kind or 'an unknown file system'}")
+        return chosen
+    return "pread" if store == "pread" else "mmap"
+
+
+def file_system(path: str) -> str | None:
+    """The type of the file system `path` lies on, from /proc/mounts; None where that cannot be read."""
+    try:
+        with open("/proc/mounts", encoding="utf-8") as mounts:
+            lines = [line.split() for line in mounts]
+    except OSError:
+        return None
+    best = max(
+        (line for line in lines if path == line[1] or path.startswith(line[1].rstrip("/") + "/")),
+        key=lambda line: len(line[1]),
+        default=None,
+    )
+    return best[2] if best else None

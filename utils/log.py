@@ -1,0 +1,111 @@
+"""Short log lines and progress bars on stderr; stdout stays free for the result.
+
+Purpose: one way for every command to speak while it works.
+Used by: utils.argyaml, utils.training, scripts.build_zarr, scripts.infer_view, scripts.inspect_zarr, scripts.verify_zarr
+Design notes: a terminal gets a live bar with rate and time left; a pipe or a CI log gets a plain line every few seconds.
+  Both go to stderr, so that `... | tail -n 1 | jq` works on any command.
+Assistant guidance: when extending: no handlers on import; library code asks `get_log(__name__)` and never prints.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+__all__ = ["Progress", "get_log", "progress", "start_logging"]
+
+PLAIN_EVERY_S = 5.0
+
+
+class Progress(Protocol):
+    """What `progress` hands out: `advance(n, loss=0.1)` moves the bar and shows the fields beside it."""
+
+    def advance(self, n: int = 1, **fields: Any) -> None: ...
+
+
+def get_log(name: str) -> logging.Logger:
+    return logging.getLogger(name)
+
+
+def start_logging(level: int = logging.INFO) -> None:
+    """Send the root logger's lines to stderr. Called once, by a command, never by a library."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Short())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+    for noisy in ("distributed", "asyncio", "tornado", "matplotlib", "PIL", "bokeh", "faster_coco_eval"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    logging.captureWarnings(True)
+
+
+class _Short(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        text = record.getMessage()
+        if record.name == "py.warnings":
+            # captureWarnings hands over "path:line: Category: text\n  source line"; a user needs the text only.
+            text = text.split("\n", 1)[0].split("Warning: ", 1)[-1]
+        prefix = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
+        return prefix + text
+
+
+class _Plain:
+    def __init__(self, total: int | None, unit: str, label: str) -> None:
+        self.total, self.unit, self.label = total, unit, label
+        self.done, self.start, self.last = 0, time.monotonic(), time.monotonic()
+        self.log = get_log("progress")
+
+    def advance(self, n: int = 1, **fields: Any) -> None:
+        self.done += n
+        now = time.monotonic()
+        if now - self.last >= PLAIN_EVERY_S:
+            self.last = now
+            self.log.info(self.line(now, fields))
+
+    def line(self, now: float, fields: dict[str, Any]) -> str:
+        rate = self.done / max(now - self.start, 1e-9)
+        left = "" if self.total is None else f", {_clock((self.total - self.done) / max(rate, 1e-9))} left"
+        of = "" if self.total is None else f"/{self.total}"
+        return f"{self.label}: {self.done}{of} {self.unit}, {rate:.1f} {self.unit}/s{left}{_show(fields)}"
+
+
+class _Bar:
+    def __init__(self, bar: Any, task: Any, unit: str) -> None:
+        self.bar, self.task, self.unit = bar, task, unit
+
+    def advance(self, n: int = 1, **fields: Any) -> None:
+        task = self.bar.tasks[0]
+        rate = (task.completed + n) / max(task.elapsed or 0.0, 1e-9)
+        self.bar.update(self.task, advance=n, rate=f"{rate:.1f} {self.unit}/s", fields=_show(fields))
+
+
+@contextmanager
+def progress(total: int | None, unit: str, label: str) -> Iterator[Progress]:
+    """A bar over `total` units (None: unknown) with rate and time left; plain lines when stderr is not a terminal."""
+    if not sys.stderr.isatty():
+        yield _Plain(total, unit, label)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
+
+    columns = (
+        TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn(),
+        TextColumn("{task.fields[fields]}"),
+    )  # fmt: skip
+    with RichProgress(*columns, console=Console(stderr=True)) as bar:
+        yield _Bar(bar, bar.add_task(label, total=total, rate="", fields=""), unit)
+
+
+def _show(fields: dict[str, Any]) -> str:
+    return "".join(f" {key} {value:.4g}" if isinstance(value, float) else f" {key} {value}" for key, value in fields.items())
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(max(0.0, seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

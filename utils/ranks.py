@@ -1,0 +1,100 @@
+"""The ranks of one run: one process, or several started by torchrun that average their gradients.
+
+Purpose: device choice, process group, DDP wrapping, sums and maxima over ranks. With one process everything here is a no-op.
+Used by: utils.training, scripts.train_detector
+Design notes: torchrun is recognised by RANK, LOCAL_RANK and WORLD_SIZE; NCCL on GPUs, gloo elsewhere.
+  Only the first rank writes files and evaluates; the others wait in the next collective.
+Assistant guidance: when extending: every rank must make the same collective calls in the same order, also on the way out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from warehouse.errors import ConfigError
+
+__all__ = ["Ranks", "choose_device"]
+
+
+def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
+    """`auto` is a GPU where there is one, else the CPU. Raises ConfigError for a device that is not there."""
+    if wanted == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", local_rank % torch.cuda.device_count())
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError("the device cannot be used", where=wanted, found=str(error).split("\n", 1)[0], remedy="use auto or cpu") from None
+    return device
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """rank 0..count-1 of `count` processes, and this process's device."""
+
+    rank: int
+    count: int
+    device: torch.device
+
+    @classmethod
+    def start(cls, device: str = "auto") -> Ranks:
+        """Join the group torchrun describes in the environment, or be alone."""
+        try:
+            count, rank, local = (int(os.environ.get(key, default)) for key, default in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)))
+        except ValueError:
+            raise ConfigError("RANK, LOCAL_RANK and WORLD_SIZE must be numbers", remedy="start several processes with torchrun") from None
+        chosen = choose_device(device, local)
+        if chosen.type == "cuda":
+            torch.cuda.set_device(chosen)
+        if count > 1 and not torch.distributed.is_initialized():
+            if "MASTER_ADDR" not in os.environ:
+                raise ConfigError("WORLD_SIZE is set but MASTER_ADDR is not", found=f"WORLD_SIZE={count}", remedy="start with torchrun")
+            torch.distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo", rank=rank, world_size=count)
+        return cls(rank, count, chosen)
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def close(self) -> None:
+        if self.count > 1 and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        if self.count == 1:
+            return model
+        return nn.parallel.DistributedDataParallel(model, device_ids=[self.device.index] if self.device.type == "cuda" else None)
+
+    def sync(self, wrapped: nn.Module, *, when: bool) -> Any:
+        """A context in which backward averages the gradients over ranks, or leaves that to a later one."""
+        return contextlib.nullcontext() if when or self.count == 1 else wrapped.no_sync()
+
+    def total(self, values: Tensor) -> Tensor:
+        """Elementwise sum over ranks."""
+        if self.count > 1:
+            torch.distributed.all_reduce(values)
+        return values
+
+    def maximum(self, values: list[float]) -> list[float]:
+        """Elementwise maximum over ranks: what one rank knows (out of time, Ctrl-C), all do."""
+        if self.count == 1:
+            return values
+        shared = torch.tensor(values, dtype=torch.float64 if self.device.type != "mps" else torch.float32, device=self.device)
+        torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX)
+        return [float(value) for value in shared.tolist()]
+
+    def share(self, value: Any) -> Any:
+        """The first rank's value (plain Python), on every rank. The group is ours alone, so its pickles are trusted."""
+        if self.count == 1:
+            return value
+        box = [value]
+        torch.distributed.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]

@@ -1,0 +1,426 @@
+"""The one training loop: every trainer brings a Task and a TrainSettings, and gets the rest from here.
+
+Purpose: epochs, mixed precision, accumulation, DDP under torchrun, schedule, running average, checkpoints, exact resume, timers.
+Used by: detector.task, scripts.train_detector
+Design notes: a task's loss is a *sum over samples*; gradients are divided once, by the samples of the whole step. So accumulation,
+  several ranks and `pad` repeats give what one big batch gives. Nothing random lives here: batches come from the loader's (seed,
+  epoch), augmentation from (seed, epoch, sample), so a checkpoint of weights, optimizer and counters resumes bit for bit on a CPU.
+  With `epochs: null` the schedule follows the clock, and then runs differ. Ctrl-C ends after the step at hand, with a checkpoint.
+Assistant guidance: when extending: a task-specific word belongs into the task; keep one device synchronisation a step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from utils.checkpoint import load_checkpoint, load_module, optimizer_tensors, prefixed, restore_optimizer, save_checkpoint
+from utils.experiments import Journal, Phases
+from utils.log import get_log, progress
+from utils.ranks import Ranks
+from warehouse.errors import ConfigError, StateError, TrainingError
+from warehouse.schema import Section
+
+__all__ = ["Task", "TrainSettings", "Trainer", "seeded", "to_device"]
+
+log = get_log(__name__)
+DRAW_EVERY_S = 30.0
+SAVE_EVERY_S = 300.0
+COUNTERS = ("epoch", "step", "batches", "epoch_loss", "epoch_samples")
+MUST_AGREE = ("seed", "batch_size", "accumulate", "lr", "weight_decay", "average", "precision", "limit_batches")
+
+
+class TrainSettings(Section):
+    """What every trainer's section has. `epochs: null` needs `max_minutes`, and then time alone decides."""
+
+    epochs: int | None = Field(20, ge=1)
+    max_minutes: float | None = Field(None, gt=0)
+    batch_size: int = Field(16, ge=1, le=65_536)
+    lr: float = Field(2e-3, gt=0)
+    warmup_steps: int = Field(50, ge=0)
+    weight_decay: float = Field(0.01, ge=0)
+    clip_norm: float = Field(10.0, gt=0)
+    average: float = Field(0.998, ge=0, lt=1, description="decay of the running average of the weights, which is what is kept; 0: none")
+    accumulate: int = Field(1, ge=1)
+    seed: int = Field(0, ge=0)
+    device: str = "auto"
+    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
+    log_interval: int = Field(10, ge=1)
+    evaluate_every: int = Field(1, ge=1, description="epochs")
+    status_file: str | None = None
+    limit_batches: int | None = Field(None, ge=1)
+    output: str | None = None
+    resume: bool = False
+
+    @model_validator(mode="after")
+    def _something_ends_it(self) -> TrainSettings:
+        if self.epochs is None and self.max_minutes is None:
+            raise ValueError("with epochs null, max_minutes must say when to stop")
+        return self
+
+
+class Task(Protocol):
+    """What a trainer brings. `section` is the settings section's name, for remedies; `model` is on the CPU when handed over."""
+
+    name: str
+    section: str
+    model: nn.Module
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor], epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Sum of the loss over the batch's real samples, and its detached parts (sums too). `model` may be wrapped for DDP."""
+
+    def evaluate(self, model: nn.Module, batches: Iterator[dict[str, Tensor]]) -> dict[str, float]:
+        """Metrics of a model in eval mode on a whole pass of held-out batches, already on the device."""
+
+    def describe(self) -> dict[str, Any]:
+        """JSON that builds the same model again; a checkpoint with another description is refused on resume."""
+
+    def draw(self, history: list[dict[str, Any]], path: Path) -> None:
+        """Draw loss and metrics by epoch as a PNG."""
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Initialise a model here: the global generator is seeded inside and put back after."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+def to_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """The batch on the device; pictures stay uint8, a quarter of the bytes."""
+    if device.type == "cpu":
+        return batch
+    pin = device.type == "cuda"
+    return {key: (value.pin_memory() if pin and not value.is_pinned() else value).to(device, non_blocking=True)
+            for key, value in batch.items()}  # fmt: skip
+
+
+class Trainer:
+    """One run. `run()` trains to the end of the schedule and returns the result; see TrainSettings for what decides the end.
+
+    loader, held_out: objects with the ChunkLoader contract (iteration, len, set_epoch, state_dict, load_state_dict); held_out is
+    used by the first rank only. open_seconds: what opening the store took, for the log.
+    """
+
+    def __init__(self, task: Task, settings: TrainSettings, loader: Any, held_out: Any, output: Path, *, ranks: Ranks | None = None,
+                 open_seconds: float = 0.0) -> None:  # fmt: skip
+        self.task, self.settings, self.loader, self.held_out, self.output = task, settings, loader, held_out, output
+        self.ranks = ranks or Ranks.start(settings.device)
+        self.device, self.open_seconds = self.ranks.device, open_seconds
+        self.model = task.model.to(self.device, memory_format=torch.channels_last)
+        self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
+        self.optimizer = torch.optim.AdamW(_groups(self.model, settings.weight_decay), lr=settings.lr)
+        self.autocast = _autocast_dtype(settings.precision, self.device)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.autocast is torch.float16)
+        self.phases = Phases()
+        self.epoch = self.step = self.batches = 0
+        self.epoch_batches = min(len(loader), settings.limit_batches or len(loader))
+        self.epoch_loss, self.epoch_samples, self.spent_before = 0.0, 0, 0.0
+        self.history: list[dict[str, Any]] = []
+        self.metrics: dict[str, float] = {}
+        self.stop = False
+        self.drawn, self.saved = 0.0, time.monotonic()
+        self.start = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return self.spent_before + time.monotonic() - self.start
+
+    def run(self) -> dict[str, Any]:
+        """Raises TrainingError (out of memory, loss not finite), StateError (resume of something else); KeyboardInterrupt after
+        Ctrl-C, once the checkpoint is written."""
+        if self.epoch_batches == 0:
+            raise TrainingError(
+                "nothing to train on: the training split has no batches", remedy="lower batch_size or build with more pictures"
+            )
+        if self.settings.resume:
+            self._resume()
+        self.wrapped = self.ranks.wrap(self.model)
+        self.journal = Journal(self.output, self.settings.status_file, active=self.ranks.first, after_step=self.step if self.step else None)
+        log.info("%s: %s parameters on %s, %s; store opened in %.2f s", self.task.name, f"{sum(p.numel() for p in self.model.parameters()):,}",
+                 self.device, "float32" if self.autocast is None else str(self.autocast).removeprefix("torch."), self.open_seconds)  # fmt: skip
+        try:
+            with self._interruptible(), progress(self._steps_left(), "steps", "train") as bar:
+                while not self._over():
+                    self._run_epoch(bar)
+                if not self.metrics and not self.stop:
+                    self._evaluate()
+                    self._note_epoch()
+            self._save("interrupted" if self.stop else "done")
+        except TrainingError:
+            self.journal.status("failed", **self._where())
+            raise
+        finally:
+            self.journal.close()
+        if self.stop:
+            raise KeyboardInterrupt(f"checkpoint written to {self.output}; go on with --{self.task.section}.resume true")
+        return self.result()
+
+    def result(self) -> dict[str, Any]:
+        return {**self.metrics, "checkpoint": str(self.output), "epochs": self.epoch, "steps": self.step, "seconds": round(self.seconds, 1),
+                "samples_per_second": round(self.phases.samples_per_second * self.ranks.count, 2),
+                "t_load_share": round(self.phases.load_share, 4)}  # fmt: skip
+
+    # The clock and the schedule
+
+    def _over(self) -> bool:
+        minutes, epochs = self.settings.max_minutes, self.settings.epochs
+        out_of_time = minutes is not None and self.seconds >= 60 * minutes
+        if self.ranks.count > 1:
+            flags = self.ranks.maximum([float(out_of_time), float(self.stop)])
+            out_of_time, self.stop = flags[0] > 0, flags[1] > 0
+        return self.stop or out_of_time or (epochs is not None and self.epoch >= epochs)
+
+    def _steps_left(self) -> int | None:
+        if self.settings.epochs is None:
+            return None
+        return max(0, self.settings.epochs * -(-self.epoch_batches // self.settings.accumulate) - self.step)
+
+    def _learning_rate(self) -> float:
+        """Linear warm-up, then half a cosine down to 0 over the epochs, or over the minutes when there are no epochs."""
+        if self.settings.epochs is not None:
+            share = self.step / max(1, self.settings.epochs * -(-self.epoch_batches // self.settings.accumulate))
+        else:
+            assert self.settings.max_minutes is not None
+            share = self.ranks.maximum([self.seconds / (60 * self.settings.max_minutes)])[0]
+        warm = min(1.0, (self.step + 1) / (self.settings.warmup_steps + 1))
+        return self.settings.lr * warm * (0.5 + 0.5 * math.cos(math.pi * min(1.0, share)))
+
+    # One epoch, one step
+
+    def _run_epoch(self, bar: Any) -> None:
+        if self.batches == 0:
+            self.loader.set_epoch(self.epoch)
+        self.metrics = {}
+        source = iter(self.loader)
+        try:
+            while self.batches < self.epoch_batches:
+                if self._run_step(source, bar) == 0:
+                    break
+                if self.batches < self.epoch_batches and self._over():
+                    return
+                if self.ranks.first and time.monotonic() - self.saved > SAVE_EVERY_S:
+                    self._save("running")
+        finally:
+            if hasattr(source, "close"):
+                source.close()
+        self.epoch, self.batches = self.epoch + 1, 0
+        self.loader.set_epoch(self.epoch)
+        if self.epoch % self.settings.evaluate_every == 0 or self.epoch == self.settings.epochs:
+            self._evaluate()
+        self._note_epoch()
+        self._save("running")
+
+    def _run_step(self, source: Iterator[dict[str, Tensor]], bar: Any) -> int:
+        """One optimizer step over up to `accumulate` batches; how many batches it took."""
+        try:
+            return self._step(source, bar)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError) and "memory" not in str(error):
+                raise
+            half = max(1, self.settings.batch_size // 2)
+            raise TrainingError("out of memory", where=f"step {self.step}", found=f"batch_size {self.settings.batch_size}",
+                                remedy=f"try --{self.task.section}.batch_size {half} --{self.task.section}.accumulate "
+                                       f"{2 * self.settings.accumulate}") from None  # fmt: skip
+
+    def _step(self, source: Iterator[dict[str, Tensor]], bar: Any) -> int:
+        size = self.settings.batch_size
+        group = min(self.settings.accumulate, self.epoch_batches - self.batches)
+        rate = self._learning_rate()
+        self.model.train()
+        total, count, taken = torch.zeros((), device=self.device), torch.zeros((), device=self.device), 0
+        parts: dict[str, Tensor] = {}
+        for _ in range(group):
+            with self.phases.time("load"):
+                batch = next(source, None)
+                if batch is None:
+                    break
+                batch = to_device(batch, self.device)
+            if self.step == 0 and taken == 0:
+                log.info("first batch after %.2f s", self.phases.total["load"])
+            taken += 1
+            with self.ranks.sync(self.wrapped, when=taken == group):
+                with self.phases.time("fwd"), torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+                    loss, more = self.task.loss(self.wrapped, batch, self.epoch)
+                with self.phases.time("bwd"):
+                    self.scaler.scale(loss / size).backward()
+            real = (~batch["pad"]).sum() if "pad" in batch else torch.tensor(len(batch["index"]), device=self.device)
+            total, count = total + loss.detach(), count + real
+            parts = {name: parts.get(name, 0) + value for name, value in more.items()}
+            self.phases.samples += len(batch["index"])
+        if taken == 0:
+            return 0
+        with self.phases.time("opt"):
+            names = ["loss", *parts]
+            values = self.ranks.total(torch.stack([count, total, *parts.values()]).double()).tolist()
+            samples, means = values[0], [value / max(1.0, values[0]) for value in values[1:]]
+            self._check_finite(means[0])
+            self._update(rate, size * self.ranks.count / max(1.0, samples))
+        self.step, self.batches = self.step + 1, self.batches + taken
+        self.epoch_loss, self.epoch_samples = self.epoch_loss + values[1], self.epoch_samples + int(samples)
+        self._report(bar, dict(zip(names, means, strict=True)), rate, int(samples))
+        return taken
+
+    def _check_finite(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise TrainingError("the loss is not finite", where=f"step {self.step}", found=loss,
+                                remedy=f"lower --{self.task.section}.lr (now {self.settings.lr:g})")  # fmt: skip
+
+    def _update(self, rate: float, factor: float) -> None:
+        """Gradients become means over the step's samples, are clipped, applied, and the running average follows."""
+        self.scaler.unscale_(self.optimizer)
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        for gradient in gradients:
+            gradient.mul_(factor)
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        # Short memory at first, or the average would be of random weights.
+        keep = min(self.settings.average, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            for slow, fast in zip(self.average.state_dict().values(), self.model.state_dict().values(), strict=True):
+                if slow.is_floating_point():
+                    slow.lerp_(fast, 1 - keep)
+                else:
+                    slow.copy_(fast)
+
+    # What is told and kept
+
+    def _report(self, bar: Any, means: dict[str, float], rate: float, samples: int) -> None:
+        timing = self.phases.next_step()
+        self.journal.line("step", step=self.step, epoch=self.epoch, samples=samples, lr=rate, **means, **timing)
+        speed = self.phases.samples_per_second * self.ranks.count
+        shares = {f"t_{name}": f"{spent / max(self.phases.seconds, 1e-9):.0%}" for name, spent in self.phases.total.items()}
+        bar.advance(1, epoch=self.epoch, loss=means["loss"], **{"samples/s": round(speed, 1)}, **shares)
+        if self.step % self.settings.log_interval == 0:
+            self.journal.status("running", loss=means["loss"], samples_per_second=round(speed, 2), **self._where())
+
+    def _where(self) -> dict[str, Any]:
+        return {"epoch": self.epoch, "epochs": self.settings.epochs, "step": self.step, "seconds": round(self.seconds, 1),
+                "output": str(self.output), **self.metrics}  # fmt: skip
+
+    def _evaluate(self) -> None:
+        if self.ranks.first:
+            start = time.monotonic()
+            self.metrics = self.task.evaluate(self.average, self._held_out_batches())
+            log.debug("evaluated in %.1f s", time.monotonic() - start)
+        self.metrics = self.ranks.share(self.metrics)
+
+    def _held_out_batches(self) -> Iterator[dict[str, Tensor]]:
+        self.held_out.set_epoch(0)
+        for number, batch in enumerate(self.held_out):
+            if number == self.settings.limit_batches:
+                break
+            yield to_device(batch, self.device)
+
+    def _note_epoch(self) -> None:
+        at = self.epoch + self.batches / self.epoch_batches
+        loss = self.epoch_loss / max(1, self.epoch_samples)
+        self.epoch_loss, self.epoch_samples = 0.0, 0
+        self.history.append({"epoch": round(at, 3), "step": self.step, "loss": loss, "seconds": round(self.seconds, 1), **self.metrics})
+        self.journal.line("epoch", **self.history[-1])
+        spent = ", ".join(f"t_{name} {seconds / max(self.phases.seconds, 1e-9):.0%}" for name, seconds in self.phases.total.items())
+        if self.ranks.first:
+            log.info("epoch %g: loss %.4f%s; %.1f samples/s, %s", at, loss, "".join(f", {k} {v:.4g}" for k, v in self.metrics.items()),
+                     self.phases.samples_per_second * self.ranks.count, spent)  # fmt: skip
+
+    def _save(self, state: str) -> None:
+        self.saved = time.monotonic()
+        if not self.ranks.first:
+            return
+        tensors = {**prefixed("model", self.model.state_dict()), **prefixed("average", self.average.state_dict()),
+                   **prefixed("optimizer", optimizer_tensors(self.optimizer))}  # fmt: skip
+        counters = {key: getattr(self, key) for key in COUNTERS}
+        meta = {"model": self.task.describe(), "settings": self._agreed(), "loader": self.loader.state_dict(), "counters": counters,
+                "seconds": self.seconds, "history": self.history, "scaler": self.scaler.state_dict()}  # fmt: skip
+        save_checkpoint(self.output, tensors, meta)
+        self.journal.status(state, **self._where())
+        if self.history and (state != "running" or time.monotonic() - self.drawn > DRAW_EVERY_S):
+            self.task.draw(self.history, self.output / "curve.png")
+            self.drawn = time.monotonic()
+
+    def _agreed(self) -> dict[str, Any]:
+        return {key: getattr(self.settings, key) for key in MUST_AGREE} | {"ranks": self.ranks.count}
+
+    def _resume(self) -> None:
+        """Go on from the output folder's checkpoint; where there is none, start."""
+        try:
+            saved = load_checkpoint(self.output)
+        except ConfigError:
+            log.warning("nothing to resume in %s: starting from the first step", self.output)
+            return
+        pairs = {"model": (self.task.describe(), saved.meta.get("model"))}
+        former = saved.meta.get("settings", {})
+        pairs |= {key: (value, former.get(key)) for key, value in self._agreed().items()}
+        for key, (now, then) in pairs.items():
+            if now != then:
+                raise StateError("the checkpoint is of another run", where=f"{saved.path}, {key}", expected=now, found=then,
+                                 remedy=f"repeat the setting, or choose another --{self.task.section}.output")  # fmt: skip
+        try:
+            for key in COUNTERS:
+                setattr(self, key, type(getattr(self, key))(saved.meta["counters"][key]))
+            self.spent_before, self.history = float(saved.meta["seconds"]), list(saved.meta["history"])
+            state, scaler = dict(saved.meta["loader"]), dict(saved.meta["scaler"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise StateError("the checkpoint does not say where it stopped", where=saved.path, found=str(error)) from None
+        load_module(self.model, saved.part("model"), saved.path)
+        load_module(self.average, saved.part("average"), saved.path)
+        restore_optimizer(self.optimizer, saved.part("optimizer"), saved.path)
+        if scaler:
+            self.scaler.load_state_dict(scaler)
+        self.loader.load_state_dict(state)
+        log.info("resumed %s at epoch %d, step %d", saved.path.parent, self.epoch, self.step)
+
+    @contextlib.contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Ctrl-C asks for a stop after this step; a second one stops at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        former = signal.getsignal(signal.SIGINT)
+
+        def ask(*_: object) -> None:
+            self.stop = True
+            signal.signal(signal.SIGINT, former)
+            log.info("stopping after this step")
+
+        signal.signal(signal.SIGINT, ask)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, former)
+
+
+def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Decay matrices and kernels; leave biases and norms alone."""
+    decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    plain = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
+    return [
+        group for group in ({"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}) if group["params"]
+    ]
+
+
+def _autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """bf16 on a GPU that has it, fp16 on one that has not, float32 on the CPU; or what is asked for."""
+    if precision == "auto":
+        if device.type != "cuda":
+            return None
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if precision == "fp16" and device.type == "cpu":
+        raise ConfigError("fp16 needs a GPU", where="precision", remedy="use bf16 or float32")
+    return {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]

@@ -1,0 +1,220 @@
+"""Inner chunks and stored chunks as bytes: the only code that encodes and decodes samples.
+
+A stored chunk of a sharded array is `inner chunk ... | index | crc32c(index)`, as Zarr's `sharding_indexed` writes it: the index
+holds little-endian uint64 (offset, length) pairs, both 2^64-1 where an inner chunk is absent. An inner chunk, and a whole file
+of a plain array, is `blosc(bytes) | crc32c`. Invariant: no byte is handed out whose crc32c, Blosc header size and place in the
+`seal` disagree. The seal of a file is the crc32c of all its inner checksums and its index: files.parquet keeps it, so that a
+file swapped for another valid one is noticed when it is opened, without hashing it.
+Given up: Zarr features we do not write (nested shards, other codecs, index at the start).
+Format: https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed/
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from crc32c import crc32c
+from numcodecs import blosc
+from numpy.typing import NDArray
+
+from warehouse.errors import CorruptError
+from warehouse.schema import ArraySpec, Codec
+
+__all__ = ["ShardWriter", "StoredChunk", "decode_into", "encode", "fill_value"]
+
+# Threaded Blosc holds the GIL, and its output depends on the thread count: 40 different outputs in 40 encodes were seen.
+blosc.use_threads = False
+
+ABSENT = 2**64 - 1
+_CRC = struct.Struct("<I")
+_BLOSC_SIZES = struct.Struct("<III")
+REMEDY = "the file was changed after publishing; run python -m scripts.verify_zarr, then build again with --build.if_exists clear"
+
+
+def fill_value(spec: ArraySpec) -> Any:
+    """What stands in padded places of a last, short stored chunk."""
+    return -1 if spec.name == "label" else np.dtype(spec.dtype).type(0).item()
+
+
+def encode(array: NDArray[Any], codec: Codec) -> bytes:
+    """The codecs of one inner chunk over a C-contiguous array: little-endian bytes, Blosc unless cname is None, crc32c."""
+    source = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
+    if codec.cname is None:
+        body = source.tobytes()
+    else:
+        body = blosc.compress(source, codec.cname.encode(), codec.clevel, int(codec.shuffle), codec.blocksize, codec.typesize)
+    return body + _CRC.pack(crc32c(body))
+
+
+def decode_into(source: memoryview, out: NDArray[Any], codec: Codec, *, check: bool) -> None:
+    """Decode one inner chunk straight into `out` (C-contiguous). Raises ValueError(reason) before writing if anything is off.
+
+    The header is compared with `out` first: a chunk that holds fewer bytes decodes without complaint and leaves the row's old tail.
+    """
+    body = source[:-4]
+    if check and crc32c(body) != _CRC.unpack(source[-4:])[0]:
+        raise ValueError("crc32c mismatch")
+    if codec.cname is None:
+        if len(body) != out.nbytes:
+            raise ValueError(f"inner chunk holds {len(body)} bytes instead of {out.nbytes}")
+        out.view(np.uint8).reshape(-1)[:] = np.frombuffer(body, np.uint8)
+        return
+    if len(body) < 16:
+        raise ValueError("inner chunk is shorter than a Blosc header")
+    size, _, packed = _BLOSC_SIZES.unpack_from(body, 4)
+    if size != out.nbytes or packed != len(body):
+        raise ValueError(f"Blosc header says {size} bytes in {packed}, expected {out.nbytes} in {len(body)}")
+    blosc.decompress(body, out)
+
+
+def seal_of(checksums: bytes, index: bytes) -> int:
+    return int(crc32c(index, crc32c(checksums)))
+
+
+class ShardWriter:
+    """Writes one stored chunk of a sharded array, sample by sample, into an open file. Memory: one encoded sample."""
+
+    def __init__(self, file: BinaryIO, slots: int) -> None:
+        self.file = file
+        self.index = np.full((slots, 2), ABSENT, dtype="<u8")
+        self.checksums: list[bytes] = []
+        self.offset = 0
+
+    def append(self, encoded: bytes) -> None:
+        self.file.write(encoded)
+        self.index[len(self.checksums)] = self.offset, len(encoded)
+        self.checksums.append(encoded[-4:])
+        self.offset += len(encoded)
+
+    def finish(self) -> int:
+        """Write the index; returns the file's seal."""
+        body = self.index.tobytes()
+        self.file.write(body + _CRC.pack(crc32c(body)))
+        return seal_of(b"".join(self.checksums), body)
+
+
+class StoredChunk:
+    """One open file of an array: mapped, or read with `pread`. Rows are decoded from it in any order, by any thread.
+
+    expected: (size, seal) from files.parquet. rows: samples in this chunk, slots beyond are absent. Opening checks the
+    size, the index's crc32c, every index entry and the seal; raises CorruptError naming the file.
+    """
+
+    def __init__(self, path: Path, spec: ArraySpec, rows: int, expected: tuple[int, int], access: str = "mmap") -> None:
+        self.path, self.spec, self.rows, self.size = path, spec, rows, expected[0]
+        self.row_shape = spec.shape[1:]
+        self.map: mmap.mmap | None = None
+        self.view: memoryview | None = None
+        self.verified = np.zeros(rows, dtype=bool)
+        self.decoded: NDArray[Any] | None = None
+        try:
+            self.fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+        except OSError as error:
+            raise CorruptError("a data file is missing or cannot be opened", where=path, found=error.strerror, remedy=REMEDY) from None
+        try:
+            self.check_size()
+            if access == "mmap":
+                self.map = mmap.mmap(self.fd, self.size, access=mmap.ACCESS_READ)
+                self.view = memoryview(self.map)
+            self.index = self._open_index(expected[1])
+        except BaseException:
+            self.close()
+            raise
+
+    def check_size(self) -> None:
+        """Compare the file's size with the published one. Before touching a map: reading past a truncated file's end is SIGBUS."""
+        size = os.fstat(self.fd).st_size
+        if size != self.size or self.size == 0:
+            raise CorruptError("a data file has the wrong size", where=self.path, expected=f"{self.size} bytes", found=size, remedy=REMEDY)
+
+    def _open_index(self, seal: int) -> list[tuple[int, int]]:
+        if self.spec.inner is None:
+            if self.size < 4 or _CRC.unpack(self._bytes(self.size - 4, 4))[0] != seal:
+                raise CorruptError(
+                    "a data file is not the one that was published", where=self.path, expected=f"seal {seal:08x}", remedy=REMEDY
+                )
+            return [(0, self.size)]
+        slots = self.spec.chunk[0]
+        tail = 16 * slots + 4
+        if self.size < tail:
+            raise CorruptError(
+                "a stored chunk is shorter than its index", where=self.path, expected=f"{tail} bytes", found=self.size, remedy=REMEDY
+            )
+        body = bytes(self._bytes(self.size - tail, tail))
+        if crc32c(body[:-4]) != _CRC.unpack(body[-4:])[0]:
+            raise CorruptError("a shard index fails its crc32c", where=self.path, remedy=REMEDY)
+        index = np.frombuffer(body[:-4], "<u8").reshape(slots, 2)
+        live = index[: self.rows]
+        data = self.size - tail
+        inside = (live[:, 1] >= 4) & (live[:, 1] <= data) & (live[:, 0] <= data - np.minimum(live[:, 1], data))
+        if not inside.all() or not (index[self.rows :] == ABSENT).all():
+            at = int(np.argmin(inside)) if not inside.all() else self.rows
+            raise CorruptError("a shard index entry is absent or outside the file", where=f"{self.path}, inner chunk {at}", remedy=REMEDY)
+        entries = [(int(offset), int(length)) for offset, length in live.tolist()]
+        checksums = b"".join(bytes(self._bytes(offset + length - 4, 4)) for offset, length in entries)
+        if seal_of(checksums, body[:-4]) != seal:
+            raise CorruptError(
+                "a stored chunk is not the one that was published", where=self.path, expected=f"seal {seal:08x}", remedy=REMEDY
+            )
+        return entries
+
+    def _bytes(self, offset: int, length: int) -> memoryview:
+        if self.view is not None:
+            return self.view[offset : offset + length]
+        data = os.pread(self.fd, length, offset)
+        if len(data) != length:
+            raise CorruptError(
+                "a data file ends early", where=self.path, expected=f"{offset + length} bytes", found=offset + len(data), remedy=REMEDY
+            )
+        return memoryview(data)
+
+    def read_row(self, row: int, out: NDArray[Any], *, check: bool) -> None:
+        """Decode sample `row` of this chunk into `out` (spec.shape[1:], C-contiguous). Raises CorruptError naming file and row."""
+        offset, length = self.index[row]
+        try:
+            decode_into(self._bytes(offset, length), out, self.spec.codec, check=check)
+        except (ValueError, RuntimeError) as error:
+            raise CorruptError(f"inner chunk {row} does not decode: {error}", where=self.path, remedy=REMEDY) from None
+        if check:
+            self.verified[row] = True
+
+    def read_all(self) -> NDArray[Any]:
+        """A plain array's whole chunk, cut to its rows: [rows, ...]. Decoded once, then kept: a few KB. Do not write into it."""
+        if self.decoded is None:
+            out = np.empty(self.spec.chunk, dtype=self.spec.dtype)
+            try:
+                decode_into(self._bytes(0, self.size), out, self.spec.codec, check=True)
+            except (ValueError, RuntimeError) as error:
+                raise CorruptError(f"a data file does not decode: {error}", where=self.path, remedy=REMEDY) from None
+            self.decoded = out[: self.rows]
+        return self.decoded
+
+    def close(self) -> None:
+        # The map goes with its last view: another thread may still be decoding from it.
+        self.view = self.map = None
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def __del__(self) -> None:
+        if getattr(self, "fd", -1) >= 0:
+            self.close()
+
+
+def chunk_key(spec: ArraySpec, chunk: int) -> str:
+    """The file of stored chunk `chunk` below the array's folder (Zarr v3 default key encoding; arrays are cut along sample only)."""
+    return "/".join(["c", str(chunk), *["0"] * (len(spec.shape) - 1)])
+
+
+def padded(rows: Sequence[NDArray[Any]], spec: ArraySpec) -> NDArray[Any]:
+    """Rows of a plain array as one full stored chunk; places beyond the last row hold the fill value."""
+    out = np.full(spec.chunk, fill_value(spec), dtype=spec.dtype)
+    for at, row in enumerate(rows):
+        out[at] = row
+    return out

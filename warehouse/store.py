@@ -1,0 +1,247 @@
+"""Reading a published version: `Warehouse` finds and checks it, `Split` gives lengths, arrays and stored chunks.
+
+A job keeps the version it opened: `CURRENT` is read once. Invariant: every byte a `Split` hands out through `ChunkReader` has been
+compared with files.parquet (size, seal) and its crc32c. Objects pickle as (folder, split name), so that spawned workers open
+their own handles; nothing is open until a chunk is read.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from warehouse import manifest as tables
+from warehouse.errors import CorruptError, NotAWarehouseError, StoreError
+from warehouse.manifest import Manifest, read_manifest, read_table, safe_relative
+from warehouse.schema import ArraySpec, Codec
+from warehouse.shards import StoredChunk
+
+__all__ = ["ChunkReader", "Split", "Warehouse"]
+
+BUILD_HINT = "build one with python -m scripts.build_zarr --build.input_root FOLDER"
+Access = Literal["mmap", "pread"]
+Verify = Literal["first_touch", "always", "off"]
+
+
+class Warehouse:
+    """One published version. `open` takes a root (its CURRENT is followed), a version folder, or a manifest.json."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.manifest: Manifest = read_manifest(folder)
+        self._files: Any = None
+
+    @classmethod
+    def open(cls, path: str | Path) -> Warehouse:
+        """Raises NotAWarehouseError where there is no published version, CorruptError where it disagrees with its digests."""
+        return cls(find_version(Path(path)))
+
+    @property
+    def version(self) -> str:
+        return self.manifest.version
+
+    @property
+    def splits(self) -> list[str]:
+        return list(self.manifest.splits)
+
+    @property
+    def store(self) -> Path:
+        """The plain Zarr v3 store."""
+        return self.folder / tables.STORE
+
+    def split(self, name: str) -> Split:
+        """Raises StoreError for a split this version does not have."""
+        if name not in self.manifest.splits:
+            raise StoreError(f"no split {name!r}", where=self.folder, expected=f"one of {', '.join(self.splits)}")
+        return Split(self, name)
+
+    def table(self, name: str, columns: list[str] | None = None) -> Any:
+        """A pyarrow table of the version (files.parquet, samples.parquet), its digest checked."""
+        return read_table(self.folder, self.manifest, name, columns)
+
+    def files(self, array: str) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
+        """(sizes, seals) of an array's files ("train/image") by stored chunk. Raises CorruptError when the table has gaps."""
+        if self._files is None:
+            self._files = self.table(tables.FILES, ["array", "chunk", "size", "seal"])
+        import pyarrow.compute as pc
+
+        rows = self._files.filter(pc.equal(self._files["array"], array)).sort_by("chunk")
+        chunks = rows["chunk"].to_numpy()
+        if not np.array_equal(chunks, np.arange(len(chunks))):
+            raise CorruptError("the table of files has gaps", where=self.folder / tables.FILES, found=array)
+        return rows["size"].to_numpy(), rows["seal"].to_numpy()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Warehouse, (self.folder,)
+
+    def __repr__(self) -> str:
+        return f"Warehouse({self.version}, " + ", ".join(f"{name}: {info['samples']}" for name, info in self.manifest.splits.items()) + ")"
+
+
+def find_version(path: Path) -> Path:
+    """The version folder meant by a root, a version folder or a manifest.json."""
+    if path.name == tables.MANIFEST:
+        path = path.parent
+    if (path / tables.MANIFEST).exists():
+        return path
+    if not path.exists():
+        raise NotAWarehouseError("no such warehouse", where=path, remedy=BUILD_HINT)
+    current = path / tables.CURRENT
+    if current.is_symlink() or not current.is_file():
+        raise NotAWarehouseError("no published version here (no CURRENT file)", where=path, remedy=BUILD_HINT)
+    name = current.read_bytes()[:64].decode(errors="replace").strip()
+    if not (len(name) == 13 and name[0] == "v" and set(name[1:]) <= set("0123456789abcdef")):
+        raise CorruptError(
+            "CURRENT does not name a version", where=current, expected="v and 12 hex digits", found=f"{name!r}", remedy=BUILD_HINT
+        )
+    if not (path / name / tables.MANIFEST).is_file():
+        raise CorruptError("CURRENT names a version that is not there", where=current, found=name, remedy=BUILD_HINT)
+    return path / name
+
+
+class Split:
+    """One split of a version: `len()`, `chunk_sizes`, zarr arrays, an xarray view, checked stored chunks."""
+
+    def __init__(self, warehouse: Warehouse, name: str) -> None:
+        self.warehouse, self.name = warehouse, name
+        self.info: dict[str, Any] = warehouse.manifest.splits[name]
+        self.specs: dict[str, ArraySpec] = {array: _spec(array, raw, self.info) for array, raw in warehouse.manifest.arrays.items()}
+
+    def __len__(self) -> int:
+        return int(self.info["samples"])
+
+    @property
+    def shard_samples(self) -> int:
+        return int(self.info["shard_samples"])
+
+    @property
+    def chunk_sizes(self) -> list[int]:
+        """Samples in each stored chunk; all but the last are `shard_samples`."""
+        full, rest = divmod(len(self), self.shard_samples)
+        return [self.shard_samples] * full + [rest] * (rest > 0)
+
+    @property
+    def class_names(self) -> list[str]:
+        return list(self.warehouse.manifest.class_names)
+
+    @property
+    def arrays(self) -> list[str]:
+        return list(self.specs)
+
+    @property
+    def max_boxes(self) -> int | None:
+        """Box slots of a picture; None for layouts without boxes."""
+        return self.specs["box"].shape[1] if "box" in self.specs else None
+
+    def array(self, name: str) -> Any:
+        """The zarr.Array, read only. Raises StoreError for an array this split does not have."""
+        import zarr
+
+        if name not in self.specs:
+            raise StoreError(
+                f"no array {name!r}", where=f"{self.warehouse.folder}, split {self.name}", expected=f"one of {', '.join(self.arrays)}"
+            )
+        return zarr.open_array(self.warehouse.store, path=f"{self.name}/{name}", mode="r")
+
+    def xarray(self) -> Any:
+        """The split as an xarray.Dataset in stored-chunk-sized dask chunks; pictures float32 in [0, 1], named dimensions."""
+        import xarray
+
+        raw = xarray.open_zarr(self.warehouse.store, group=self.name, chunks={"sample": self.shard_samples}, mask_and_scale=False)
+        image = raw["image"]
+        scale = image.attrs.pop("scale_factor", None)
+        if scale is not None:
+            raw["image"] = (image.astype("float32") * np.float32(scale)).assign_attrs(image.attrs)
+        return raw
+
+    def reader(self, *, access: Access = "mmap", verify: Verify = "first_touch", keep: int = 64) -> ChunkReader:
+        return ChunkReader(self, access=access, verify=verify, keep=keep)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _open_split, (self.warehouse.folder, self.name)
+
+    def __repr__(self) -> str:
+        return f"Split({self.warehouse.version}/{self.name}, {len(self)} samples in {len(self.chunk_sizes)} chunks)"
+
+
+def _open_split(folder: Path, name: str) -> Split:
+    return Warehouse(folder).split(name)
+
+
+def _spec(name: str, raw: dict[str, Any], info: dict[str, Any]) -> ArraySpec:
+    row, size = tuple(raw["row"]), int(info["shard_samples"])
+    inner = (1, *row) if raw["sharded"] else None
+    return ArraySpec(name, (int(info["samples"]), *row), raw["dtype"], tuple(raw["dims"]), (size, *row), inner, Codec(**raw["codec"]))
+
+
+class ChunkReader:
+    """Checked access to a split's files for any number of threads. Keeps at most `keep` files open (LRU)."""
+
+    def __init__(self, split: Split, *, access: Access, verify: Verify, keep: int) -> None:
+        self.split, self.access, self.verify, self.keep = split, access, verify, keep
+        self._open: OrderedDict[tuple[str, int], StoredChunk] = OrderedDict()
+        self._expected: dict[str, tuple[NDArray[np.int64], NDArray[np.uint32]]] = {}
+        self._lock = threading.Lock()
+        self.chunks_opened = 0
+
+    def chunk(self, name: str, chunk: int) -> StoredChunk:
+        """The open file of a stored chunk, its size checked now. Raises CorruptError naming the file."""
+        with self._lock:
+            found = self._open.get((name, chunk))
+            if found is not None:
+                self._open.move_to_end((name, chunk))
+        if found is not None:
+            found.check_size()
+            return found
+        opened = self._open_chunk(name, chunk)
+        with self._lock:
+            # Another thread may have opened it meanwhile: keep the first, so that `verified` is shared.
+            found = self._open.setdefault((name, chunk), opened)
+            if found is opened:
+                self.chunks_opened += 1
+            while len(self._open) > self.keep:
+                self._open.popitem(last=False)
+        return found
+
+    def _open_chunk(self, name: str, chunk: int) -> StoredChunk:
+        split, spec = self.split, self.split.specs[name]
+        with self._lock:
+            if name not in self._expected:
+                self._expected[name] = split.warehouse.files(f"{split.name}/{name}")
+            sizes, seals = self._expected[name]
+        rows = min(spec.chunk[0], len(split) - chunk * spec.chunk[0])
+        if not 0 <= chunk < len(sizes) or rows <= 0:
+            raise CorruptError(
+                "a stored chunk is not in the table of files", where=f"{split.warehouse.folder}, {split.name}/{name}, chunk {chunk}"
+            )
+        path = chunk_path(split.warehouse.store, split.name, spec, chunk)
+        return StoredChunk(path, spec, rows, (int(sizes[chunk]), int(seals[chunk])), self.access)
+
+    def read_rows(self, name: str, chunk: int, rows: NDArray[np.int64], out: NDArray[Any], at: NDArray[np.int64]) -> int:
+        """Decode samples `rows` (places within the chunk) of a sharded array into out[at]; bytes read."""
+        stored = self.chunk(name, chunk)
+        always, never = self.verify == "always", self.verify == "off"
+        count = 0
+        for row, place in zip(rows.tolist(), at.tolist(), strict=True):
+            stored.read_row(row, out[place], check=always or not (never or stored.verified[row]))
+            count += stored.index[row][1]
+        return count
+
+    def small(self, name: str, chunk: int) -> NDArray[Any]:
+        """A plain array's whole stored chunk, [rows, ...], kept while its file is among the open ones. Do not write into it."""
+        return self.chunk(name, chunk).read_all()
+
+    def close(self) -> None:
+        with self._lock:
+            self._open.clear()
+
+
+def chunk_path(store: Path, split: str, spec: ArraySpec, chunk: int) -> Path:
+    from warehouse.shards import chunk_key
+
+    return store / safe_relative(f"{split}/{spec.name}/{chunk_key(spec, chunk)}", store)

@@ -1,0 +1,132 @@
+"""Counts people look at before they train: per split, per source folder and in all; and their export as Parquet tables."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from pydantic import Field
+
+from warehouse import manifest as tables
+from warehouse.errors import BuildError
+from warehouse.schema import Section
+from warehouse.store import Warehouse
+
+__all__ = ["SAMPLES_SCHEMA", "ExportSettings", "PictureFacts", "export", "summarise", "summarise_by"]
+
+PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
+SAMPLES_SCHEMA = pa.schema([
+    ("split", pa.string()), ("index", pa.int64()), ("source", pa.string()), ("source_sha256", pa.string()), ("raw_width", pa.int32()),
+    ("raw_height", pa.int32()), ("orientation", pa.int8()), ("group", pa.string()), ("folder", pa.string()), ("boxes", pa.int32()),
+    ("clipped", pa.int32()), ("dropped", pa.int32()), ("duplicates", pa.int32()), ("sha256", pa.string()),
+])  # fmt: skip
+"""sha256: of the sample's decoded arrays; source_sha256: of the picture file."""
+
+
+class ExportSettings(Section):
+    """What `export_summary` writes."""
+
+    path: str | None = Field(None, description="warehouse root, version folder or manifest.json; null: build.output_root")
+    output: str = Field("artifacts/export", description="folder for summary, samples, chunks and trace as Parquet")
+
+
+@dataclass(frozen=True, slots=True)
+class PictureFacts:
+    """What a summary needs to know of one kept picture. box_sizes_px: sqrt of each box's area on the canvas, in pixels."""
+
+    split: str
+    folder: str
+    labels: NDArray[np.int16]
+    box_sizes_px: NDArray[np.float64]
+    clipped: int = 0
+    duplicates: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+
+
+def summarise(pictures: Sequence[PictureFacts], class_names: Sequence[str]) -> dict[str, Any]:
+    """One summary over the given pictures; keys as in the manifest."""
+    counts = np.array([len(picture.labels) for picture in pictures], dtype=np.int64)
+    labels = np.concatenate([picture.labels for picture in pictures]) if pictures else np.empty(0, np.int16)
+    sizes = np.concatenate([picture.box_sizes_px for picture in pictures]) if pictures else np.empty(0)
+    dropped: Counter[str] = Counter()
+    for picture in pictures:
+        dropped.update(picture.dropped)
+    per_class = np.bincount(labels.astype(np.int64), minlength=len(class_names))
+    percentiles = np.percentile(sizes, PERCENTILES).round(2).tolist() if sizes.size else []
+    return {
+        "pictures": len(pictures),
+        "boxes": int(counts.sum()),
+        "boxes_per_picture": {"min": int(counts.min()), "mean": round(float(counts.mean()), 3), "max": int(counts.max())}
+        if counts.size
+        else {},
+        "per_class": {name: int(count) for name, count in zip(class_names, per_class, strict=True)},
+        "box_size_px": {f"p{p}": value for p, value in zip(PERCENTILES, percentiles, strict=False)},
+        "empty": int((counts == 0).sum()),
+        "clipped": sum(picture.clipped for picture in pictures),
+        "dropped": dict(sorted(dropped.items())),
+        "duplicates": sum(picture.duplicates for picture in pictures),
+    }
+
+
+def summarise_by(pictures: Sequence[PictureFacts], class_names: Sequence[str], key: str) -> dict[str, dict[str, Any]]:
+    """A summary for each value of `split` or `folder`."""
+    groups: dict[str, list[PictureFacts]] = {}
+    for picture in pictures:
+        groups.setdefault(getattr(picture, key), []).append(picture)
+    return {name: summarise(groups[name], class_names) for name in sorted(groups)}
+
+
+def summary_rows(summary: dict[str, Any]) -> Iterable[dict[str, Any]]:
+    """The manifest's summary as flat rows: scope (all, split, folder), name, counts; per class one row more each."""
+    scopes = [("all", "all", summary["all"])]
+    scopes += [("split", name, part) for name, part in summary["splits"].items()]
+    scopes += [("folder", name, part) for name, part in summary["folders"].items()]
+    for scope, name, part in scopes:
+        per_picture = part["boxes_per_picture"]
+        common = {"scope": scope, "name": name, "pictures": part["pictures"]}
+        yield common | {
+            "class": None, "boxes": part["boxes"], "boxes_min": per_picture.get("min"), "boxes_mean": per_picture.get("mean"),
+            "boxes_max": per_picture.get("max"), "size_p50_px": part["box_size_px"].get("p50"), "empty": part["empty"],
+            "clipped": part["clipped"], "dropped": sum(part["dropped"].values()), "duplicates": part["duplicates"],
+        }  # fmt: skip
+        for class_name, boxes in part["per_class"].items():
+            yield common | {"class": class_name, "boxes": boxes}
+
+
+SUMMARY_SCHEMA = pa.schema([
+    ("scope", pa.string()), ("name", pa.string()), ("class", pa.string()), ("pictures", pa.int64()), ("boxes", pa.int64()),
+    ("boxes_min", pa.int64()), ("boxes_mean", pa.float64()), ("boxes_max", pa.int64()), ("size_p50_px", pa.float64()),
+    ("empty", pa.int64()), ("clipped", pa.int64()), ("dropped", pa.int64()), ("duplicates", pa.int64()),
+])  # fmt: skip
+
+
+def export(warehouse: Warehouse, output: Path) -> dict[str, int]:
+    """Write summary, samples, chunks and trace as Parquet into `output`; rows by file name. Raises BuildError when it cannot."""
+    files = warehouse.table(tables.FILES)
+    trace = warehouse.folder / tables.TRACE
+    written = {
+        "summary.parquet": pa.Table.from_pylist(list(summary_rows(warehouse.manifest.summary)), schema=SUMMARY_SCHEMA),
+        "samples.parquet": warehouse.table(tables.SAMPLES),
+        "chunks.parquet": files.filter(pa.compute.is_valid(files["array"])),
+    }
+    if trace.is_file():
+        lines = [json.loads(line) for line in trace.read_text().splitlines()]
+        written["trace.parquet"] = pa.Table.from_pylist(lines)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        for name, table in written.items():
+            pq.write_table(table, output / name)
+    except OSError as error:
+        raise BuildError(
+            "the tables cannot be written", where=output, found=error.strerror, remedy="choose another --export.output"
+        ) from None
+    return {name: table.num_rows for name, table in written.items()}

@@ -1,0 +1,141 @@
+"""Comparing a published version with its digests: every file's size and sha256, every inner chunk's crc32c, nothing extra, nothing missing.
+
+`quick` compares sizes and opens every stored chunk (index, seal); `full` also hashes every file, decodes every inner chunk and
+recomputes each sample's content digest. Reports all faults instead of stopping at the first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from warehouse import manifest as tables
+from warehouse.errors import CorruptError, WarehouseError
+from warehouse.schema import Section
+from warehouse.store import Split, Warehouse
+
+__all__ = ["Fault", "VerifySettings", "verify"]
+
+
+class VerifySettings(Section):
+    """What `verify_zarr` checks."""
+
+    path: str | None = Field(None, description="warehouse root, version folder or manifest.json; null: build.output_root")
+    level: Literal["full", "quick"] = Field(
+        "full", description="full hashes every file and decodes every sample; quick compares sizes and indices"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One disagreement: the file's path below the version folder, and what is wrong in one line."""
+
+    path: str
+    detail: str
+
+
+def verify(warehouse: Warehouse, level: str = "full", *, progress: Callable[[int], None] | None = None) -> tuple[int, list[Fault]]:
+    """(files looked at, faults). The manifest itself was checked when the warehouse was opened. Memory: one sample a thread."""
+    faults: list[Fault] = []
+    try:
+        files = warehouse.table(tables.FILES).to_pylist()
+        warehouse.table(tables.SAMPLES, ["split"])
+        _check_rejected(warehouse)
+    except CorruptError as error:
+        return 0, [Fault(Path(str(error.where)).name, str(error))]
+    faults += _strays(warehouse, {row["path"] for row in files})
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        for found in pool.map(lambda row: _check_file(warehouse.folder, row, level), files):
+            faults += found
+    broken = {fault.path for fault in faults}
+    for name in warehouse.splits:
+        faults += [fault for fault in _check_chunks(warehouse, warehouse.split(name), level, broken, progress) if fault.path not in broken]
+    return len(files), faults
+
+
+def _check_rejected(warehouse: Warehouse) -> None:
+    path = warehouse.folder / tables.REJECTED
+    try:
+        found = tables.sha256_file(path)
+    except OSError as error:
+        raise CorruptError("a table is missing", where=path, found=error.strerror) from None
+    if found != warehouse.manifest.tables[tables.REJECTED]:
+        raise CorruptError("a table was changed after publishing", where=path)
+
+
+def _strays(warehouse: Warehouse, known: set[str]) -> Iterator[Fault]:
+    """Files the table does not list, and links, which would lead readers out of the version."""
+    own = {tables.MANIFEST, tables.FILES, tables.SAMPLES, tables.REJECTED, tables.TRACE, "report.html"}
+    for folder, folders, names in os.walk(warehouse.folder):
+        for name in (*folders, *names):
+            path = Path(folder) / name
+            relative = path.relative_to(warehouse.folder).as_posix()
+            if path.is_symlink():
+                yield Fault(relative, "a symbolic link does not belong into a version")
+            elif name in names and relative not in known and relative not in own:
+                yield Fault(relative, "a file that was not published")
+
+
+def _check_file(folder: Path, row: dict[str, Any], level: str) -> list[Fault]:
+    try:
+        path = folder / tables.safe_relative(row["path"], folder / tables.FILES)
+        info = path.lstat()
+    except CorruptError as error:
+        return [Fault(tables.FILES, str(error))]
+    except OSError as error:
+        return [Fault(row["path"], f"missing: {error.strerror}")]
+    if not stat.S_ISREG(info.st_mode):
+        return [Fault(row["path"], "not a regular file")]
+    if info.st_size != row["size"]:
+        return [Fault(row["path"], f"wrong size: expected {row['size']} bytes, found {info.st_size}")]
+    if level == "full" and tables.sha256_file(path) != row["sha256"]:
+        return [Fault(row["path"], f"wrong sha256: expected {row['sha256'][:12]}")]
+    return []
+
+
+def _check_chunks(
+    warehouse: Warehouse, split: Split, level: str, broken: set[str], progress: Callable[[int], None] | None
+) -> Iterator[Fault]:
+    """Open every stored chunk; in `full`, decode its samples and compare their content digests with samples.parquet."""
+    reader = split.reader(access="pread", verify="always", keep=8)
+    rows = warehouse.table(tables.SAMPLES, ["split", "sha256"])
+    digests = [digest for name, digest in zip(rows["split"].to_pylist(), rows["sha256"].to_pylist(), strict=True) if name == split.name]
+    prefix = f"{tables.STORE}/{split.name}/"
+    for chunk, size in enumerate(split.chunk_sizes):
+        start = chunk * split.shard_samples
+        try:
+            small = {name: reader.small(name, chunk) for name, spec in split.specs.items() if spec.inner is None}
+            stored = {name: reader.chunk(name, chunk) for name, spec in split.specs.items() if spec.inner is not None}
+            if level == "full":
+                rows_out = {name: np.empty(split.specs[name].shape[1:], split.specs[name].dtype) for name in stored}
+                for row in range(size):
+                    digest = hashlib.sha256()
+                    for name in split.specs:
+                        if name in stored:
+                            stored[name].read_row(row, rows_out[name], check=True)
+                        array = rows_out[name] if name in stored else small[name][row]
+                        digest.update(np.ascontiguousarray(array).view(np.uint8).reshape(-1))
+                    if digest.hexdigest() != digests[start + row]:
+                        yield Fault(f"{prefix}*/c/{chunk}", f"sample {start + row} of {split.name} is not what was baked")
+        except WarehouseError as error:
+            where = str(error.where).split(", inner chunk")[0]
+            relative = Path(where).relative_to(warehouse.folder).as_posix() if where.startswith(str(warehouse.folder)) else where
+            if relative not in broken:
+                yield Fault(relative, str(error))
+        if progress:
+            progress(size)
+    reader.close()
+
+
+def fault_lines(faults: list[Fault]) -> list[str]:
+    return [json.dumps({"path": fault.path, "detail": fault.detail}) for fault in faults]
