@@ -130,11 +130,11 @@ def check_thresholds(result: Scan, settings: BuildSettings) -> None:
                  [item for item in result.rejected if item.kind == "picture" and item.reason not in (MISSING, SKIPPED)])  # fmt: skip
     if result.format != "folder":
         absent = [item for item in result.rejected if item.reason in (MISSING, "missing_picture")]
-        what = f"{counts['missing_annotations']} pictures without annotation, {counts['missing_pictures']} annotations without picture"
+        what = f"{counts['missing_annotations']} without annotation, {counts['missing_pictures']} annotations without picture"
         hint = ", or --build.missing_is_empty true to take such pictures as background" if counts["missing_annotations"] else ""
         _check_count("missing", len(absent), settings.max_missing, what, absent, hint)
     if not result.records:
-        raise ThresholdError("no picture is left", expected="at least one", found=f"{result.found} found, {result.rejected_pictures} rejected",
+        raise ThresholdError("no picture is left", expected="at least one", found=f"{result.found} found, all rejected",
                              remedy=f"the first: {_offenders(result.rejected)}")  # fmt: skip
     empty = [record.source for record in result.records if not len(record.labels)]
     if result.format == "folder" or not empty:

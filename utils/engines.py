@@ -10,7 +10,6 @@ Assistant guidance: when extending: an engine knows no epoch, no sampler and no 
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -171,9 +170,17 @@ class SpawnEngine:
         assert self.ring.block is not None
         work: Any = _Work(split, names, layout, self.ring.block, access, verify)
         self.loader: Any = DataLoader(
-            work, batch_size=None, sampler=self.jobs, num_workers=workers, prefetch_factor=prefetch_factor, persistent_workers=True,
-            multiprocessing_context="spawn", timeout=WORKER_TIMEOUT_S, collate_fn=_as_is, worker_init_fn=_quiet_worker,
-        )  # fmt: skip
+            work,
+            batch_size=None,
+            sampler=self.jobs,
+            num_workers=workers,
+            prefetch_factor=prefetch_factor,
+            persistent_workers=True,
+            multiprocessing_context="spawn",
+            timeout=WORKER_TIMEOUT_S,
+            collate_fn=_as_is,
+            worker_init_fn=_quiet_worker,
+        )
 
     def run(self, plans: Iterator[BatchPlan]) -> Generator[Batch, None, None]:
         # Starting an epoch drains what an abandoned one left with the workers, so its slots are free by then.
@@ -229,12 +236,16 @@ def worker_error(error: RuntimeError) -> WorkerError:
     return WorkerError("a loader worker died", found=text, remedy="look for the out-of-memory killer; try --loader.engine thread")
 
 
-def make_engine(kind: str, split: Split, names: list[str], sampler: BatchSampler, *, num_workers: int, prefetch_factor: int, access: Any,
-                verify: Any) -> LocalEngine | SpawnEngine:  # fmt: skip
+def make_engine(
+    kind: str, split: Split, names: list[str], sampler: BatchSampler, *, num_workers: int, prefetch_factor: int, access: Any, verify: Any
+) -> LocalEngine | SpawnEngine:
     """Raises ConfigError for an unknown engine; `fork` is refused with its reason."""
     if kind == "fork":
-        raise ConfigError("engine='fork' is not offered", expected="thread, spawn or inline",
-                          remedy="a fork copies locks held by zarr's and our threads, and deadlocks; use engine='spawn'")  # fmt: skip
+        raise ConfigError(
+            "engine='fork' is not offered",
+            expected="thread, spawn or inline",
+            remedy="a fork copies locks held by zarr's and our threads, and deadlocks; use engine='spawn'",
+        )
     if kind not in {"thread", "spawn", "inline"}:
         raise ConfigError("unknown engine", expected="thread, spawn or inline", found=repr(kind))
     if verify not in {"first_touch", "always", "off"}:

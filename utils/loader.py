@@ -14,6 +14,7 @@ import hashlib
 import itertools
 import os
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -71,16 +72,41 @@ class ChunkLoader:
     options, CorruptError naming the file on damaged data, WorkerError when a worker dies.
     """
 
-    def __init__(self, split: Split, batch_size: int | None = None, *, arrays: Sequence[str] | None = None, sampler: BatchSampler | None = None,
-                 shuffle: bool = True, seed: int = 0, drop_last: bool = False, interleave: int = 1, chunks_per_batch: int = 1,
-                 engine: Engine = "thread", num_workers: int = 2, prefetch_factor: int = 2, store: Store = "auto", prefetch: int = 2,
-                 verify: Literal["first_touch", "always", "off"] = "first_touch", augment: Callable[..., dict[str, Any]] | None = None,
-                 device: Any = None, rank: int = 0, world_size: int = 1) -> None:  # fmt: skip
+    def __init__(
+        self,
+        split: Split,
+        batch_size: int | None = None,
+        *,
+        arrays: Sequence[str] | None = None,
+        sampler: BatchSampler | None = None,
+        shuffle: bool = True,
+        seed: int = 0,
+        drop_last: bool = False,
+        interleave: int = 1,
+        chunks_per_batch: int = 1,
+        engine: Engine = "thread",
+        num_workers: int = 2,
+        prefetch_factor: int = 2,
+        store: Store = "auto",
+        prefetch: int = 2,
+        verify: Literal["first_touch", "always", "off"] = "first_touch",
+        augment: Callable[..., dict[str, Any]] | None = None,
+        device: Any = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
         if sampler is None:
             sampler = ChunkBatchSampler(
-                split.chunk_sizes, 64 if batch_size is None else batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last, interleave=interleave,
-                chunks_per_batch=chunks_per_batch, rank=rank, world_size=world_size,
-            )  # fmt: skip
+                split.chunk_sizes,
+                64 if batch_size is None else batch_size,
+                shuffle=shuffle,
+                seed=seed,
+                drop_last=drop_last,
+                interleave=interleave,
+                chunks_per_batch=chunks_per_batch,
+                rank=rank,
+                world_size=world_size,
+            )
         elif batch_size is not None and batch_size != sampler.batch_size:
             raise ConfigError(
                 "batch_size and the sampler disagree", expected=sampler.batch_size, found=batch_size, remedy="give one of them"
@@ -106,6 +132,8 @@ class ChunkLoader:
         self._digest = 0
         self._running: Iterator[dict[str, Any]] | None = None
         self._pid = os.getpid()
+        # Workers end before the interpreter tears its modules down, also when nobody calls close().
+        self._closing = weakref.finalize(self, self.engine.close)
 
     def __len__(self) -> int:
         return len(self.sampler)
@@ -140,8 +168,11 @@ class ChunkLoader:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         if os.getpid() != self._pid:
-            raise ConfigError("this loader was carried into a forked process", expected="a spawned process that makes its own",
-                              remedy="use multiprocessing start method 'spawn': a fork copies locks held by decode threads")  # fmt: skip
+            raise ConfigError(
+                "this loader was carried into a forked process",
+                expected="a spawned process that makes its own",
+                remedy="use multiprocessing start method 'spawn': a fork copies locks held by decode threads",
+            )
         self._end_epoch()
         start = self.sampler.start
         if start == 0:
@@ -195,7 +226,7 @@ class ChunkLoader:
     def close(self) -> None:
         """End the epoch and the workers. The loader cannot be iterated again."""
         self._end_epoch()
-        self.engine.close()
+        self._closing()
 
     def __enter__(self) -> ChunkLoader:
         return self

@@ -94,9 +94,13 @@ def progress(total: int | None, unit: str, label: str) -> Iterator[Progress]:
     from rich.progress import Progress as RichProgress
 
     columns = (
-        TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(None),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
         TextColumn("{task.fields[fields]}"),
-    )  # fmt: skip
+    )
     with RichProgress(*columns, console=Console(stderr=True)) as bar:
         yield _Bar(bar, bar.add_task(label, total=total, rate="", fields=""), unit)
 

@@ -130,8 +130,19 @@ class BatchSampler:
         "chunks_per_batch",
     )
 
-    def __init__(self, chunk_sizes: Sequence[int], batch_size: int, *, shuffle: bool = True, seed: int = 0, drop_last: bool = False,
-                 interleave: int = 1, chunks_per_batch: int = 1, rank: int = 0, world_size: int = 1) -> None:  # fmt: skip
+    def __init__(
+        self,
+        chunk_sizes: Sequence[int],
+        batch_size: int,
+        *,
+        shuffle: bool = True,
+        seed: int = 0,
+        drop_last: bool = False,
+        interleave: int = 1,
+        chunks_per_batch: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
         self.sizes = np.asarray(chunk_sizes, dtype=np.int64).reshape(-1)
         if self.sizes.size and self.sizes.min() < 1:
             raise ConfigError("chunk sizes must be positive", where="chunk_sizes", found=int(self.sizes.min()))
@@ -187,7 +198,7 @@ class BatchSampler:
 
     def after(self, start: int, delivered: int) -> int:
         """The global position once this rank has delivered `delivered` batches from `start` on."""
-        return min(self.order.total, start + delivered * self.world_size)
+        return min(int(self.order.total), start + delivered * self.world_size)
 
     def batches(self, start: int) -> Iterator[BatchPlan]:
         """This rank's share of G[start:], in order; the last may be a repeat with `pad` set. Does not move the position."""
@@ -208,16 +219,22 @@ class BatchSampler:
 
     def __len__(self) -> int:
         """Batches the next iteration gives this rank."""
-        left = self.order.total - self.start
+        left = int(self.order.total) - self.start
         return left // self.world_size if self.drop_last else -(-left // self.world_size)
 
     def options(self) -> dict[str, Any]:
         """What G depends on beside the epoch."""
         return {
-            "sampler": type(self).__name__, "samples": int(self.sizes.sum()), "chunks": hashlib.sha256(self.sizes.tobytes()).hexdigest()[:16],
-            "batch_size": self.batch_size, "shuffle": self.shuffle, "seed": self.seed, "drop_last": self.drop_last,
-            "interleave": self.interleave, "chunks_per_batch": self.chunks_per_batch,
-        }  # fmt: skip
+            "sampler": type(self).__name__,
+            "samples": int(self.sizes.sum()),
+            "chunks": hashlib.sha256(self.sizes.tobytes()).hexdigest()[:16],
+            "batch_size": self.batch_size,
+            "shuffle": self.shuffle,
+            "seed": self.seed,
+            "drop_last": self.drop_last,
+            "interleave": self.interleave,
+            "chunks_per_batch": self.chunks_per_batch,
+        }
 
     def state_dict(self) -> dict[str, Any]:
         return self.options() | {"epoch": self.epoch, "position": self.position}
@@ -227,8 +244,12 @@ class BatchSampler:
         own = self.options()
         for key in self.STATE_KEYS:
             if key not in state or state[key] != own[key]:
-                raise StateError(f"this state belongs to another {key}", expected=own[key], found=state.get(key, "nothing"),
-                                 remedy="use the options the state was saved with, or start afresh")  # fmt: skip
+                raise StateError(
+                    f"this state belongs to another {key}",
+                    expected=own[key],
+                    found=state.get(key, "nothing"),
+                    remedy="use the options the state was saved with, or start afresh",
+                )
         epoch, position = state.get("epoch"), state.get("position")
         if not isinstance(epoch, int) or not isinstance(position, int) or epoch < 0 or position < 0:
             raise StateError("this state has no epoch and position", found=f"epoch {epoch!r}, position {position!r}")
@@ -269,8 +290,11 @@ class RandomBatchSampler(BatchSampler):
     def __init__(self, chunk_sizes: Sequence[int], batch_size: int, **options: Any) -> None:
         super().__init__(chunk_sizes, batch_size, **options)
         if self.interleave != 1 or self.chunks_per_batch != 1:
-            raise ConfigError("RandomBatchSampler ignores chunks: interleave and chunks_per_batch mean nothing to it",
-                              found=f"{self.interleave}, {self.chunks_per_batch}", remedy="leave them away or use ChunkBatchSampler")  # fmt: skip
+            raise ConfigError(
+                "RandomBatchSampler ignores chunks: interleave and chunks_per_batch mean nothing to it",
+                found=f"{self.interleave}, {self.chunks_per_batch}",
+                remedy="leave them away or use ChunkBatchSampler",
+            )
 
     @property
     def chunks_touched(self) -> float:

@@ -49,7 +49,7 @@ class TrainSettings(Section):
     batch_size: int = Field(16, ge=1, le=65_536)
     lr: float = Field(2e-3, gt=0)
     warmup_steps: int = Field(50, ge=0)
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: float = Field(0.05, ge=0)
     clip_norm: float = Field(10.0, gt=0)
     average: float = Field(0.998, ge=0, lt=1, description="decay of the running average of the weights, which is what is kept; 0: none")
     accumulate: int = Field(1, ge=1)

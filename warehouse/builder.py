@@ -120,8 +120,15 @@ def plan_tasks(plan: BuildPlan) -> Iterator[ChunkTask]:
             yield ChunkTask(split.name, chunk, split.specs, split.payloads[part], hashlib.sha256(text).hexdigest())
 
 
-def bake_chunks(plan: BuildPlan, load: LoadSample, staging: Path, *, workers: int, cluster: str | None = None,
-                progress: Callable[[int], None] | None = None) -> tuple[list[ChunkResult], list[PictureError]]:  # fmt: skip
+def bake_chunks(
+    plan: BuildPlan,
+    load: LoadSample,
+    staging: Path,
+    *,
+    workers: int,
+    cluster: str | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[list[ChunkResult], list[PictureError]]:
     """Write every chunk of the plan that has no valid marker yet. (results in plan order, pictures that failed).
 
     workers: processes; 0 bakes in this process. cluster: address of a running Dask scheduler that sees the same paths.
@@ -250,7 +257,7 @@ def content_digest(specs: Sequence[ArraySpec], arrays: Mapping[str, NDArray[Any]
                 expected=(spec.shape[1:], spec.dtype),
                 found=(array.shape, str(array.dtype)),
             )
-        digest.update(np.ascontiguousarray(array).view(np.uint8).reshape(-1))
+        digest.update(np.ascontiguousarray(array).view(np.uint8).reshape(-1).data)
     return digest.hexdigest()
 
 

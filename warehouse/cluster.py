@@ -46,15 +46,26 @@ def task_runner(workers: int, cluster: str | None, scratch: Path, tasks: int) ->
         try:
             if cluster is None:
                 local = LocalCluster(
-                    n_workers=min(workers, tasks), threads_per_worker=1, processes=True, memory_limit=0, local_directory=str(scratch),
-                    dashboard_address=None, scheduler_kwargs={"dashboard": False}, worker_dashboard_address=None, silence_logs=logging.CRITICAL,
-                )  # fmt: skip
+                    n_workers=min(workers, tasks),
+                    threads_per_worker=1,
+                    processes=True,
+                    memory_limit=0,
+                    local_directory=str(scratch),
+                    dashboard_address=None,
+                    scheduler_kwargs={"dashboard": False},
+                    worker_dashboard_address=None,
+                    silence_logs=logging.CRITICAL,
+                )
                 stack.callback(durable.remove_tree, scratch)
                 stack.enter_context(local)
             client = stack.enter_context(Client(cluster or local, timeout="20s", set_as_default=False))
         except (OSError, TimeoutError, RuntimeError, ValueError) as error:
-            raise BuildError("no Dask scheduler answers", where=cluster or "local processes", found=f"{error}"[:120] or type(error).__name__,
-                             remedy="start one (dask scheduler), or leave --build.cluster away; --build.workers 0 needs none") from None  # fmt: skip
+            raise BuildError(
+                "no Dask scheduler answers",
+                where=cluster or "local processes",
+                found=f"{error}"[:120] or type(error).__name__,
+                remedy="start one (dask scheduler), or leave --build.cluster away; --build.workers 0 needs none",
+            ) from None
         yield partial(_run_on, client)
 
 
@@ -80,8 +91,11 @@ def _run_on(client: Any, function: Callable[[Task], Result], tasks: list[Task]) 
         try:
             result = future.result()
         except (KilledWorker, CancelledError):
-            raise BuildError("a build worker died", found=f"while baking {by_key[future.key]!r}"[:100],
-                             remedy="look for the out-of-memory killer; lower --build.workers and run the same command again") from None  # fmt: skip
+            raise BuildError(
+                "a build worker died",
+                found=f"while baking {by_key[future.key]!r}"[:100],
+                remedy="look for the out-of-memory killer; lower --build.workers and run the same command again",
+            ) from None
         yield by_key.pop(future.key), result
         for _ in itertools.islice(left, 1):
             running.add(submit())

@@ -10,16 +10,15 @@ import contextlib
 import hashlib
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from warehouse.errors import LockedError
 
-try:
+if sys.platform != "win32":
     import fcntl
-except ImportError:  # Windows: one builder at a time is then the user's care, as the README says
-    fcntl = None  # type: ignore[assignment]
 
 __all__ = ["DurableFile", "fsync_folder", "fsync_tree", "lock", "remove_tree", "replace", "write_bytes"]
 
@@ -79,7 +78,7 @@ def replace(source: Path, target: Path) -> None:
 
 
 def fsync_folder(path: Path) -> None:
-    if os.name == "nt":
+    if sys.platform == "win32":
         return  # NTFS has no way to open a folder for fsync
     fd = os.open(path, os.O_RDONLY)
     try:
@@ -110,7 +109,7 @@ def remove_tree(path: Path) -> None:
 @contextlib.contextmanager
 def lock(path: Path) -> Iterator[None]:
     """Hold the lock file `path` or raise LockedError naming the holder. The kernel frees the lock of a killed process."""
-    if fcntl is None:
+    if sys.platform == "win32":  # one builder at a time is then the user's care, as the README says
         yield
         return
     while True:
@@ -120,8 +119,12 @@ def lock(path: Path) -> Iterator[None]:
         except OSError:
             holder = os.read(fd, 64).decode(errors="replace").strip() or "unknown"
             os.close(fd)
-            raise LockedError("another build of this version is running", where=path, found=f"process {holder}",
-                              remedy="wait for it to end, then run the same command again") from None  # fmt: skip
+            raise LockedError(
+                "another build of this version is running",
+                where=path,
+                found=f"process {holder}",
+                remedy="wait for it to end, then run the same command again",
+            ) from None
         # The former holder may have unlinked the file between our open and our lock.
         if path.exists() and os.path.samestat(os.fstat(fd), os.stat(path)):
             break

@@ -22,9 +22,22 @@ from __future__ import annotations
 from typing import Any
 
 __all__ = [
-    "AnnotationError", "BuildError", "ConfigError", "CorruptError", "LockedError", "NotAWarehouseError", "PictureError", "SourceError",
-    "SpaceError", "StateError", "StoreError", "ThresholdError", "TrainingError", "WarehouseError", "WorkerError",
-]  # fmt: skip
+    "AnnotationError",
+    "BuildError",
+    "ConfigError",
+    "CorruptError",
+    "LockedError",
+    "NotAWarehouseError",
+    "PictureError",
+    "SourceError",
+    "SpaceError",
+    "StateError",
+    "StoreError",
+    "ThresholdError",
+    "TrainingError",
+    "WarehouseError",
+    "WorkerError",
+]
 
 
 class WarehouseError(Exception):

@@ -20,8 +20,25 @@ from warehouse import durable
 from warehouse.errors import CorruptError, NotAWarehouseError
 from warehouse.schema import FORMAT_VERSION
 
-__all__ = ["CURRENT", "FILES", "MANIFEST", "REJECTED", "SAMPLES", "STORE", "TRACE", "Manifest", "canonical", "code_version", "read_manifest",
-           "read_table", "sha256_file", "toolchain", "version_name", "write_manifest", "write_table"]  # fmt: skip
+__all__ = [
+    "CURRENT",
+    "FILES",
+    "MANIFEST",
+    "REJECTED",
+    "SAMPLES",
+    "STORE",
+    "TRACE",
+    "Manifest",
+    "canonical",
+    "code_version",
+    "read_manifest",
+    "read_table",
+    "sha256_file",
+    "toolchain",
+    "version_name",
+    "write_manifest",
+    "write_table",
+]
 
 CURRENT, MANIFEST, FILES, SAMPLES = "CURRENT", "manifest.json", "files.parquet", "samples.parquet"
 REJECTED, TRACE, STORE = "rejected.jsonl", "trace.jsonl", "warehouse.zarr"

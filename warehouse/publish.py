@@ -47,8 +47,16 @@ def open_root(root: Path) -> None:
         raise BuildError("the output root is not writable", where=root, found=error.strerror, remedy=remedy) from None
 
 
-def bake(make_plan: MakePlan, load_for: Callable[[BuildPlan], LoadSample], root: Path, *, workers: int, cluster: str | None, trace: bool,
-         on_plan: Callable[[BuildPlan], Callable[[int], None] | None]) -> Manifest:  # fmt: skip
+def bake(
+    make_plan: MakePlan,
+    load_for: Callable[[BuildPlan], LoadSample],
+    root: Path,
+    *,
+    workers: int,
+    cluster: str | None,
+    trace: bool,
+    on_plan: Callable[[BuildPlan], Callable[[int], None] | None],
+) -> Manifest:
     """Bake and publish; the manifest. `make_plan(unreadable)` is called again once pictures turn out unreadable while being baked.
 
     Raises LockedError, SpaceError, BuildError, and whatever `make_plan` raises.
@@ -76,8 +84,13 @@ def _check_space(plan: BuildPlan, load: LoadSample, root: Path, staging: Path, w
         return  # resumed: most of it is written already, and a full disk is still a typed error
     needed, free = estimate(plan, load, workers=workers).bytes, durable.free_bytes(root)
     if needed > free:
-        raise SpaceError("not enough free space for this build", where=root, expected=f"about {needed / 1e6:.0f} MB", found=f"{free / 1e6:.0f} MB",
-                         remedy="free some space or choose another --build.output_root")  # fmt: skip
+        raise SpaceError(
+            "not enough free space for this build",
+            where=root,
+            expected=f"about {needed / 1e6:.0f} MB",
+            found=f"{free / 1e6:.0f} MB",
+            remedy="free some space or choose another --build.output_root",
+        )
 
 
 def _publish(plan: BuildPlan, results: list[ChunkResult], staging: Path, root: Path, trace: bool) -> Manifest:
@@ -170,10 +183,19 @@ def _create_array(group: Any, spec: ArraySpec) -> None:
         blosc = BloscCodec(typesize=codec.typesize, cname=codec.cname, clevel=codec.clevel, shuffle=shuffle, blocksize=codec.blocksize)  # type: ignore[arg-type]
         compressors.insert(0, blosc)
     group.create_array(
-        spec.name, shape=spec.shape, dtype=spec.dtype, chunks=spec.inner or spec.chunk, shards=spec.chunk if spec.inner else None,
-        serializer=BytesCodec(endian=None if spec.dtype in {"uint8", "bool"} else "little"), compressors=compressors, filters=None,
-        fill_value=fill_value(spec), dimension_names=spec.dims, attributes=dict(spec.attrs), config={"write_empty_chunks": True},
-    )  # fmt: skip
+        spec.name,
+        shape=spec.shape,
+        dtype=spec.dtype,
+        chunks=spec.inner or spec.chunk,
+        shards=spec.chunk if spec.inner else None,
+        serializer=BytesCodec(endian=None if spec.dtype in {"uint8", "bool"} else "little"),
+        compressors=compressors,
+        filters=None,
+        fill_value=fill_value(spec),
+        dimension_names=spec.dims,
+        attributes=dict(spec.attrs),
+        config={"write_empty_chunks": True},
+    )
 
 
 def _sample_rows(plan: BuildPlan, digests: list[str]) -> list[dict[str, Any]]:
@@ -187,12 +209,21 @@ def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
 
 def _manifest(plan: BuildPlan, digests: list[str], hashes: dict[str, str]) -> Manifest:
     arrays = {
-        spec.name: {"dtype": spec.dtype, "row": list(spec.shape[1:]), "dims": list(spec.dims), "sharded": spec.inner is not None,
-                    "codec": {key: getattr(spec.codec, key) for key in spec.codec.__slots__}, "attrs": spec.attrs}
+        spec.name: {
+            "dtype": spec.dtype,
+            "row": list(spec.shape[1:]),
+            "dims": list(spec.dims),
+            "sharded": spec.inner is not None,
+            "codec": {key: getattr(spec.codec, key) for key in spec.codec.__slots__},
+            "attrs": spec.attrs,
+        }
         for spec in plan.splits[0].specs
-    }  # fmt: skip
-    content = [[{name: [raw["dtype"], raw["row"]] for name, raw in arrays.items()}, list(plan.class_names)],
-               [[split.name, len(split.payloads)] for split in plan.splits], digests]  # fmt: skip
+    }
+    content = [
+        [{name: [raw["dtype"], raw["row"]] for name, raw in arrays.items()}, list(plan.class_names)],
+        [[split.name, len(split.payloads)] for split in plan.splits],
+        digests,
+    ]
     splits = {
         split.name: {
             "samples": len(split.payloads),
@@ -202,11 +233,23 @@ def _manifest(plan: BuildPlan, digests: list[str], hashes: dict[str, str]) -> Ma
         for split in plan.splits
     }
     return Manifest(
-        format_version=plan.recipe["format_version"], version=plan.version, key=plan.key, recipe=plan.recipe, thresholds=plan.thresholds,
-        toolchain=plan.toolchain, digest=hashlib.sha256(tables.canonical(content)).hexdigest(), found=plan.found, kept=plan.kept,
-        rejected=plan.found - plan.kept, class_names=list(plan.class_names), splits=splits, arrays=arrays, summary=plan.summary,
-        warnings=list(plan.warnings), tables=hashes,
-    )  # fmt: skip
+        format_version=plan.recipe["format_version"],
+        version=plan.version,
+        key=plan.key,
+        recipe=plan.recipe,
+        thresholds=plan.thresholds,
+        toolchain=plan.toolchain,
+        digest=hashlib.sha256(tables.canonical(content)).hexdigest(),
+        found=plan.found,
+        kept=plan.kept,
+        rejected=plan.found - plan.kept,
+        class_names=list(plan.class_names),
+        splits=splits,
+        arrays=arrays,
+        summary=plan.summary,
+        warnings=list(plan.warnings),
+        tables=hashes,
+    )
 
 
 def published(root: Path, version: str) -> Manifest | None:

@@ -66,10 +66,13 @@ def manifest_tables(warehouse: Warehouse) -> Iterable[Any]:
     manifest = warehouse.manifest
     head = Table(title=f"version {manifest.version}", show_header=False)
     for key, value in (
-        ("digest", manifest.digest), ("format", manifest.recipe.get("format")), ("found / kept / rejected", f"{manifest.found} / {manifest.kept} / {manifest.rejected}"),
-        ("classes", ", ".join(manifest.class_names) or "none"), ("code", manifest.recipe.get("code_version")),
+        ("digest", manifest.digest),
+        ("format", manifest.recipe.get("format")),
+        ("found / kept / rejected", f"{manifest.found} / {manifest.kept} / {manifest.rejected}"),
+        ("classes", ", ".join(manifest.class_names) or "none"),
+        ("code", manifest.recipe.get("code_version")),
         ("settings", ", ".join(f"{key}={value}" for key, value in manifest.recipe.get("settings", {}).items())),
-    ):  # fmt: skip
+    ):
         head.add_row(key, str(value))
     yield head
     arrays = Table("array", "dtype", "sample", "dimensions", "stored as", title="arrays")
@@ -86,8 +89,22 @@ def manifest_tables(warehouse: Warehouse) -> Iterable[Any]:
         *((f"{key}/", value) for key, value in manifest.summary["folders"].items()),
     ):
         per = part["boxes_per_picture"]
-        splits.add_row(name, *map(str, (part["pictures"], part["boxes"], f"{per['min']}-{per['max']}, {per['mean']}", part["box_size_px"].get("p50", "-"),
-                                        part["empty"], part["clipped"], sum(part["dropped"].values()), part["duplicates"])))  # fmt: skip
+        splits.add_row(
+            name,
+            *map(
+                str,
+                (
+                    part["pictures"],
+                    part["boxes"],
+                    f"{per['min']}-{per['max']}, {per['mean']}",
+                    part["box_size_px"].get("p50", "-"),
+                    part["empty"],
+                    part["clipped"],
+                    sum(part["dropped"].values()),
+                    part["duplicates"],
+                ),
+            ),
+        )
     yield splits
     if manifest.class_names:
         classes = Table("class", *manifest.splits, title="boxes of each class")
@@ -97,7 +114,7 @@ def manifest_tables(warehouse: Warehouse) -> Iterable[Any]:
 
 
 def contact_sheet(split: Split, pictures: int = 24, *, tile: int = 256) -> Any:
-    """A PIL picture: evenly spread samples with their boxes (crowd and difficult ones dashed grey) and class names."""
+    """A PIL picture: evenly spread samples with their boxes (crowd and difficult ones grey) and class names."""
     from PIL import Image, ImageDraw
 
     chosen = np.unique(np.linspace(0, len(split) - 1, min(pictures, len(split))).astype(int))
@@ -113,7 +130,8 @@ def contact_sheet(split: Split, pictures: int = 24, *, tile: int = 256) -> Any:
         (10, 8), f"{split.warehouse.version} / {split.name}: {len(split)} pictures, every {max(1, len(split) // len(chosen))}th", fill=INK
     )
     for at, name in enumerate(names[:12]):
-        draw.text((10 + at * 110, 24), f"■ {name}"[:16], fill=PALETTE[at % len(PALETTE)])
+        draw.rectangle((10 + at * 110, 27, 17 + at * 110, 34), fill=PALETTE[at % len(PALETTE)])
+        draw.text((22 + at * 110, 25), name[:14], fill=INK)
     reader = split.reader(keep=4)
     for at, index in enumerate(chosen.tolist()):
         left, top = 8 + at % columns * cell_w, 30 + 18 * bool(names) + at // columns * cell_h

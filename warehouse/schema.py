@@ -14,8 +14,22 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-__all__ = ["CLIPPED", "CROWD", "DIFFICULT", "FORMAT_VERSION", "GEOMETRY", "IGNORED", "SPLIT_NAMES", "TRUNCATED", "ArraySpec", "BuildSettings",
-           "Codec", "Section", "picture_arrays", "shard_samples"]  # fmt: skip
+__all__ = [
+    "CLIPPED",
+    "CROWD",
+    "DIFFICULT",
+    "FORMAT_VERSION",
+    "GEOMETRY",
+    "IGNORED",
+    "SPLIT_NAMES",
+    "TRUNCATED",
+    "ArraySpec",
+    "BuildSettings",
+    "Codec",
+    "Section",
+    "picture_arrays",
+    "shard_samples",
+]
 
 FORMAT_VERSION = 1
 CROWD, DIFFICULT, TRUNCATED, CLIPPED = 1, 2, 4, 8
@@ -105,8 +119,23 @@ class BuildSettings(Section):
 
 
 CONTENT_KEYS = frozenset(
-    {"target_size", "resize_mode", "pad_value", "max_boxes", "too_many_boxes", "dtype", "shard_samples", "compressor", "skip_empty",
-     "missing_is_empty", "classes", "splits", "seed", "group_pattern"})  # fmt: skip
+    {
+        "target_size",
+        "resize_mode",
+        "pad_value",
+        "max_boxes",
+        "too_many_boxes",
+        "dtype",
+        "shard_samples",
+        "compressor",
+        "skip_empty",
+        "missing_is_empty",
+        "classes",
+        "splits",
+        "seed",
+        "group_pattern",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,9 +195,17 @@ def picture_arrays(samples: int, settings: BuildSettings) -> list[ArraySpec]:
     if settings.dtype == "uint8":
         image_attrs["scale_factor"] = 1 / 255
     specs = [
-        ArraySpec("image", (samples, 3, height, width), settings.dtype, ("sample", "channel", "y", "x"), (size, 3, height, width),
-                  (1, 3, height, width), image_codec(settings.compressor, settings.dtype, image_bytes), image_attrs),
-    ]  # fmt: skip
+        ArraySpec(
+            "image",
+            (samples, 3, height, width),
+            settings.dtype,
+            ("sample", "channel", "y", "x"),
+            (size, 3, height, width),
+            (1, 3, height, width),
+            image_codec(settings.compressor, settings.dtype, image_bytes),
+            image_attrs,
+        ),
+    ]
     small: list[tuple[str, tuple[int, ...], str, tuple[str, ...], str]] = [
         ("box", (slots, 4), "float32", ("sample", "slot", "corner"), "xyxy, normalised to the canvas; padded slots 0"),
         ("box_mask", (slots,), "bool", ("sample", "slot"), "true where a slot holds a box"),

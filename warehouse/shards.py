@@ -16,7 +16,7 @@ import os
 import struct
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, Protocol
 
 import numpy as np
 from crc32c import crc32c
@@ -77,10 +77,14 @@ def seal_of(checksums: bytes, index: bytes) -> int:
     return int(crc32c(index, crc32c(checksums)))
 
 
+class Writable(Protocol):
+    def write(self, data: bytes, /) -> int: ...
+
+
 class ShardWriter:
     """Writes one stored chunk of a sharded array, sample by sample, into an open file. Memory: one encoded sample."""
 
-    def __init__(self, file: BinaryIO, slots: int) -> None:
+    def __init__(self, file: Writable, slots: int) -> None:
         self.file = file
         self.index = np.full((slots, 2), ABSENT, dtype="<u8")
         self.checksums: list[bytes] = []

@@ -24,11 +24,24 @@ from warehouse.store import Warehouse
 __all__ = ["SAMPLES_SCHEMA", "ExportSettings", "PictureFacts", "export", "summarise", "summarise_by"]
 
 PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
-SAMPLES_SCHEMA = pa.schema([
-    ("split", pa.string()), ("index", pa.int64()), ("source", pa.string()), ("source_sha256", pa.string()), ("raw_width", pa.int32()),
-    ("raw_height", pa.int32()), ("orientation", pa.int8()), ("group", pa.string()), ("folder", pa.string()), ("boxes", pa.int32()),
-    ("clipped", pa.int32()), ("dropped", pa.int32()), ("duplicates", pa.int32()), ("sha256", pa.string()),
-])  # fmt: skip
+SAMPLES_SCHEMA = pa.schema(
+    [
+        ("split", pa.string()),
+        ("index", pa.int64()),
+        ("source", pa.string()),
+        ("source_sha256", pa.string()),
+        ("raw_width", pa.int32()),
+        ("raw_height", pa.int32()),
+        ("orientation", pa.int8()),
+        ("group", pa.string()),
+        ("folder", pa.string()),
+        ("boxes", pa.int32()),
+        ("clipped", pa.int32()),
+        ("dropped", pa.int32()),
+        ("duplicates", pa.int32()),
+        ("sha256", pa.string()),
+    ]
+)
 """sha256: of the sample's decoded arrays; source_sha256: of the picture file."""
 
 
@@ -94,19 +107,38 @@ def summary_rows(summary: dict[str, Any]) -> Iterable[dict[str, Any]]:
         per_picture = part["boxes_per_picture"]
         common = {"scope": scope, "name": name, "pictures": part["pictures"]}
         yield common | {
-            "class": None, "boxes": part["boxes"], "boxes_min": per_picture.get("min"), "boxes_mean": per_picture.get("mean"),
-            "boxes_max": per_picture.get("max"), "size_p50_px": part["box_size_px"].get("p50"), "empty": part["empty"],
-            "clipped": part["clipped"], "dropped": sum(part["dropped"].values()), "duplicates": part["duplicates"],
-        }  # fmt: skip
+            "class": None,
+            "boxes": part["boxes"],
+            "boxes_min": per_picture.get("min"),
+            "boxes_mean": per_picture.get("mean"),
+            "boxes_max": per_picture.get("max"),
+            "size_p50_px": part["box_size_px"].get("p50"),
+            "empty": part["empty"],
+            "clipped": part["clipped"],
+            "dropped": sum(part["dropped"].values()),
+            "duplicates": part["duplicates"],
+        }
         for class_name, boxes in part["per_class"].items():
             yield common | {"class": class_name, "boxes": boxes}
 
 
-SUMMARY_SCHEMA = pa.schema([
-    ("scope", pa.string()), ("name", pa.string()), ("class", pa.string()), ("pictures", pa.int64()), ("boxes", pa.int64()),
-    ("boxes_min", pa.int64()), ("boxes_mean", pa.float64()), ("boxes_max", pa.int64()), ("size_p50_px", pa.float64()),
-    ("empty", pa.int64()), ("clipped", pa.int64()), ("dropped", pa.int64()), ("duplicates", pa.int64()),
-])  # fmt: skip
+SUMMARY_SCHEMA = pa.schema(
+    [
+        ("scope", pa.string()),
+        ("name", pa.string()),
+        ("class", pa.string()),
+        ("pictures", pa.int64()),
+        ("boxes", pa.int64()),
+        ("boxes_min", pa.int64()),
+        ("boxes_mean", pa.float64()),
+        ("boxes_max", pa.int64()),
+        ("size_p50_px", pa.float64()),
+        ("empty", pa.int64()),
+        ("clipped", pa.int64()),
+        ("dropped", pa.int64()),
+        ("duplicates", pa.int64()),
+    ]
+)
 
 
 def export(warehouse: Warehouse, output: Path) -> dict[str, int]:

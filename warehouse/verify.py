@@ -124,7 +124,7 @@ def _check_chunks(
                         if name in stored:
                             stored[name].read_row(row, rows_out[name], check=True)
                         array = rows_out[name] if name in stored else small[name][row]
-                        digest.update(np.ascontiguousarray(array).view(np.uint8).reshape(-1))
+                        digest.update(np.ascontiguousarray(array).view(np.uint8).reshape(-1).data)
                     if digest.hexdigest() != digests[start + row]:
                         yield Fault(f"{prefix}*/c/{chunk}", f"sample {start + row} of {split.name} is not what was baked")
         except WarehouseError as error:

@@ -1,0 +1,126 @@
+"""The detectors as a Task of the training loop: settings, model, loss with augmentation, evaluation, checkpoint description.
+
+Everything a detector needs to know about its data is in `DataFacts`, read from the store: slots, classes, canvas. Augmentation
+runs on the batch on its device, from (seed, epoch, sample index), so workers and engines have no part in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from detector.evaluate import DetectionTally
+from detector.losses import LossWeights, big_loss, largest_box, make_truth, tiny_loss
+from detector.model import BigDet, TinyDet, make_model, to_float
+from utils.augment import AugmentSettings, augment
+from utils.checkpoint import Checkpoint, load_module
+from utils.training import TrainSettings, seeded
+from warehouse.errors import StateError, TrainingError
+
+__all__ = ["DataFacts", "DetectorSettings", "DetectorTask", "data_facts", "restore_detector"]
+
+
+class DetectorSettings(TrainSettings, AugmentSettings):
+    """What `train_detector` trains, on what, for how long; the augmentation's keys stand beside the loop's."""
+
+    model: Literal["tiny", "big"] = "tiny"
+    warehouse: str | None = Field(None, description="a warehouse or one of its versions; null: the newest under build.output_root")
+    max_boxes: int | None = Field(None, ge=1, le=10_000, description="must be the store's; null: take the store's")
+    width: int | None = Field(None, ge=8, le=512, description="channels of the first stage; null: 16 for tiny, 32 for big")
+    box_l1: float = Field(5.0, ge=0)
+    box_giou: float = Field(2.0, ge=0)
+
+
+@dataclass(frozen=True, slots=True)
+class DataFacts:
+    """max_boxes: the store's slots; class_names; canvas (H, W) in pixels; pad_value and resize_mode of the letterbox."""
+
+    max_boxes: int
+    class_names: tuple[str, ...]
+    canvas: tuple[int, int]
+    pad_value: int = 114
+    resize_mode: str = "letterbox"
+
+
+def data_facts(split: Any, settings: DetectorSettings) -> DataFacts:
+    """From a warehouse split. Raises TrainingError when it has no boxes, or other slots than `detector.max_boxes`."""
+    recipe = split.warehouse.manifest.recipe.get("settings", {})
+    if split.max_boxes is None:
+        raise TrainingError("this warehouse has no boxes", where=split.warehouse.folder, remedy="build one from VOC, COCO or YOLO pictures")
+    if settings.max_boxes not in {None, split.max_boxes}:
+        raise TrainingError("detector.max_boxes and the store's max_boxes differ", where=split.warehouse.folder,
+                            expected=f"{split.max_boxes} (the store)", found=f"{settings.max_boxes} (detector.max_boxes)",
+                            remedy="leave --detector.max_boxes away, or build again with --build.max_boxes")  # fmt: skip
+    height, width = split.specs["image"].shape[2:]
+    return DataFacts(split.max_boxes, tuple(split.class_names), (height, width), int(recipe.get("pad_value", 114)),
+                     str(recipe.get("resize_mode", "letterbox")))  # fmt: skip
+
+
+class DetectorTask:
+    """TinyDet or BigDet with its loss and metrics; see utils.training.Task."""
+
+    section = "detector"
+
+    def __init__(self, settings: DetectorSettings, facts: DataFacts) -> None:
+        self.settings, self.facts = settings, facts
+        self.name = "TinyDet" if settings.model == "tiny" else "BigDet"
+        with seeded(settings.seed):
+            self.model: BigDet | TinyDet = make_model(kind=settings.model, max_boxes=facts.max_boxes, class_count=len(facts.class_names),
+                                                      width=settings.width)  # fmt: skip
+        self.weights = LossWeights(box_l1=settings.box_l1, box_giou=settings.box_giou)
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor], epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
+        batch = augment(batch, seed=self.settings.seed, epoch=epoch, settings=self.settings)
+        said, truth = model(to_float(batch["image"])), make_truth(batch)
+        # Matching and logarithms want float32, whatever the network ran in.
+        with torch.autocast(truth.box_xyxy.device.type, enabled=False):
+            if self.settings.model == "tiny":
+                return tiny_loss(said, largest_box(truth), self.weights)
+            return big_loss(said, truth, self.weights)
+
+    def evaluate(self, model: nn.Module, batches: Iterator[dict[str, Tensor]]) -> dict[str, float]:
+        tally = DetectionTally(len(self.facts.class_names) if self.settings.model == "big" else 1, self.model.max_boxes)
+        with torch.inference_mode():
+            for batch in batches:
+                tally.add(model.slots(model(to_float(batch["image"]))), batch)
+        metrics = tally.metrics()
+        if self.settings.model == "big":
+            metrics.pop("mean_iou")
+        return metrics
+
+    def describe(self) -> dict[str, Any]:
+        return {**self.model.describe(), "facts": {**asdict(self.facts), "class_names": list(self.facts.class_names),
+                                                   "canvas": list(self.facts.canvas)}}  # fmt: skip
+
+    def draw(self, history: list[dict[str, Any]], path: Path) -> None:
+        from detector.view import draw_curve
+
+        draw_curve(history, path, title=self.name)
+
+
+def restore_detector(checkpoint: Checkpoint) -> tuple[BigDet | TinyDet, DataFacts]:
+    """The model of a checkpoint, with its averaged weights, in eval mode. Raises StateError when it is not a detector of ours."""
+    try:
+        said = dict(checkpoint.meta["model"])
+        facts = dict(said.pop("facts"))
+        height, width = (int(side) for side in facts["canvas"])
+        known = DataFacts(int(facts["max_boxes"]), tuple(str(name) for name in facts["class_names"]), (height, width), int(facts["pad_value"]),
+                          str(facts["resize_mode"]))  # fmt: skip
+        shape = {key: int(said[key]) for key in ("max_boxes", "class_count", "width") if key in said}
+        limits = {"max_boxes": 10_000, "class_count": 100_000, "width": 512}
+        if said["kind"] not in {"tiny", "big"} or any(not 0 <= value <= limits[key] for key, value in shape.items()):
+            raise ValueError(f"model {said['kind']!r:.40} {shape}")
+        if not (8 <= height <= 16_384 and 8 <= width <= 16_384):
+            raise ValueError(f"canvas {height} x {width}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise StateError("the checkpoint is not of a detector", where=checkpoint.path, found=str(error),
+                         remedy="train one with python -m scripts.train_detector") from None  # fmt: skip
+    model = make_model(kind=said["kind"], **shape)
+    load_module(model, checkpoint.part("average"), checkpoint.path)
+    return model.eval(), known

@@ -1,0 +1,27 @@
+"""Fixtures shared by the suite: one small published version, built once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from fakes import DATA, build
+
+from warehouse import Warehouse
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Warehouse:
+    """29 train pictures in chunks of 8, 8, 8, 5 and 9 val pictures in 8, 1."""
+    return build(tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    if not DATA.is_dir():
+        pytest.skip("the folder of real data (../shared/data) is not here")
+    return DATA
