@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import itertools
 import logging
+import signal
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,17 +48,18 @@ def task_runner(workers: int, cluster: str | None, scratch: Path, tasks: int) ->
         stack.enter_context(dask.config.set(OPTIONS))
         try:
             if cluster is None:
-                local = LocalCluster(
-                    n_workers=min(workers, tasks),
-                    threads_per_worker=1,
-                    processes=True,
-                    memory_limit=0,
-                    local_directory=str(scratch),
-                    dashboard_address=None,
-                    scheduler_kwargs={"dashboard": False},
-                    worker_dashboard_address=None,
-                    silence_logs=logging.CRITICAL,
-                )
+                with _inherited_deafness_to_ctrl_c():
+                    local = LocalCluster(
+                        n_workers=min(workers, tasks),
+                        threads_per_worker=1,
+                        processes=True,
+                        memory_limit=0,
+                        local_directory=str(scratch),
+                        dashboard_address=None,
+                        worker_dashboard_address=None,
+                        scheduler_kwargs={"dashboard": False},
+                        silence_logs=logging.CRITICAL,
+                    )
                 stack.callback(durable.remove_tree, scratch)
                 stack.enter_context(local)
             client = stack.enter_context(Client(cluster or local, timeout="20s", set_as_default=False))
@@ -67,6 +71,21 @@ def task_runner(workers: int, cluster: str | None, scratch: Path, tasks: int) ->
                 remedy="start one (dask scheduler), or leave --build.cluster away; --build.workers 0 needs none",
             ) from None
         yield partial(_run_on, client)
+
+
+@contextmanager
+def _inherited_deafness_to_ctrl_c() -> Iterator[None]:
+    """Processes started inside inherit a blocked SIGINT: Ctrl-C reaches this process alone, which ends them in order."""
+    if sys.platform == "win32":
+        yield
+        return
+    # Started later, the tracker would unblock the signal again in the thread that starts the workers.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _run_on(client: Any, function: Callable[[Task], Result], tasks: list[Task]) -> Iterator[tuple[Task, Result]]:
