@@ -58,9 +58,21 @@ def plan_of(counts: dict[str, int], settings: BuildSettings = SMALL, leave_out: 
     for name, count in counts.items():
         payloads = [number for number in numbers(name, count) if number not in leave_out]
         rows = tuple(
-            {"source": f"pictures/{n}.jpg", "source_sha256": f"{n:064x}", "raw_width": 24, "raw_height": 16, "orientation": 1, "group": str(n),
-             "folder": "pictures", "boxes": n % 4, "clipped": 0, "dropped": 0, "duplicates": 0} for n in payloads
-        )  # fmt: skip
+            {
+                "source": f"pictures/{n}.jpg",
+                "source_sha256": f"{n:064x}",
+                "raw_width": 24,
+                "raw_height": 16,
+                "orientation": 1,
+                "group": str(n),
+                "folder": "pictures",
+                "boxes": n % 4,
+                "clipped": 0,
+                "dropped": 0,
+                "duplicates": 0,
+            }
+            for n in payloads
+        )
         labels = [np.full(n % 4, n % 2, np.int16) for n in payloads]
         facts += [PictureFacts(name, "pictures", label, np.full(len(label), 4.0)) for label in labels]
         splits.append(SplitPlan(name, tuple(picture_arrays(len(payloads), settings)), tuple(payloads), rows))
@@ -72,8 +84,15 @@ def plan_of(counts: dict[str, int], settings: BuildSettings = SMALL, leave_out: 
     return BuildPlan(version, key, full, {}, toolchain(), tuple(splits), ("a", "b"), total, total - len(leave_out), (), summary, by_split)
 
 
-def build(root: Path, counts: dict[str, int] | None = None, settings: BuildSettings = SMALL, *, workers: int = 0, bad: tuple[int, ...] = (),
-          **recipe: Any) -> Warehouse:  # fmt: skip
+def build(
+    root: Path,
+    counts: dict[str, int] | None = None,
+    settings: BuildSettings = SMALL,
+    *,
+    workers: int = 0,
+    bad: tuple[int, ...] = (),
+    **recipe: Any,
+) -> Warehouse:
     counts = counts or {"train": 29, "val": 9}
     open_root(root)
 
