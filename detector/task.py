@@ -110,8 +110,8 @@ def restore_detector(checkpoint: Checkpoint) -> tuple[BigDet | TinyDet, DataFact
         said = dict(checkpoint.meta["model"])
         facts = dict(said.pop("facts"))
         height, width = (int(side) for side in facts["canvas"])
-        known = DataFacts(int(facts["max_boxes"]), tuple(str(name) for name in facts["class_names"]), (height, width), int(facts["pad_value"]),
-                          str(facts["resize_mode"]))  # fmt: skip
+        names = tuple(str(name) for name in facts["class_names"])
+        known = DataFacts(int(facts["max_boxes"]), names, (height, width), int(facts["pad_value"]), str(facts["resize_mode"]))
         shape = {key: int(said[key]) for key in ("max_boxes", "class_count", "width") if key in said}
         limits = {"max_boxes": 10_000, "class_count": 100_000, "width": 512}
         if said["kind"] not in {"tiny", "big"} or any(not 0 <= value <= limits[key] for key, value in shape.items()):

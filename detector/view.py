@@ -28,8 +28,7 @@ from warehouse.schema import Section
 __all__ = ["InferSettings", "Shown", "draw_curve", "draw_overlay", "write_page", "write_view"]
 
 FOUND, TRUTH = (255, 92, 0), (0, 158, 255)
-SHOWN_SIDE = 1024
-"""Pictures with a longer side are shown reduced to it."""
+SHOWN_SIDES = (640, 1024)
 
 
 class InferSettings(Section):
@@ -38,7 +37,7 @@ class InferSettings(Section):
     checkpoint: str = "checkpoints/bigdet"
     input: str | None = Field(None, description="a picture, a folder or a warehouse; null: the newest under build.output_root")
     split: str = "val"
-    threshold: float = Field(0.3, ge=0, le=1)
+    threshold: float = Field(0.5, ge=0, le=1)
     limit: int = Field(200, ge=1, le=10_000, description="pictures at most")
     batch_size: int = Field(16, ge=1)
     device: str = "auto"
@@ -61,14 +60,16 @@ class Shown:
     truth_label: NDArray[np.int64] | None = None
 
 
-def reduced(shown: Shown, side: int = SHOWN_SIDE) -> Shown:
-    """The same picture and boxes with no side longer than `side` pixels."""
+def fitted(shown: Shown) -> Shown:
+    """The same picture and boxes with a longer side between SHOWN_SIDES pixels, so that names can be read and pages stay small."""
     height, width = shown.picture.shape[:2]
-    scale = side / max(height, width)
-    if scale >= 1:
+    longer = max(height, width)
+    scale = min(max(longer, SHOWN_SIDES[0]), SHOWN_SIDES[1]) / longer
+    if scale == 1:
         return shown
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    picture = np.asarray(Image.fromarray(shown.picture).resize(size, Image.Resampling.BOX))
+    how = Image.Resampling.BOX if scale < 1 else Image.Resampling.BILINEAR
+    picture = np.asarray(Image.fromarray(shown.picture).resize(size, how))
     factor = np.array([size[0] / width, size[1] / height] * 2)
     truth = None if shown.truth_xyxy is None else shown.truth_xyxy * factor
     return Shown(shown.name, picture, shown.box_xyxy * factor, shown.score, shown.label, truth, shown.truth_label)
@@ -78,10 +79,10 @@ def draw_overlay(shown: Shown, class_names: Sequence[str], threshold: float) -> 
     """Truth thin and below, predictions of at least `threshold` above, with class and score."""
     image = Image.fromarray(shown.picture).convert("RGB")
     pen = ImageDraw.Draw(image)
-    font = ImageFont.load_default(size=max(10, image.height // 36))
+    font = ImageFont.load_default(size=max(10, image.height // 45))
     if shown.truth_xyxy is not None:
         for box in shown.truth_xyxy:
-            pen.rectangle([float(corner) for corner in box], outline=TRUTH, width=1)
+            pen.rectangle([float(corner) for corner in box], outline=TRUTH, width=2)
     for box, score, label in zip(shown.box_xyxy, shown.score, shown.label, strict=True):
         if score < threshold:
             continue
@@ -96,7 +97,7 @@ def draw_overlay(shown: Shown, class_names: Sequence[str], threshold: float) -> 
 
 def write_view(pictures: Sequence[Shown], class_names: Sequence[str], threshold: float, folder: Path, title: str) -> Path:
     """A PNG a picture and index.html in `folder`; the page's path. Raises TrainingError when the folder cannot be written."""
-    small = [reduced(shown) for shown in pictures]
+    small = [fitted(shown) for shown in pictures]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for at, shown in enumerate(small):

@@ -130,6 +130,8 @@ def _decode_jpeg(data: bytes, name: str) -> NDArray[np.uint8]:
             return _turn(pixels, read_header(data, name).orientation)
     except ValueError as error:
         raise _not_decoded(error, name) from None
+    except KeyError:  # simplejpeg looks up a colour space that a header cut short does not give
+        raise PictureError("truncated", where=name, found="a JPEG header cut short", remedy=RESTORE) from None
     return _turn(_convert(open_with_pillow(data, name), name), read_header(data, name).orientation)
 
 

@@ -26,7 +26,9 @@ from warehouse.verify import verify
 
 def tree(folder: Path) -> dict[str, bytes]:
     timings = {"trace.jsonl"}
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name not in timings}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name not in timings
+    }
 
 
 def test_two_roots_and_any_workers_give_the_same_bytes(tmp_path: Path) -> None:
@@ -140,7 +142,9 @@ def test_kill_9_at_many_moments_then_the_same_command_gives_the_same_bytes(tmp_p
     for at, moment in enumerate(moments):
         root = tmp_path / f"root{at}"
         script.write_text(KILLED.format(tests=str(Path(__file__).parent), root=str(root), workers=workers))
-        process = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True)
+        process = subprocess.Popen(
+            [sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
+        )
         assert process.stdout is not None
         process.stdout.readline()
         try:
@@ -160,7 +164,17 @@ def test_ctrl_c_leaves_staging_and_no_process(tmp_path: Path, signal_name: str) 
     import psutil
 
     source, root = tmp_path / "pictures", tmp_path / "root"
-    make = [sys.executable, "-m", "scripts.make_sample", "--sample.count", "400", "--sample.size", "[96, 96]", "--sample.output", str(source)]
+    make = [
+        sys.executable,
+        "-m",
+        "scripts.make_sample",
+        "--sample.count",
+        "400",
+        "--sample.size",
+        "[96, 96]",
+        "--sample.output",
+        str(source),
+    ]
     subprocess.run(make, check=True, capture_output=True, timeout=120)
     command = [sys.executable, "-m", "scripts.build_zarr", "--build.input_root", str(source), "--build.output_root", str(root)]
     command += ["--build.workers", "2", "--build.target_size", "[512, 512]", "--build.shard_samples", "16", "--build.max_boxes", "64"]
@@ -277,7 +291,14 @@ def test_nothing_in_the_manifest_and_tables_is_absolute_or_of_this_run(tmp_path:
 
 def test_the_trace_has_a_line_a_chunk(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (build(tmp_path).folder / "trace.jsonl").read_text().splitlines()]
-    assert [(line["split"], line["chunk"]) for line in lines] == [("train", 0), ("train", 1), ("train", 2), ("train", 3), ("val", 0), ("val", 1)]
+    assert [(line["split"], line["chunk"]) for line in lines] == [
+        ("train", 0),
+        ("train", 1),
+        ("train", 2),
+        ("train", 3),
+        ("val", 0),
+        ("val", 1),
+    ]
     assert all({"read", "decode", "letterbox", "encode", "write"} <= set(line) for line in lines)
 
 

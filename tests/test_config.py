@@ -140,14 +140,26 @@ def test_every_command_has_help_and_version(script: str) -> None:
 
 
 def test_an_unknown_flag_is_argument_syntax_and_names_the_nearest() -> None:
-    done = subprocess.run([sys.executable, "-m", "scripts.build_zarr", "--build.target_sise", "3"], capture_output=True, text=True, check=False, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-m", "scripts.build_zarr", "--build.target_sise", "3"], capture_output=True, text=True, check=False, cwd=ROOT
+    )
     assert done.returncode == 2
     assert "did you mean '--build.target_size'" in done.stderr
     assert done.stdout == ""
 
 
 def test_the_last_line_of_stdout_is_the_result(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "scripts.make_sample", "--sample.count", "2", "--sample.size", "[64, 64]", "--sample.output", str(tmp_path / "s")]
+    command = [
+        sys.executable,
+        "-m",
+        "scripts.make_sample",
+        "--sample.count",
+        "2",
+        "--sample.size",
+        "[64, 64]",
+        "--sample.output",
+        str(tmp_path / "s"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     assert json.loads(done.stdout.splitlines()[-1]) == {"path": str(tmp_path / "s"), "count": 2}
     assert "next: python -m scripts.build_zarr" in done.stderr

@@ -165,7 +165,10 @@ def test_bytes_missing_in_the_middle_of_a_jpeg_are_noticed_when_decoded():
         decoded(data[:4000] + data[7000:])
 
 
-@given(st.binary(max_size=300), st.sampled_from([b"", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"II*\0", b"BM", b"RIFF\0\0\0\0WEBP"]))
+@given(
+    st.binary(max_size=300),
+    st.sampled_from([b"", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"II*\0", b"BM", b"RIFF\0\0\0\0WEBP"]),
+)
 @settings(max_examples=200, deadline=None, derandomize=True)
 @pytest.mark.filterwarnings("ignore")
 def test_arbitrary_bytes_give_pixels_or_a_picture_error(data, magic):

@@ -186,7 +186,11 @@ RECOGNISED = {
     "voc beside the pictures": lambda root: (write_picture(root / "a.jpg"), (root / "a.xml").write_text(voc_xml([BOX]))),
     "yolo": yolo,
     "coco": coco,
-    "folder": lambda root: (write_picture(root / "a.jpg"), (root / "README.txt").write_text("hello"), (root / "info.json").write_text("{}")),
+    "folder": lambda root: (
+        write_picture(root / "a.jpg"),
+        (root / "README.txt").write_text("hello"),
+        (root / "info.json").write_text("{}"),
+    ),
 }
 
 

@@ -69,7 +69,10 @@ def test_a_spawned_worker_s_error_keeps_its_type_and_line(tmp_path: Path) -> Non
     warehouse = build(tmp_path)
     path = warehouse.store / "train/image/c/2/0/0/0"
     path.write_bytes(b"\0" * path.stat().st_size)
-    with ChunkLoader(warehouse.split("train"), 4, engine="spawn", num_workers=1) as loader, pytest.raises(CorruptError, match="image/c/2") as caught:
+    with (
+        ChunkLoader(warehouse.split("train"), 4, engine="spawn", num_workers=1) as loader,
+        pytest.raises(CorruptError, match="image/c/2") as caught,
+    ):
         indices(loader)
     assert "\n" not in str(caught.value)
 
@@ -124,7 +127,9 @@ def test_the_digest_adds_up_over_ranks_and_pads_are_marked(small: Warehouse) -> 
         assert sorted(seen) == list(range(29))
 
 
-@pytest.mark.parametrize(("key", "value"), [("version", "v000000000000"), ("split", "val"), ("batch_size", 2), ("seed", 9), ("sampler", "RandomBatchSampler")])
+@pytest.mark.parametrize(
+    ("key", "value"), [("version", "v000000000000"), ("split", "val"), ("batch_size", 2), ("seed", 9), ("sampler", "RandomBatchSampler")]
+)
 def test_a_state_of_something_else_is_refused_by_name(small: Warehouse, key: str, value: Any) -> None:
     with ChunkLoader(small.split("train"), 4, engine="inline") as loader, pytest.raises(StateError, match=key):
         loader.load_state_dict(loader.state_dict() | {key: value})
@@ -146,10 +151,17 @@ def test_only_the_arrays_asked_for_are_read(small: Warehouse) -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "match"),
-    [({"engine": "fork"}, "deadlocks"), ({"engine": "magic"}, "spawn"), ({"store": "tape"}, "store"), ({"verify": "maybe"}, "verify"),
-     ({"arrays": ["boxes"]}, "boxes"), ({"num_workers": -1}, "num_workers"), ({"batch_size": -4}, "batch_size")],
+    [
+        ({"engine": "fork"}, "deadlocks"),
+        ({"engine": "magic"}, "spawn"),
+        ({"store": "tape"}, "store"),
+        ({"verify": "maybe"}, "verify"),
+        ({"arrays": ["boxes"]}, "boxes"),
+        ({"num_workers": -1}, "num_workers"),
+        ({"batch_size": -4}, "batch_size"),
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_impossible_options_are_refused(small: Warehouse, wrong: dict[str, Any], match: str) -> None:
     with pytest.raises(ConfigError, match=match):
         ChunkLoader(small.split("train"), **({"batch_size": 4} | wrong))

@@ -74,7 +74,9 @@ def test_ranks_share_the_global_order(chunk_sizes: list[int], batch_size: int, k
 
 @given(sizes, batch_sizes, options, st.integers(1, 3), st.integers(1, 3), st.data())
 @settings(max_examples=150, deadline=None)
-def test_a_state_continues_the_order_with_any_rank_count(chunk_sizes: list[int], batch_size: int, kw: dict[str, Any], before: int, after: int, data: Any) -> None:  # fmt: skip
+def test_a_state_continues_the_order_with_any_rank_count(
+    chunk_sizes: list[int], batch_size: int, kw: dict[str, Any], before: int, after: int, data: Any
+) -> None:
     alone = epoch(ChunkBatchSampler(chunk_sizes, batch_size, **kw), 2)
     stop = data.draw(st.integers(0, len(alone) // before))
     first = [ChunkBatchSampler(chunk_sizes, batch_size, rank=rank, world_size=before, **kw) for rank in range(before)]
@@ -176,7 +178,15 @@ def test_a_random_sampler_covers_everything_and_says_what_it_costs() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"batch_size": 0}, {"batch_size": -1}, {"batch_size": 2.5}, {"interleave": 0}, {"chunks_per_batch": 0}, {"rank": 2, "world_size": 2}, {"seed": -1}],
+    [
+        {"batch_size": 0},
+        {"batch_size": -1},
+        {"batch_size": 2.5},
+        {"interleave": 0},
+        {"chunks_per_batch": 0},
+        {"rank": 2, "world_size": 2},
+        {"seed": -1},
+    ],
     ids=str,
 )
 def test_impossible_options_are_refused(wrong: dict[str, Any]) -> None:
@@ -196,7 +206,9 @@ def test_a_batch_size_above_the_chunk_warns_and_names_shard_samples() -> None:
             ChunkBatchSampler([4, 4], 5)
 
 
-@pytest.mark.parametrize("other", [{"batch_size": 3}, {"seed": 9}, {"shuffle": False}, {"interleave": 2}, {"chunks_per_batch": 2}, {"drop_last": True}], ids=str)
+@pytest.mark.parametrize(
+    "other", [{"batch_size": 3}, {"seed": 9}, {"shuffle": False}, {"interleave": 2}, {"chunks_per_batch": 2}, {"drop_last": True}], ids=str
+)
 def test_a_state_of_another_order_is_refused_by_name(other: dict[str, Any]) -> None:
     state = ChunkBatchSampler([8, 8], **({"batch_size": 2} | other)).state_dict()
     with pytest.raises(StateError, match=next(iter(other))):

@@ -93,7 +93,9 @@ def test_a_strange_current_is_refused(tmp_path: Path, content: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:batch_size")
-@pytest.mark.parametrize("layout", [{"compressor": "none"}, {"compressor": "lz4hc"}, {"dtype": "float16"}, {"dtype": "float32"}, {"shard_samples": 1}], ids=str)
+@pytest.mark.parametrize(
+    "layout", [{"compressor": "none"}, {"compressor": "lz4hc"}, {"dtype": "float16"}, {"dtype": "float32"}, {"shard_samples": 1}], ids=str
+)
 def test_every_layout_reads_back_through_both_paths(tmp_path: Path, layout: dict[str, object]) -> None:
     chosen = BuildSettings(**(SMALL.model_dump() | layout))
     split = build(tmp_path, {"train": 11}, chosen).split("train")
@@ -103,9 +105,18 @@ def test_every_layout_reads_back_through_both_paths(tmp_path: Path, layout: dict
         assert np.array_equal(np.concatenate([batch["image"].numpy() for batch in loader]), want)
 
 
-@given(st.integers(1, 30), st.integers(1, 12), st.integers(8, 20), st.integers(8, 20), st.sampled_from(["lz4", "none"]), st.sampled_from(["uint8", "float32"]))
+@given(
+    st.integers(1, 30),
+    st.integers(1, 12),
+    st.integers(8, 20),
+    st.integers(8, 20),
+    st.sampled_from(["lz4", "none"]),
+    st.sampled_from(["uint8", "float32"]),
+)
 @settings(max_examples=15, deadline=None)
-def test_our_decoder_and_zarr_agree_for_drawn_shapes(tmp_path_factory: pytest.TempPathFactory, count: int, shard: int, height: int, width: int, codec: str, dtype: str) -> None:  # fmt: skip
+def test_our_decoder_and_zarr_agree_for_drawn_shapes(
+    tmp_path_factory: pytest.TempPathFactory, count: int, shard: int, height: int, width: int, codec: str, dtype: str
+) -> None:
     chosen = BuildSettings(target_size=(height, width), max_boxes=2, shard_samples=shard, compressor=codec, dtype=dtype)
     split = build(tmp_path_factory.mktemp("drawn"), {"train": count}, chosen).split("train")
     reader = split.reader()
@@ -235,7 +246,17 @@ def test_an_inner_chunk_moved_inside_its_file_is_noticed(tmp_path: Path) -> None
         read_everything(version)
 
 
-@pytest.mark.parametrize("file", ["manifest.json", "files.parquet", "samples.parquet", "rejected.jsonl", "warehouse.zarr/train/image/zarr.json", "warehouse.zarr/zarr.json"])  # fmt: skip
+@pytest.mark.parametrize(
+    "file",
+    [
+        "manifest.json",
+        "files.parquet",
+        "samples.parquet",
+        "rejected.jsonl",
+        "warehouse.zarr/train/image/zarr.json",
+        "warehouse.zarr/zarr.json",
+    ],
+)
 def test_a_version_edited_by_hand_is_reported(small: Warehouse, tmp_path: Path, file: str) -> None:
     version = damaged(small, tmp_path)
     path = version / file

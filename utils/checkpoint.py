@@ -1,7 +1,7 @@
 """Checkpoints as one safetensors file and one JSON file that names it with its digest. No pickle anywhere.
 
 Purpose: save and load weights, their running average and optimizer state so that a crash at any moment leaves a whole checkpoint.
-Used by: utils.training, scripts.infer_view
+Used by: detector.task, scripts.infer_view, utils.training
 Design notes: tensors go first, under a name that carries their digest; replacing `checkpoint.json` is the commit, and only then is
   the former tensor file removed. Everything read is bounded, compared with its digest, and its weights checked for NaN. Names are
   flat: "model.<key>", "average.<key>", "optimizer.<parameter number>.<key>". Nothing random is stored: it all derives from the seed.
@@ -27,7 +27,16 @@ from torch import Tensor, nn
 from warehouse.durable import write_bytes
 from warehouse.errors import ConfigError, CorruptError, StateError, TrainingError
 
-__all__ = ["Checkpoint", "load_checkpoint", "load_module", "optimizer_tensors", "prefixed", "restore_optimizer", "save_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "load_checkpoint",
+    "load_module",
+    "optimizer_tensors",
+    "prefixed",
+    "restore_optimizer",
+    "same_run",
+    "save_checkpoint",
+]
 
 FORMAT = 1
 INDEX = "checkpoint.json"
@@ -102,17 +111,26 @@ def load_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(tensors, meta, index_path)
 
 
+def same_run(saved: Checkpoint, pairs: dict[str, tuple[Any, Any]], remedy: str) -> None:
+    """pairs: what the run says now and what the checkpoint says, by name. Raises StateError naming the first that differs."""
+    for key, (now, then) in pairs.items():
+        if now != then:
+            raise StateError("the checkpoint is of another run", where=f"{saved.path}, {key}", expected=now, found=then, remedy=remedy)
+
+
 def _read_index(path: Path) -> dict[str, Any]:
     if path.suffix != ".json" and path.is_file():
         raise ConfigError("a checkpoint is named by its folder or its checkpoint.json", where=path)
+    if path.is_symlink() or not path.is_file():
+        raise ConfigError("no checkpoint there", where=path, remedy=REMEDY)
     try:
-        if path.is_symlink() or not path.is_file():
-            raise ConfigError("no checkpoint there", where=path, remedy=REMEDY)
-        if path.stat().st_size > MAX_INDEX_BYTES:
-            raise CorruptError("the checkpoint's index is too large", where=path, expected=f"at most {MAX_INDEX_BYTES} bytes")
-        index = json.loads(path.read_bytes())
+        size, data = path.stat().st_size, path.read_bytes() if path.stat().st_size <= MAX_INDEX_BYTES else b""
     except OSError as error:
         raise ConfigError("the checkpoint cannot be read", where=path, found=error.strerror) from None
+    if size > MAX_INDEX_BYTES:
+        raise CorruptError("the checkpoint's index is too large", where=path, expected=f"at most {MAX_INDEX_BYTES} bytes", found=size)
+    try:
+        index = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise CorruptError("the checkpoint's index does not parse", where=path, found=str(error)) from None
     if not isinstance(index, dict):

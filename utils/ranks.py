@@ -1,7 +1,7 @@
 """The ranks of one run: one process, or several started by torchrun that average their gradients.
 
-Purpose: device choice, process group, DDP wrapping, sums and maxima over ranks. With one process everything here is a no-op.
-Used by: utils.training, scripts.train_detector
+Purpose: device, precision, process group, DDP wrapping, sums and maxima over ranks. With one process everything here is a no-op.
+Used by: detector.predict, scripts.infer_view, scripts.train_detector, utils.training
 Design notes: torchrun is recognised by RANK, LOCAL_RANK and WORLD_SIZE; NCCL on GPUs, gloo elsewhere.
   Only the first rank writes files and evaluates; the others wait in the next collective.
 Assistant guidance: when extending: every rank must make the same collective calls in the same order, also on the way out.
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from warehouse.errors import ConfigError
 
-__all__ = ["Ranks", "choose_device"]
+__all__ = ["Ranks", "autocast_dtype", "choose_device", "to_device"]
 
 
 def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
@@ -34,6 +34,29 @@ def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ConfigError("the device cannot be used", where=wanted, found=str(error).split("\n", 1)[0], remedy="use auto or cpu") from None
     return device
+
+
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """What `auto`, `float32`, `bf16` or `fp16` means on a device; None is float32.
+
+    `auto`: bf16 on a GPU that has it, fp16 on one that has not, float32 on the CPU. Raises ConfigError for fp16 on a CPU.
+    """
+    if precision == "auto":
+        if device.type != "cuda":
+            return None
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if precision == "fp16" and device.type == "cpu":
+        raise ConfigError("fp16 needs a GPU", where="precision", remedy="use bf16 or float32")
+    return {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def to_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """The batch on the device, through pinned memory to a GPU; pictures stay uint8, a quarter of the bytes."""
+    if device.type == "cpu":
+        return batch
+    if device.type == "cuda":
+        batch = {key: value if value.is_cuda or value.is_pinned() else value.pin_memory() for key, value in batch.items()}
+    return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
 
 
 @dataclass(frozen=True, slots=True)

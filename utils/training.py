@@ -25,14 +25,14 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from utils.checkpoint import load_checkpoint, load_module, optimizer_tensors, prefixed, restore_optimizer, save_checkpoint
+from utils.checkpoint import load_checkpoint, load_module, optimizer_tensors, prefixed, restore_optimizer, same_run, save_checkpoint
 from utils.experiments import Journal, Phases
 from utils.log import get_log, progress
-from utils.ranks import Ranks
+from utils.ranks import Ranks, autocast_dtype, to_device
 from warehouse.errors import ConfigError, StateError, TrainingError
 from warehouse.schema import Section
 
-__all__ = ["Task", "TrainSettings", "Trainer", "seeded", "to_device"]
+__all__ = ["Task", "TrainSettings", "Trainer", "seeded"]
 
 log = get_log(__name__)
 DRAW_EVERY_S = 30.0
@@ -98,15 +98,6 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def to_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """The batch on the device; pictures stay uint8, a quarter of the bytes."""
-    if device.type == "cpu":
-        return batch
-    pin = device.type == "cuda"
-    return {key: (value.pin_memory() if pin and not value.is_pinned() else value).to(device, non_blocking=True)
-            for key, value in batch.items()}  # fmt: skip
-
-
 class Trainer:
     """One run. `run()` trains to the end of the schedule and returns the result; see TrainSettings for what decides the end.
 
@@ -122,7 +113,7 @@ class Trainer:
         self.model = task.model.to(self.device, memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.optimizer = torch.optim.AdamW(_groups(self.model, settings.weight_decay), lr=settings.lr)
-        self.autocast = _autocast_dtype(settings.precision, self.device)
+        self.autocast = autocast_dtype(settings.precision, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.autocast is torch.float16)
         self.phases = Phases()
         self.epoch = self.step = self.batches = 0
@@ -149,8 +140,10 @@ class Trainer:
             self._resume()
         self.wrapped = self.ranks.wrap(self.model)
         self.journal = Journal(self.output, self.settings.status_file, active=self.ranks.first, after_step=self.step if self.step else None)
-        log.info("%s: %s parameters on %s, %s; store opened in %.2f s", self.task.name, f"{sum(p.numel() for p in self.model.parameters()):,}",
-                 self.device, "float32" if self.autocast is None else str(self.autocast).removeprefix("torch."), self.open_seconds)  # fmt: skip
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        precision = str(self.autocast or torch.float32).removeprefix("torch.")
+        log.info("%s: %s parameters on %s, %s", self.task.name, f"{parameters:,}", self.device, precision)
+        log.info("store opened in %.2f s", self.open_seconds)
         try:
             with self._interruptible(), progress(self._steps_left(), "steps", "train") as bar:
                 while not self._over():
@@ -316,9 +309,7 @@ class Trainer:
 
     def _evaluate(self) -> None:
         if self.ranks.first:
-            start = time.monotonic()
             self.metrics = self.task.evaluate(self.average, self._held_out_batches())
-            log.debug("evaluated in %.1f s", time.monotonic() - start)
         self.metrics = self.ranks.share(self.metrics)
 
     def _held_out_batches(self) -> Iterator[dict[str, Tensor]]:
@@ -367,10 +358,7 @@ class Trainer:
         pairs = {"model": (self.task.describe(), saved.meta.get("model"))}
         former = saved.meta.get("settings", {})
         pairs |= {key: (value, former.get(key)) for key, value in self._agreed().items()}
-        for key, (now, then) in pairs.items():
-            if now != then:
-                raise StateError("the checkpoint is of another run", where=f"{saved.path}, {key}", expected=now, found=then,
-                                 remedy=f"repeat the setting, or choose another --{self.task.section}.output")  # fmt: skip
+        same_run(saved, pairs, remedy=f"repeat the setting, or choose another --{self.task.section}.output")
         try:
             for key in COUNTERS:
                 setattr(self, key, type(getattr(self, key))(saved.meta["counters"][key]))
@@ -413,14 +401,3 @@ def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     return [
         group for group in ({"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}) if group["params"]
     ]
-
-
-def _autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """bf16 on a GPU that has it, fp16 on one that has not, float32 on the CPU; or what is asked for."""
-    if precision == "auto":
-        if device.type != "cuda":
-            return None
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    if precision == "fp16" and device.type == "cpu":
-        raise ConfigError("fp16 needs a GPU", where="precision", remedy="use bf16 or float32")
-    return {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]

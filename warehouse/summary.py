@@ -18,7 +18,7 @@ from pydantic import Field
 
 from warehouse import manifest as tables
 from warehouse.errors import BuildError
-from warehouse.schema import Section
+from warehouse.schema import SPLIT_NAMES, Section
 from warehouse.store import Warehouse
 
 __all__ = ["SAMPLES_SCHEMA", "ExportSettings", "PictureFacts", "export", "summarise", "summarise_by"]
@@ -95,7 +95,8 @@ def summarise_by(pictures: Sequence[PictureFacts], class_names: Sequence[str], k
     groups: dict[str, list[PictureFacts]] = {}
     for picture in pictures:
         groups.setdefault(getattr(picture, key), []).append(picture)
-    return {name: summarise(groups[name], class_names) for name in sorted(groups)}
+    order = sorted(groups, key=lambda name: (SPLIT_NAMES.index(name) if key == "split" else 0, name))
+    return {name: summarise(groups[name], class_names) for name in order}
 
 
 def summary_rows(summary: dict[str, Any]) -> Iterable[dict[str, Any]]:

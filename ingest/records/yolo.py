@@ -21,6 +21,7 @@ __all__ = ["parse_yolo", "read_class_names", "read_yolo_text"]
 
 MAX_TEXT_BYTES = 16 << 20
 MAX_YAML_BYTES = 1 << 20
+MAX_YAML_DEPTH = 32
 MAX_CLASSES = 32_767
 
 
@@ -130,9 +131,12 @@ def _names_of_yaml(data: bytes, path: str) -> dict[Any, Any] | None:
     import yaml
 
     try:
-        # Events first: an alias can make a few lines grow without bound once composed.
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(data, Loader=yaml.SafeLoader)):
-            raise AnnotationError("YAML aliases are refused", where=path)
+        # Events first: aliases can make a few lines grow without bound once composed, and deep nesting takes quadratic time.
+        depth = 0
+        for event in yaml.parse(data, Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent) or depth > MAX_YAML_DEPTH:
+                raise AnnotationError("YAML with aliases or deep nesting is refused", where=path)
         content = yaml.safe_load(data)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
