@@ -20,7 +20,7 @@ PACKAGES = {
     "scripts": {"detector", "vqvae", "features", "utils", "ingest", "warehouse"},
 }
 # A new module here is a decision: say what it does that none of these does.
-UTILS = {"samplers", "loader", "loader_utils", "engines", "augment", "training", "checkpoint", "ranks", "argyaml", "log"}
+UTILS = {"samplers", "loader", "loader_utils", "engines", "stores", "augment", "training", "checkpoint", "ranks", "argyaml", "log"}
 NO_TORCH = ("warehouse", "ingest")
 MODULES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 

@@ -15,6 +15,7 @@ from fakes import build, numbers, sample
 
 from utils.loader import ChunkLoader
 from utils.samplers import ChunkBatchSampler, RandomBatchSampler
+from utils.stores import choose_store
 from warehouse import Warehouse
 from warehouse.errors import ConfigError, StateError
 
@@ -27,9 +28,10 @@ def indices(loader: ChunkLoader) -> list[list[int]]:
 
 @pytest.mark.parametrize(("engine", "workers"), [("inline", 0), ("thread", 0), ("thread", 1), ("thread", 2), ("thread", 4), ("spawn", 0)])
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
-def test_engines_deliver_what_was_baked_once_each(small: Warehouse, engine: Any, workers: int, batch_size: int) -> None:
+@pytest.mark.parametrize("store", ["mmap", "pread", "memory", "stream"])
+def test_engines_deliver_what_was_baked_once_each(small: Warehouse, engine: Any, workers: int, batch_size: int, store: Any) -> None:
     split = small.split("train")
-    with ChunkLoader(split, batch_size, engine=engine, num_workers=workers, seed=2, interleave=2) as loader:
+    with ChunkLoader(split, batch_size, engine=engine, num_workers=workers, store=store, seed=2, interleave=2) as loader:
         seen = []
         for batch in loader:
             for row, index in enumerate(batch["index"].tolist()):
@@ -42,9 +44,13 @@ def test_engines_deliver_what_was_baked_once_each(small: Warehouse, engine: Any,
         assert seen == [index for item in reference for index in item]
 
 
-def test_spawned_workers_give_the_same_order_and_digest(small: Warehouse) -> None:
+@pytest.mark.parametrize("store", ["mmap", "pread", "memory", "stream"])
+def test_spawned_workers_give_the_same_order_and_digest(small: Warehouse, store: Any) -> None:
     split = small.split("train")
-    with ChunkLoader(split, 4, engine="inline", seed=1) as one, ChunkLoader(split, 4, engine="spawn", num_workers=2, seed=1) as two:
+    with (
+        ChunkLoader(split, 4, engine="inline", seed=1, store="mmap") as one,
+        ChunkLoader(split, 4, engine="spawn", num_workers=2, seed=1, store=store) as two,
+    ):
         for epoch in range(2):
             one.set_epoch(epoch)
             two.set_epoch(epoch)
@@ -133,6 +139,72 @@ def test_the_digest_adds_up_over_ranks_and_pads_are_marked(small: Warehouse) -> 
 def test_a_state_of_something_else_is_refused_by_name(small: Warehouse, key: str, value: Any) -> None:
     with ChunkLoader(small.split("train"), 4, engine="inline") as loader, pytest.raises(StateError, match=key):
         loader.load_state_dict(loader.state_dict() | {key: value})
+
+
+@pytest.mark.parametrize("engine", ["thread", "spawn"])
+@pytest.mark.parametrize(("interleave", "chunks_per_batch"), [(1, 1), (2, 1), (1, 2), (2, 2)])
+def test_a_stream_fetches_each_chunk_once_and_holds_few(small: Warehouse, engine: Any, interleave: int, chunks_per_batch: int) -> None:
+    split = small.split("train")
+    options: dict[str, Any] = {"interleave": interleave, "chunks_per_batch": chunks_per_batch, "prefetch": 1}
+    with ChunkLoader(split, 4, engine=engine, num_workers=1, store="stream", **options) as loader:
+        reader = loader.engine.reader
+        assert len(reader.buffers) == 1 + interleave * chunks_per_batch  # type: ignore[attr-defined]
+        for epoch in (1, 2):
+            loader.set_epoch(epoch)
+            assert sorted(index for batch in indices(loader) for index in batch) == list(range(29))
+            assert reader.fetches == epoch * len(split.chunk_sizes)  # type: ignore[attr-defined]
+        next(iter(loader))
+        assert sorted(index for batch in indices(loader) for index in batch) == list(range(29)), "an abandoned epoch leaves nothing behind"
+
+
+@pytest.mark.parametrize("engine", ["inline", "thread", "spawn"])
+@pytest.mark.parametrize("store", ["mmap", "pread", "memory", "stream"])
+def test_damage_is_a_typed_error_through_every_store(tmp_path: Path, engine: Any, store: Any) -> None:
+    from warehouse.errors import CorruptError
+
+    warehouse = build(tmp_path)
+    path = warehouse.store / "train/image/c/2/0/0/0"
+    data = bytearray(path.read_bytes())
+    data[100] ^= 8
+    path.write_bytes(data)
+    with (
+        ChunkLoader(warehouse.split("train"), 4, engine=engine, num_workers=1, store=store) as loader,
+        pytest.raises(CorruptError, match="image/c/2"),
+    ):
+        indices(loader)
+
+
+@pytest.mark.parametrize(
+    ("available", "kind", "expected"),
+    [
+        (10**9, "ext4", "memory"),
+        (200_000, "ext4", "mmap"),
+        (200_000, "nfs4", "stream"),
+        (20_000, "ext4", "stream"),
+        (10**9, "nfs", "memory"),
+    ],
+)
+def test_auto_goes_by_memory_and_file_system_and_says_why(small: Warehouse, available: int, kind: str, expected: str) -> None:
+    split = small.split("train")
+    sampler = ChunkBatchSampler(split.chunk_sizes, 4)
+    choice = choose_store("auto", split, split.arrays, sampler, available=available, kind=kind)
+    assert choice.store == expected
+    assert len(choice.why.split()) > 4
+    if expected == "stream":
+        random = RandomBatchSampler(split.chunk_sizes, 4)
+        assert choose_store("auto", split, split.arrays, random, available=available, kind=kind).store != "stream"
+
+
+def test_a_split_that_does_not_fit_is_refused_with_the_size_needed(small: Warehouse) -> None:
+    split = small.split("train")
+    with pytest.raises(ConfigError, match="MB free"):
+        choose_store("memory", split, split.arrays, ChunkBatchSampler(split.chunk_sizes, 4), available=1000)
+
+
+def test_a_stream_of_a_random_sampler_is_refused(small: Warehouse) -> None:
+    split = small.split("train")
+    with pytest.raises(ConfigError, match="RandomBatchSampler"):
+        ChunkLoader(split, sampler=RandomBatchSampler(split.chunk_sizes, 4), store="stream")
 
 
 def test_a_random_sampler_reads_across_chunks(small: Warehouse) -> None:

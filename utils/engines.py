@@ -2,8 +2,8 @@
 
 Purpose: `make_engine(...)` gives an object whose `run(plans)` yields filled batches in the order of the plans.
 Used by: utils.loader
-Design notes: all engines share `fill`, so that they cannot differ in what they deliver. The parent issues a ring slot with each
-  plan; only plan, slot number and counters travel between processes. Errors of a worker come back as values, so that their type
+Design notes: all engines fill batches through a reader's `fill`, so that they cannot differ in what they deliver. The parent issues
+  a ring slot with each plan; only slot numbers, indices and counters travel. Errors of a worker come back as values, so that their type
   and their one line survive. Abandoned batches return their slots before the next epoch begins.
 Assistant guidance: when extending: an engine knows no epoch, no sampler and no tensor; a new one must pass the same-order tests.
 """
@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 
 from utils.loader_utils import BatchLayout, BatchRing, SharedBlock
 from utils.samplers import BatchPlan, BatchSampler
+from utils.stores import WORKER_TIMEOUT_S, Source, open_source
 from warehouse.errors import ConfigError, WarehouseError, WorkerError
 from warehouse.store import ChunkReader, Split
+from warehouse.stream import FetchFailed, StreamReader
 
 __all__ = ["Batch", "make_engine"]
-
-WORKER_TIMEOUT_S = 30
 
 
 @dataclass(slots=True)
@@ -52,22 +52,6 @@ class _Filled:
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
 
 
-def fill(reader: ChunkReader, names: list[str], indices: NDArray[np.int64], out: dict[str, NDArray[Any]]) -> _Filled:
-    """Decode samples `indices` into `out` ([len(indices), ...] each). Every sample is decoded once, straight into its row."""
-    result = _Filled()
-    size, specs = reader.split.shard_samples, reader.split.specs
-    chunks, rows = np.divmod(indices, size)
-    for chunk in np.unique(chunks).tolist():
-        at = np.flatnonzero(chunks == chunk)
-        for name in names:
-            if specs[name].inner is None:
-                out[name][at] = reader.small(name, chunk)[rows[at]]
-            else:
-                result.bytes_read += reader.read_rows(name, chunk, rows[at], out[name], at)
-        result.decoded += len(at)
-    return result
-
-
 class LocalEngine:
     """Threads of this process; with no workers each batch is filled when it is asked for (`inline`)."""
 
@@ -78,6 +62,7 @@ class LocalEngine:
         self.pool = ThreadPoolExecutor(workers, thread_name_prefix="decode") if workers else None
 
     def run(self, plans: Iterator[BatchPlan]) -> Generator[Batch, None, None]:
+        plans = self.reader.follow(plans)
         waiting: deque[tuple[BatchPlan, int | None, Future[Any] | None]] = deque()
         counted = self.reader.chunks_opened
         try:
@@ -107,7 +92,7 @@ class LocalEngine:
 
     def _fill(self, plan: BatchPlan, slot: int | None) -> tuple[dict[str, NDArray[Any]], _Filled]:
         out = self.ring.write_views(slot, len(plan.indices))
-        return out, fill(self.reader, self.names, plan.indices, out)
+        return out, _Filled(*self.reader.fill(self.names, plan.indices, out))
 
     def close(self) -> None:
         if self.pool:
@@ -118,22 +103,22 @@ class LocalEngine:
 class _Work:
     """The `dataset` of spawned workers: fills a slot of the shared ring. Handles are opened in the worker, at its first job."""
 
-    def __init__(self, split: Split, names: list[str], layout: BatchLayout, block: SharedBlock, access: str, verify: str) -> None:
-        self.split, self.names, self.layout, self.block, self.access, self.verify = split, names, layout, block, access, verify
+    def __init__(self, source: Source, layout: BatchLayout, block: SharedBlock) -> None:
+        self.source, self.layout, self.block = source, layout, block
         self.reader: ChunkReader | None = None
 
     def __getitem__(self, job: tuple[int | None, NDArray[np.int64]]) -> _Filled:
         slot, indices = job
         try:
             if self.reader is None:
-                self.reader = self.split.reader(access=self.access, verify=self.verify)  # type: ignore[arg-type]
+                self.reader = self.source.reader()
             if slot is None:
                 memory = np.empty(self.layout.size, np.uint8)
             else:
                 memory = np.frombuffer(self.block.map, np.uint8, self.layout.size, slot * self.layout.size)
             out = self.layout.views(memory, len(indices))
             opened = self.reader.chunks_opened
-            filled = fill(self.reader, self.names, indices, out)
+            filled = _Filled(*self.reader.fill(self.source.names, indices, out))
             filled.chunks_opened = self.reader.chunks_opened - opened
             if slot is None:
                 filled.arrays = out
@@ -160,15 +145,14 @@ class _Jobs:
 class SpawnEngine:
     """A torch DataLoader with spawned workers that decode into a shared ring."""
 
-    def __init__(
-        self, split: Split, names: list[str], layout: BatchLayout, workers: int, prefetch_factor: int, access: str, verify: str
-    ) -> None:
+    def __init__(self, reader: ChunkReader, source: Source, layout: BatchLayout, workers: int, prefetch_factor: int) -> None:
         from torch.utils.data import DataLoader
 
+        self.reader = reader
         self.ring = BatchRing(layout, workers * prefetch_factor + 2, shared=True)
         self.jobs = _Jobs(self.ring)
         assert self.ring.block is not None
-        work: Any = _Work(split, names, layout, self.ring.block, access, verify)
+        work: Any = _Work(source, layout, self.ring.block)
         self.loader: Any = DataLoader(
             work,
             batch_size=None,
@@ -183,17 +167,10 @@ class SpawnEngine:
         )
 
     def run(self, plans: Iterator[BatchPlan]) -> Generator[Batch, None, None]:
-        # Starting an epoch drains what an abandoned one left with the workers, so its slots are free by then.
-        abandoned = list(self.jobs.issued)
-        self.jobs.issued.clear()
-        self.jobs.plans = iter(())
-        if abandoned:
-            for _ in self.loader:
-                pass
-            for _, slot in abandoned:
-                self.ring.give_back(slot)
-        self.jobs.plans = plans
+        self._drain()
+        self.jobs.plans = self.reader.follow(plans)
         stream = iter(self.loader)
+        counted = self.reader.chunks_opened
         while True:
             try:
                 filled = next(stream, None)
@@ -205,16 +182,32 @@ class SpawnEngine:
             plan, slot = self.jobs.issued.popleft()
             if filled.error is not None:
                 self.ring.give_back(slot)
+                if isinstance(filled.error, FetchFailed) and isinstance(self.reader, StreamReader):
+                    self.reader.raise_fetch_error(plan.indices)
                 raise filled.error
+            if isinstance(self.reader, StreamReader):
+                self.reader.done(plan.indices)
             arrays = filled.arrays if slot is None else self.ring.export(slot, len(plan.indices))
-            yield Batch(plan, arrays, filled.decoded, filled.bytes_read, filled.chunks_opened, int(slot is None))
+            opened, counted = filled.chunks_opened + self.reader.chunks_opened - counted, self.reader.chunks_opened
+            yield Batch(plan, arrays, filled.decoded, filled.bytes_read, opened, int(slot is None))
             del arrays, filled
+
+    def _drain(self) -> None:
+        """Starting an epoch takes in what an abandoned one left with the workers; only then are its slots free."""
+        self.jobs.plans = iter(())
+        if self.jobs.issued:
+            for _ in self.loader:
+                pass
+            for _, slot in self.jobs.issued:
+                self.ring.give_back(slot)
+            self.jobs.issued.clear()
 
     def close(self) -> None:
         iterator = self.loader._iterator
         if iterator is not None:
             iterator._shutdown_workers()
             self.loader._iterator = None
+        self.reader.close()
 
 
 def _as_is(item: Any) -> Any:
@@ -237,7 +230,16 @@ def worker_error(error: RuntimeError) -> WorkerError:
 
 
 def make_engine(
-    kind: str, split: Split, names: list[str], sampler: BatchSampler, *, num_workers: int, prefetch_factor: int, access: Any, verify: Any
+    kind: str,
+    split: Split,
+    names: list[str],
+    sampler: BatchSampler,
+    *,
+    num_workers: int,
+    prefetch_factor: int,
+    store: str,
+    prefetch: int,
+    verify: Any,
 ) -> LocalEngine | SpawnEngine:
     """Raises ConfigError for an unknown engine; `fork` is refused with its reason."""
     if kind == "fork":
@@ -251,9 +253,9 @@ def make_engine(
     if verify not in {"first_touch", "always", "off"}:
         raise ConfigError("unknown verify", expected="first_touch, always or off", found=repr(verify))
     layout = BatchLayout.of(sampler.batch_size, {name: (split.specs[name].shape[1:], split.specs[name].dtype) for name in names})
-    if kind == "spawn" and num_workers:
-        return SpawnEngine(split, names, layout, num_workers, prefetch_factor, access, verify)
+    spawn = kind == "spawn" and num_workers > 0
+    reader, source = open_source(store, split, names, sampler, shared=spawn, verify=verify, prefetch=prefetch, threads=num_workers)
+    if spawn:
+        return SpawnEngine(reader, source, layout, num_workers, prefetch_factor)
     threads = num_workers if kind == "thread" else 0
-    keep = min(1024, 64 + 2 * sampler.interleave * sampler.chunks_per_batch)
-    reader = split.reader(access=access, verify=verify, keep=keep)
     return LocalEngine(reader, names, layout, threads, max(1, threads * prefetch_factor))

@@ -26,6 +26,7 @@ from pydantic import Field
 from utils.engines import Batch, make_engine
 from utils.log import get_log
 from utils.samplers import BatchPlan, BatchSampler, ChunkBatchSampler
+from utils.stores import choose_store
 from warehouse.errors import ConfigError, StateError
 from warehouse.schema import Section
 from warehouse.store import Split
@@ -35,7 +36,6 @@ __all__ = ["ChunkLoader", "LoaderSettings", "LoaderStats"]
 log = get_log(__name__)
 Engine = Literal["thread", "spawn", "inline"]
 Store = Literal["auto", "mmap", "pread", "memory", "stream"]
-NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "lustre", "ceph", "glusterfs", "9p", "beegfs", "gpfs", "afs"}
 
 
 class LoaderSettings(Section):
@@ -44,7 +44,9 @@ class LoaderSettings(Section):
     engine: Engine = Field("thread", description="thread decodes in this process, spawn in worker processes, inline without concurrency")
     num_workers: int = Field(2, ge=0, le=256, description="decode threads or processes; 0 is inline")
     prefetch_factor: int = Field(2, ge=1, le=64, description="batches in flight a worker")
-    store: Store = Field("auto", description="auto, mmap or pread (memory and stream are not there yet)")
+    store: Store = Field(
+        "auto", description="mmap, pread, memory (decoded once), stream (whole chunks fetched ahead); auto chooses and says why"
+    )
     prefetch: int = Field(2, ge=1, le=64, description="stored chunks fetched ahead by store=stream")
     verify: Literal["first_touch", "always", "off"] = Field("first_touch", description="when an inner chunk's crc32c is checked")
     interleave: int = Field(1, ge=1, description="chunks read in turn; more is a finer shuffle and more open files")
@@ -124,9 +126,19 @@ class ChunkLoader:
                 raise ConfigError(f"{name} must be a whole number of at least {least}", found=repr(value))
         self.split, self.sampler, self.names = split, sampler, names
         self.augment, self.device = augment, None if device is None else torch.device(device)
-        self.store = choose_store(split, store)
+        choice = choose_store(store, split, names, sampler)
+        self.store, self.store_reason = choice.store, choice.why
+        log.debug("store %s: %s", choice.store, choice.why)
         self.engine = make_engine(
-            engine, split, names, sampler, num_workers=num_workers, prefetch_factor=prefetch_factor, access=self.store, verify=verify
+            engine,
+            split,
+            names,
+            sampler,
+            num_workers=num_workers,
+            prefetch_factor=prefetch_factor,
+            store=self.store,
+            prefetch=prefetch,
+            verify=verify,
         )
         self.stats = LoaderStats()
         self._digest = 0
@@ -239,32 +251,3 @@ def batch_digest(plan: BatchPlan) -> int:
     """sha256 of (batch number, sample indices) as little-endian int64, as an integer."""
     numbers = np.concatenate(([plan.number], plan.indices)).astype("<i8")
     return int.from_bytes(hashlib.sha256(numbers.tobytes()).digest(), "big")
-
-
-def choose_store(split: Split, store: str) -> Literal["mmap", "pread"]:
-    """`auto`: mmap on a local file system, pread elsewhere (a file cut short under a map kills the process). Raises ConfigError."""
-    if store in {"memory", "stream"}:
-        raise ConfigError(f"store={store!r} is not there yet", expected="auto, mmap or pread", remedy="leave --loader.store away")
-    if store not in {"auto", "mmap", "pread"}:
-        raise ConfigError("unknown store", expected="auto, mmap, pread, memory or stream", found=repr(store))
-    if store == "auto":
-        kind = file_system(os.path.realpath(split.warehouse.store))
-        chosen: Literal["mmap", "pread"] = "pread" if kind in NETWORK_FILE_SYSTEMS else "mmap"
-        log.debug(f"store auto: {chosen}, since the warehouse lies on {kind or 'an unknown file system'}")
-        return chosen
-    return "pread" if store == "pread" else "mmap"
-
-
-def file_system(path: str) -> str | None:
-    """The type of the file system `path` lies on, from /proc/mounts; None where that cannot be read."""
-    try:
-        with open("/proc/mounts", encoding="utf-8") as mounts:
-            lines = [line.split() for line in mounts]
-    except OSError:
-        return None
-    best = max(
-        (line for line in lines if path == line[1] or path.startswith(line[1].rstrip("/") + "/")),
-        key=lambda line: len(line[1]),
-        default=None,
-    )
-    return best[2] if best else None

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from warehouse.errors import CorruptError
 from warehouse.schema import ArraySpec, Codec
 
-__all__ = ["ShardWriter", "StoredChunk", "decode_into", "encode", "fill_value"]
+__all__ = ["ShardWriter", "StoredChunk", "decode_into", "encode", "fill_value", "open_file"]
 
 # Threaded Blosc holds the GIL, and its output depends on the thread count: 40 different outputs in 40 encodes were seen.
 blosc.use_threads = False
@@ -103,29 +103,41 @@ class ShardWriter:
         return seal_of(b"".join(self.checksums), body)
 
 
-class StoredChunk:
-    """One open file of an array: mapped, or read with `pread`. Rows are decoded from it in any order, by any thread.
+def open_file(path: Path) -> int:
+    """A descriptor for reading; links are not followed, a FIFO does not hang. Raises CorruptError naming the file."""
+    try:
+        return os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    except OSError as error:
+        raise CorruptError("a data file is missing or cannot be opened", where=path, found=error.strerror, remedy=REMEDY) from None
 
-    expected: (size, seal) from files.parquet. rows: samples in this chunk, slots beyond are absent. Opening checks the
-    size, the index's crc32c, every index entry and the seal; raises CorruptError naming the file.
+
+class StoredChunk:
+    """One file of an array: mapped, read with `pread`, or held in memory. Rows are decoded from it in any order, by any thread.
+
+    expected: (size, seal) from files.parquet. rows: samples in this chunk, slots beyond are absent. memory: the whole file, when it
+    was fetched already. Opening checks the size, the index's crc32c, every index entry and the seal; raises CorruptError naming the file.
     """
 
-    def __init__(self, path: Path, spec: ArraySpec, rows: int, expected: tuple[int, int], access: str = "mmap") -> None:
+    def __init__(
+        self,
+        path: Path,
+        spec: ArraySpec,
+        rows: int,
+        expected: tuple[int, int],
+        access: str = "mmap",
+        memory: memoryview | None = None,
+    ) -> None:
         self.path, self.spec, self.rows, self.size = path, spec, rows, expected[0]
-        self.row_shape = spec.shape[1:]
-        self.map: mmap.mmap | None = None
-        self.view: memoryview | None = None
+        self.view: memoryview | None = memory
         self.verified = np.zeros(rows, dtype=bool)
         self.decoded: NDArray[Any] | None = None
+        self.fd = -1
         try:
-            self.fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
-        except OSError as error:
-            raise CorruptError("a data file is missing or cannot be opened", where=path, found=error.strerror, remedy=REMEDY) from None
-        try:
-            self.check_size()
-            if access == "mmap":
-                self.map = mmap.mmap(self.fd, self.size, access=mmap.ACCESS_READ)
-                self.view = memoryview(self.map)
+            if memory is None:
+                self.fd = open_file(path)
+                self.check_size()
+                if access == "mmap":
+                    self.view = memoryview(mmap.mmap(self.fd, self.size, access=mmap.ACCESS_READ))
             self.index = self._open_index(expected[1])
         except BaseException:
             self.close()
@@ -133,6 +145,8 @@ class StoredChunk:
 
     def check_size(self) -> None:
         """Compare the file's size with the published one. Before touching a map: reading past a truncated file's end is SIGBUS."""
+        if self.fd < 0:
+            return
         size = os.fstat(self.fd).st_size
         if size != self.size or self.size == 0:
             raise CorruptError("a data file has the wrong size", where=self.path, expected=f"{self.size} bytes", found=size, remedy=REMEDY)
@@ -201,7 +215,7 @@ class StoredChunk:
 
     def close(self) -> None:
         # The map goes with its last view: another thread may still be decoding from it.
-        self.view = self.map = None
+        self.view = None
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1

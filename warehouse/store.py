@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from warehouse import manifest as tables
 from warehouse.errors import CorruptError, NotAWarehouseError, StoreError
 from warehouse.manifest import Manifest, read_manifest, read_table, safe_relative
 from warehouse.schema import ArraySpec, Codec
-from warehouse.shards import StoredChunk
+from warehouse.shards import StoredChunk, chunk_key
 
 __all__ = ["ChunkReader", "Split", "Warehouse"]
 
@@ -189,6 +190,26 @@ class ChunkReader:
         self._lock = threading.Lock()
         self.chunks_opened = 0
 
+    def fill(self, names: Sequence[str], indices: NDArray[np.int64], out: Mapping[str, NDArray[Any]]) -> tuple[int, int]:
+        """Write samples `indices` of the split into out[name] ([len(indices), ...]); (samples decoded, bytes read).
+
+        Every sample is decoded once, straight into its row. Raises CorruptError naming the file.
+        """
+        chunks, rows = np.divmod(indices, self.split.shard_samples)
+        size = 0
+        for chunk in np.unique(chunks).tolist():
+            at = np.flatnonzero(chunks == chunk)
+            for name in names:
+                if self.split.specs[name].inner is None:
+                    out[name][at] = self.small(name, chunk)[rows[at]]
+                else:
+                    size += self.read_rows(name, chunk, rows[at], out[name], at)
+        return len(indices), size
+
+    def follow(self, plans: Iterator[Any]) -> Iterator[Any]:
+        """The batch plans of an epoch on their way to being filled; readers that fetch ahead look at them here."""
+        return plans
+
     def chunk(self, name: str, chunk: int) -> StoredChunk:
         """The open file of a stored chunk, its size checked now. Raises CorruptError naming the file."""
         with self._lock:
@@ -198,7 +219,7 @@ class ChunkReader:
         if found is not None:
             found.check_size()
             return found
-        opened = self._open_chunk(name, chunk)
+        opened = self.open_chunk(name, chunk)
         with self._lock:
             # Another thread may have opened it meanwhile: keep the first, so that `verified` is shared.
             found = self._open.setdefault((name, chunk), opened)
@@ -208,7 +229,8 @@ class ChunkReader:
                 self._open.popitem(last=False)
         return found
 
-    def _open_chunk(self, name: str, chunk: int) -> StoredChunk:
+    def locate(self, name: str, chunk: int) -> tuple[Path, int, tuple[int, int]]:
+        """(file, its samples, (size, seal)) of a stored chunk. Raises CorruptError when the table does not know it."""
         split, spec = self.split, self.split.specs[name]
         with self._lock:
             if name not in self._expected:
@@ -216,11 +238,13 @@ class ChunkReader:
             sizes, seals = self._expected[name]
         rows = min(spec.chunk[0], len(split) - chunk * spec.chunk[0])
         if not 0 <= chunk < len(sizes) or rows <= 0:
-            raise CorruptError(
-                "a stored chunk is not in the table of files", where=f"{split.warehouse.folder}, {split.name}/{name}, chunk {chunk}"
-            )
-        path = chunk_path(split.warehouse.store, split.name, spec, chunk)
-        return StoredChunk(path, spec, rows, (int(sizes[chunk]), int(seals[chunk])), self.access)
+            where = f"{split.warehouse.folder}, {split.name}/{name}, chunk {chunk}"
+            raise CorruptError("a stored chunk is not in the table of files", where=where)
+        return chunk_path(split.warehouse.store, split.name, spec, chunk), rows, (int(sizes[chunk]), int(seals[chunk]))
+
+    def open_chunk(self, name: str, chunk: int) -> StoredChunk:
+        path, rows, expected = self.locate(name, chunk)
+        return StoredChunk(path, self.split.specs[name], rows, expected, self.access)
 
     def read_rows(self, name: str, chunk: int, rows: NDArray[np.int64], out: NDArray[Any], at: NDArray[np.int64]) -> int:
         """Decode samples `rows` (places within the chunk) of a sharded array into out[at]; bytes read."""
@@ -242,6 +266,4 @@ class ChunkReader:
 
 
 def chunk_path(store: Path, split: str, spec: ArraySpec, chunk: int) -> Path:
-    from warehouse.shards import chunk_key
-
     return store / safe_relative(f"{split}/{spec.name}/{chunk_key(spec, chunk)}", store)

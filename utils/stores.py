@@ -1,0 +1,162 @@
+"""Where a split's bytes come from while it is read: mapped files, reads, RAM, or a stream of whole chunks.
+
+Purpose: `choose_store` settles `store: auto` and says why; `open_source` makes the reader and whatever memory it needs.
+Used by: utils.engines, utils.loader
+Design notes: auto goes by the file system and by decoded and stored size against the memory that is free (also under a cgroup
+  limit). A reader lives in the parent; a `Source` is what a spawned worker needs to read the same: the split by path, or shared memory.
+Assistant guidance: when extending: every store fills batches through `fill(names, indices, out)`; none may change what is delivered.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+
+from utils.loader_utils import SharedBlock
+from utils.samplers import BatchSampler, RandomBatchSampler
+from warehouse.errors import ConfigError
+from warehouse.memory import MemoryReader, decode_split, split_bytes
+from warehouse.store import ChunkReader, Split
+from warehouse.stream import SharedStreamReader, StreamReader, segment_bytes
+
+__all__ = ["STORES", "WORKER_TIMEOUT_S", "Source", "StoreChoice", "choose_store", "open_source"]
+
+STORES = ("auto", "mmap", "pread", "memory", "stream")
+NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "lustre", "ceph", "glusterfs", "9p", "beegfs", "gpfs", "afs"}
+ALIGN = 64
+TABLE_BYTES = 1 << 16
+WORKER_TIMEOUT_S = 30
+
+
+@dataclass(frozen=True, slots=True)
+class StoreChoice:
+    """The store taken and why, in half a sentence."""
+
+    store: Literal["mmap", "pread", "memory", "stream"]
+    why: str
+
+
+def choose_store(
+    store: str, split: Split, names: Sequence[str], sampler: BatchSampler, *, available: int | None = None, kind: str | None = None
+) -> StoreChoice:
+    """Settle `auto`, check the rest. available, kind: free memory in bytes and file system, measured when None. Raises ConfigError."""
+    if store not in STORES:
+        raise ConfigError("unknown store", expected=", ".join(STORES), found=repr(store))
+    by_chunk = not isinstance(sampler, RandomBatchSampler)
+    decoded = split_bytes(split, names)
+    available = free_memory() if available is None else available
+    if store == "memory" and decoded > available:
+        raise ConfigError("the decoded split does not fit into memory", where=repr(split), expected=f"{decoded / 1e6:.0f} MB",
+                          found=f"{available / 1e6:.0f} MB free", remedy="use --loader.store mmap or stream")  # fmt: skip
+    if store == "stream" and not by_chunk:
+        raise ConfigError(
+            "store='stream' fetches chunk by chunk, RandomBatchSampler needs them all", remedy="use store='mmap' or ChunkBatchSampler"
+        )
+    if store != "auto":
+        return StoreChoice(store, "as asked for")  # type: ignore[arg-type]
+    kind = file_system(os.path.realpath(split.warehouse.store)) if kind is None else kind
+    if decoded <= available / 8:
+        return StoreChoice("memory", f"the decoded split ({decoded / 1e6:.0f} MB) takes less than an eighth of the free memory")
+    if kind in NETWORK_FILE_SYSTEMS:
+        return StoreChoice("stream" if by_chunk else "pread", f"the warehouse lies on {kind}")
+    stored = sum(int(split.warehouse.files(f"{split.name}/{name}")[0].sum()) for name in names)
+    if stored > available and by_chunk:
+        return StoreChoice("stream", f"the files ({stored / 1e6:.0f} MB) are larger than the page cache can become")
+    return StoreChoice("mmap", f"the files ({stored / 1e6:.0f} MB) are local and fit the page cache")
+
+
+def free_memory() -> int:
+    """Bytes that can be taken without swapping: the machine's, or what the cgroup leaves where that is less."""
+    free = int(psutil.virtual_memory().available)
+    try:
+        with open("/sys/fs/cgroup/memory.max", encoding="ascii") as limit, open("/sys/fs/cgroup/memory.current", encoding="ascii") as used:
+            text = limit.read().strip()
+            return free if text == "max" else max(0, min(free, int(text) - int(used.read())))
+    except (OSError, ValueError):
+        return free
+
+
+def file_system(path: str) -> str:
+    """The type of the file system `path` lies on, from /proc/mounts; "unknown" where that cannot be read."""
+    try:
+        with open("/proc/mounts", encoding="utf-8") as mounts:
+            lines = [line.split() for line in mounts]
+    except OSError:
+        return "unknown"
+    inside = (line for line in lines if path == line[1] or path.startswith(line[1].rstrip("/") + "/"))
+    best = max(inside, key=lambda line: len(line[1]), default=None)
+    return best[2] if best else "unknown"
+
+
+@dataclass(slots=True)
+class Source:
+    """What a spawned worker reads from; pickled once, when it starts. block: decoded arrays (memory) or buffers (stream)."""
+
+    split: Split
+    names: list[str]
+    store: str
+    verify: Any
+    block: SharedBlock | None = None
+    buffer_bytes: int = 0
+
+    def reader(self) -> ChunkReader:
+        if self.store == "memory":
+            assert self.block is not None
+            return MemoryReader(self.split, decoded_views(self.split, self.names, self.block.map))
+        if self.store == "stream":
+            assert self.block is not None
+            table, buffers = stream_views(self.block.map, self.buffer_bytes)
+            return SharedStreamReader(self.split, self.names, buffers, table, verify=self.verify, patience_s=WORKER_TIMEOUT_S)
+        return self.split.reader(access=self.store, verify=self.verify)  # type: ignore[arg-type]
+
+
+def decoded_views(split: Split, names: Sequence[str], memory: Any) -> dict[str, NDArray[Any]]:
+    """The decoded split's arrays, [samples, ...] each, one after the other in `memory`."""
+    views, offset = {}, 0
+    for name in names:
+        spec = split.specs[name]
+        count = math.prod(spec.shape)
+        views[name] = np.frombuffer(memory, spec.dtype, count, offset).reshape(spec.shape)
+        offset += -(-count * np.dtype(spec.dtype).itemsize // ALIGN) * ALIGN
+    return views
+
+
+def stream_views(memory: Any, buffer_bytes: int) -> tuple[NDArray[np.int64], list[memoryview]]:
+    """The table (int64 [buffers, 3]) and the buffers of a stream, in one piece of memory."""
+    count = (len(memory) - TABLE_BYTES) // buffer_bytes
+    if 24 * count > TABLE_BYTES:
+        raise ConfigError("too many stored chunks in turn for store='stream'", expected=f"at most {TABLE_BYTES // 24}", found=count)
+    view = memoryview(memory)
+    buffers = [view[TABLE_BYTES + at * buffer_bytes : TABLE_BYTES + (at + 1) * buffer_bytes] for at in range(count)]
+    return np.frombuffer(memory, np.int64, 3 * count).reshape(count, 3), buffers
+
+
+def open_source(
+    store: str, split: Split, names: list[str], sampler: BatchSampler, *, shared: bool, verify: Any, prefetch: int, threads: int
+) -> tuple[ChunkReader, Source]:
+    """The parent's reader and what its spawned workers (`shared`) need. Memory: the decoded split, or prefetch + chunks in turn."""
+    in_turn = sampler.interleave * sampler.chunks_per_batch
+    source = Source(split, names, store, verify)
+    if store == "memory":
+        size = sum(-(-len(split) * split.specs[name].row_bytes // ALIGN) * ALIGN for name in names)
+        source.block = SharedBlock(max(1, size)) if shared else None
+        views = decoded_views(split, names, source.block.map if source.block else mmap.mmap(-1, max(1, size)))
+        return MemoryReader(
+            split, views, lambda: decode_split(split, names, views, access="pread", verify="always", threads=max(1, threads))
+        ), source
+    if store == "stream":
+        source.buffer_bytes = segment_bytes(split, names)
+        size = TABLE_BYTES + source.buffer_bytes * (prefetch + in_turn)
+        source.block = SharedBlock(size) if shared else None
+        table, buffers = stream_views(source.block.map if source.block else mmap.mmap(-1, size), source.buffer_bytes)
+        return StreamReader(split, names, buffers, table, in_turn=in_turn, verify=verify), source
+    keep = min(1024, 64 + 2 * in_turn * len(names))
+    return split.reader(access=store, verify=verify, keep=keep), source  # type: ignore[arg-type]
