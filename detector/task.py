@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from detector.evaluate import DetectionTally
 from detector.losses import LossWeights, big_loss, largest_box, make_truth, tiny_loss
-from detector.model import BigDet, TinyDet, make_model, to_float
+from detector.model import BigDet, TinyDet, make_model, reduced, to_float
 from utils.augment import AugmentSettings, augment
 from utils.checkpoint import Checkpoint, load_module
 from utils.training import TrainSettings, seeded
@@ -32,7 +32,10 @@ class DetectorSettings(TrainSettings, AugmentSettings):
     model: Literal["tiny", "big"] = "tiny"
     warehouse: str | None = Field(None, description="a warehouse or one of its versions; null: the newest under build.output_root")
     max_boxes: int | None = Field(None, ge=1, le=10_000, description="must be the store's; null: take the store's")
-    width: int | None = Field(None, ge=8, le=512, description="channels of the first stage; null: 16 for tiny, 32 for big")
+    width: int | None = Field(None, ge=8, le=512, description="channels of the first stage; null: 24 for tiny, 32 for big")
+    strength: float | None = Field(
+        None, ge=0, le=1, description="of augmentation: scales zoom, aspect and colour jitter; null: 0 for tiny (flips only), 1 for big"
+    )
     box_l1: float = Field(5.0, ge=0)
     box_giou: float = Field(2.0, ge=0)
 
@@ -69,14 +72,20 @@ class DetectorTask:
 
     def __init__(self, settings: DetectorSettings, facts: DataFacts) -> None:
         self.settings, self.facts = settings, facts
-        self.name = "TinyDet" if settings.model == "tiny" else "BigDet"
+        self.name, self.lr = ("TinyDet", 5e-3) if settings.model == "tiny" else ("BigDet", 2e-3)
         with seeded(settings.seed):
             self.model: BigDet | TinyDet = make_model(kind=settings.model, max_boxes=facts.max_boxes, class_count=len(facts.class_names),
                                                       width=settings.width)  # fmt: skip
+        strength = settings.strength if settings.strength is not None else float(settings.model == "big")
+        amounts = {key: strength * getattr(settings, key) for key in ("zoom", "aspect", "brightness", "contrast", "saturation")}
+        self.augmentation = AugmentSettings(flip_x=settings.flip_x, flip_y=settings.flip_y, **amounts)
         self.weights = LossWeights(box_l1=settings.box_l1, box_giou=settings.box_giou)
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor], epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
-        batch = augment(batch, seed=self.settings.seed, epoch=epoch, settings=self.settings)
+        if self.settings.model == "tiny":
+            # Before augmentation, which then has a quarter of the pixels to move.
+            batch = {**batch, "image": reduced((to_float(batch["image"]) + 1) / 2)}
+        batch = augment(batch, seed=self.settings.seed, epoch=epoch, settings=self.augmentation)
         said, truth = model(to_float(batch["image"])), make_truth(batch)
         # Matching and logarithms want float32, whatever the network ran in.
         with torch.autocast(truth.box_xyxy.device.type, enabled=False):

@@ -30,7 +30,7 @@ def main(settings: Any) -> dict[str, Any]:
         held_out = warehouse.split(held_out_name(warehouse))
         task = DetectorTask(detector, data_facts(train, detector))
         if detector.model == "tiny" and int(train.array("box_mask")[:].sum(axis=1).max(initial=0)) > 1:
-            log.warning("TinyDet finds one box a picture: it learns and is scored on the largest one; --detector.model big finds them all")
+            log.warning("TinyDet finds one box a picture and learns the largest; --detector.model big finds them all")
         options = settings.loader.model_dump()
         with (
             ChunkLoader(train, detector.batch_size, seed=detector.seed, rank=ranks.rank, world_size=ranks.count, **options) as batches,

@@ -20,7 +20,20 @@ PACKAGES = {
     "scripts": {"detector", "vqvae", "features", "utils", "ingest", "warehouse"},
 }
 # A new module here is a decision: say what it does that none of these does.
-UTILS = {"samplers", "loader", "loader_utils", "engines", "stores", "augment", "training", "checkpoint", "ranks", "argyaml", "log"}
+UTILS = {
+    "samplers",
+    "loader",
+    "loader_utils",
+    "engines",
+    "stores",
+    "augment",
+    "training",
+    "checkpoint",
+    "journal",
+    "ranks",
+    "argyaml",
+    "log",
+}
 NO_TORCH = ("warehouse", "ingest")
 MODULES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 
@@ -95,7 +108,9 @@ def test_utils_files_say_what_they_are_for_and_who_uses_them(path: Path) -> None
     for part in ("Purpose:", "Used by:", "Design notes:", "Assistant guidance: when extending"):
         assert part in doc, f"{part} is missing"
     listed = set(re.findall(r"[a-z_]+\.[a-z_]+", doc.split("Used by:")[1].split("Design notes:")[0]))
-    users = {name_of(other) for other in MODULES if any(name == name_of(path) or name.startswith(name_of(path) + ".") for name in imports(other))}
+    users = {
+        name_of(other) for other in MODULES if any(name == name_of(path) or name.startswith(name_of(path) + ".") for name in imports(other))
+    }
     lazily = {f"scripts.{script.stem}" for script in (ROOT / "scripts").glob("*.py") if f'"{name_of(path)}:' in script.read_text()}
     assert listed == (users | lazily) - {name_of(path)}
 

@@ -12,7 +12,6 @@ from torch import nn
 from utils.checkpoint import load_checkpoint, load_module, optimizer_tensors, prefixed, restore_optimizer, save_checkpoint
 from warehouse.errors import ConfigError, CorruptError, StateError, TrainingError
 
-
 ESCAPING = '{"format": 1, "file": "../x.safetensors", "size": 1, "sha256": "", "meta": {}}'
 
 

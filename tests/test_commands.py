@@ -14,10 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import scripts.build_zarr as build_zarr
-import scripts.export_summary as export_summary
-import scripts.inspect_zarr as inspect_zarr
-import scripts.verify_zarr as verify_zarr
+from scripts import build_zarr, export_summary, inspect_zarr, verify_zarr
 from utils.argyaml import SECTIONS, run
 from warehouse import Warehouse
 

@@ -20,7 +20,7 @@ NAN, INF = float("nan"), float("inf")
     ("box", "label", "reason"),
     [
         ((NAN, 0, 10, 10), 0, "nan"), ((0, 0, INF, 10), 0, "nan"), ((0, 0, 10, 10), -1, "unknown_class"), ((10, 0, 5, 10), 0, "reversed"),
-        ((0, 10, 10, 5), 0, "reversed"), ((5, 5, 5, 10), 0, "zero_area"), ((5, 5, 10, 5), 0, "zero_area"), ((100, 0, 120, 10), 0, "outside"),
+        ((0, 9, 10, 5), 0, "reversed"), ((5, 5, 5, 10), 0, "zero_area"), ((5, 5, 10, 5), 0, "zero_area"), ((100, 0, 120, 10), 0, "outside"),
         ((-20, -20, -1, -1), 0, "outside"), ((0, 0, 1.9, 10), 0, "tiny"), ((99, 0, 130, 10), 0, "tiny"), ((10, 10, 20, 20), 0, "duplicate"),
     ],
 )  # fmt: skip
@@ -70,8 +70,8 @@ def test_boxes_turn_with_their_pixels(orientation):
     stored = np.zeros((30, 50), np.uint8)
     stored[4:11, 20:45] = 1
     turned = {
-        1: stored, 2: stored[:, ::-1], 3: stored[::-1, ::-1], 4: stored[::-1], 5: stored.T, 6: np.rot90(stored, -1), 7: stored[::-1, ::-1].T,
-        8: np.rot90(stored),
+        1: stored, 2: stored[:, ::-1], 3: stored[::-1, ::-1], 4: stored[::-1], 5: stored.T, 6: np.rot90(stored, -1),
+        7: stored[::-1, ::-1].T, 8: np.rot90(stored),
     }[orientation]  # fmt: skip
     y, x = np.nonzero(turned)
     box = orient_boxes(np.array([[20, 4, 45, 11]]), 50, 30, orientation)

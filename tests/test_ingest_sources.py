@@ -120,7 +120,7 @@ def test_an_unusable_input_root_is_an_error_that_names_it(tmp_path, make, messag
 
 
 def test_no_input_root_names_the_flag():
-    with pytest.raises(SourceError, match="--build.input_root"):
+    with pytest.raises(SourceError, match=r"--build\.input_root"):
         list_sources(BuildSettings())
 
 

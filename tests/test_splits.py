@@ -45,8 +45,8 @@ def test_the_order_of_the_sources_and_other_splits_do_not_matter():
 @pytest.mark.parametrize(
     ("source", "split"),
     [
-        ("train/a.jpg", "train"), ("images/train2017/a.jpg", "train"), ("valid/images/a.jpg", "val"), ("Val2017/a.jpg", "val"), ("test/a.jpg", "test"),
-        ("train.jpg", None), ("x/y/train/a.jpg", None), ("training_data/a.jpg", None), ("testament/a.jpg", None),
+        ("train/a.jpg", "train"), ("images/train2017/a.jpg", "train"), ("valid/images/a.jpg", "val"), ("Val2017/a.jpg", "val"),
+        ("test/a.jpg", "test"), ("train.jpg", None), ("x/y/train/a.jpg", None), ("training_data/a.jpg", None), ("testament/a.jpg", None),
     ],
 )  # fmt: skip
 def test_split_folders_are_known_by_name_up_to_one_level_down(source, split):

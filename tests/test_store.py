@@ -81,7 +81,7 @@ def test_unknown_names_are_typed_errors(small: Warehouse) -> None:
 
 def test_no_warehouse_is_an_error_that_names_the_build(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(NotAWarehouseError, match="scripts.build_zarr"):
+        with pytest.raises(NotAWarehouseError, match=r"scripts\.build_zarr"):
             Warehouse.open(path)
 
 
@@ -261,13 +261,12 @@ def test_a_version_edited_by_hand_is_reported(small: Warehouse, tmp_path: Path, 
     version = damaged(small, tmp_path)
     path = version / file
     path.write_bytes(path.read_bytes().replace(b'"train"', b'"trian"') + b" ")
-    try:
-        _, faults = verify(Warehouse.open(version))
-    except CorruptError as error:
-        faults = []
-        assert file in str(error)
-    assert not faults or any(file in f"{fault.path} {fault.detail}" for fault in faults)
-    assert faults or file == "manifest.json"
+    if file == "manifest.json":
+        with pytest.raises(CorruptError, match=r"manifest\.json"):
+            Warehouse.open(version)
+    else:
+        faults = verify(Warehouse.open(version))[1]
+        assert any(file in f"{fault.path} {fault.detail}" for fault in faults)
 
 
 def test_a_foreign_file_in_a_version_is_reported(small: Warehouse, tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ class FakeLoader:
 class FakeTask:
     """Fit y = 2 a - b. `on_loss(step)` is called before each batch's loss."""
 
-    name, section = "Fake", "fake"
+    name, section, lr = "Fake", "fake", 0.01
 
     def __init__(self, on_loss=lambda call: None, seed=0):
         with seeded(seed):

@@ -1,6 +1,7 @@
 """What people look at: overlays, the page (self-contained, safe with any name), the curve, and `infer_view` end to end."""
 
 import json
+import logging
 import re
 from pathlib import Path
 
@@ -90,7 +91,10 @@ def test_an_output_that_is_a_file_is_a_typed_error(tmp_path):
 
 def test_small_and_large_pictures_are_fitted_with_their_boxes(tmp_path):
     write_view([shown(side=3000), shown(side=600)], ["cell"], 0.5, tmp_path, "t")
-    sizes = [Image.open(path).size for path in sorted(tmp_path.glob("*.png"))]
+    sizes = []
+    for path in sorted(tmp_path.glob("*.png")):
+        with Image.open(path) as image:
+            sizes.append(image.size)
     assert sizes == [(1024, 1024), (640, 640)]
     found = data_of((tmp_path / "index.html").read_text())["pictures"][0]["found"][0]
     assert found[0] == pytest.approx(100 * 1024 / 3000, abs=0.06)
@@ -99,7 +103,8 @@ def test_small_and_large_pictures_are_fitted_with_their_boxes(tmp_path):
 def test_a_curve_is_drawn_from_any_history(tmp_path):
     history = [{"epoch": 1, "loss": 3.0}, {"epoch": 2, "loss": 2.0, "ap50": 0.5, "mean_iou": 0.4}, {"epoch": 2.5, "loss": 1.0, "ap50": 0.6}]
     draw_curve(history, tmp_path / "curve.png", "a run")
-    assert np.asarray(Image.open(tmp_path / "curve.png")).std() > 5
+    with Image.open(tmp_path / "curve.png") as image:
+        assert np.asarray(image).std() > 5
 
 
 class Fixed(torch.nn.Module):
@@ -165,27 +170,34 @@ def test_another_max_boxes_than_the_store_s_is_an_error_that_names_both(small):
         data_facts(small.split("train"), DetectorSettings(max_boxes=9))
 
 
+@pytest.fixture
+def own_logging():
+    """`run` points the root logger at this test's stderr: put back what was there."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    logging.captureWarnings(False)
+
+
 def command(module, capsys, *argv, **sections):
     code = run(module.main, module.__doc__, argv=list(argv), **SECTIONS, **sections)
     captured = capsys.readouterr()
     return code, (json.loads(captured.out.splitlines()[-1]) if captured.out else None), captured.err
 
 
-def test_the_commands_train_resume_and_look_on_a_real_version(small, tmp_path, capsys):
+@pytest.mark.usefixtures("own_logging")
+def test_the_commands_train_and_look_on_a_real_version(small, tmp_path, capsys):
     def train(folder, *more):
         return command(train_detector, capsys, "--detector.model", "big", "--detector.width", "8", "--detector.device", "cpu",
                        "--detector.batch_size", "4", "--detector.evaluate_every", "9", "--detector.warehouse", str(small.folder),
                        "--detector.output", str(tmp_path / folder), *more, detector="detector.task:DetectorSettings")  # fmt: skip
 
-    def losses(folder):
-        return [
-            json.loads(line).get("loss") for line in (tmp_path / folder / "log.jsonl").read_text().splitlines() if '"step"' in line[:20]
-        ]
-
     code, result, _ = train("whole", "--detector.epochs", "2")
     assert code == 0
     assert {"ap50", "map50", "ap", "checkpoint", "samples_per_second", "t_load_share"} <= result.keys()
-    look = ["--infer.checkpoint", result["checkpoint"], "--infer.device", "cpu", "--infer.threshold", "0"]
+    look = ["--infer.checkpoint", result["checkpoint"], "--infer.device", "cpu", "--infer.threshold", "0", "--infer.batch_size", "8"]
     code, seen, _ = command(infer_view, capsys, *look, "--infer.input", str(small.folder), "--infer.output", str(tmp_path / "view"),
                             infer="detector.view:InferSettings")  # fmt: skip
     assert (code, seen["pictures"]) == (0, len(small.split("val")))
@@ -196,6 +208,7 @@ def test_the_commands_train_resume_and_look_on_a_real_version(small, tmp_path, c
     assert (code, seen["pictures"]) == (0, 1)
 
 
+@pytest.mark.usefixtures("own_logging")
 def test_training_without_a_warehouse_names_build_zarr(tmp_path, capsys):
     code, _, err = command(train_detector, capsys, "--detector.device", "cpu", "--detector.warehouse", str(tmp_path / "none"),
                            detector="detector.task:DetectorSettings")  # fmt: skip
@@ -211,8 +224,8 @@ def test_the_loader_s_state_carries_a_run_over_an_interruption_within_an_epoch(s
     def trainer(folder, stop=None, **changes):
         settings = DetectorSettings(model="big", width=8, epochs=2, batch_size=4, device="cpu", evaluate_every=9, **changes)
         task = DetectorTask(settings, data_facts(small.split("train"), settings))
-        made = Trainer(task, settings, ChunkLoader(small.split("train"), 4), ChunkLoader(small.split("val"), 4, shuffle=False), tmp_path / folder,
-                       ranks=Ranks(0, 1, torch.device("cpu")))  # fmt: skip
+        train, held_out = ChunkLoader(small.split("train"), 4), ChunkLoader(small.split("val"), 4, shuffle=False)
+        made = Trainer(task, settings, train, held_out, tmp_path / folder, ranks=Ranks(0, 1, torch.device("cpu")))
         if stop is not None:
             whole, calls = task.loss, iter(range(10**6))
 

@@ -10,6 +10,7 @@ Assistant guidance: when extending: every rank must make the same collective cal
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -115,9 +116,14 @@ class Ranks:
         return [float(value) for value in shared.tolist()]
 
     def share(self, value: Any) -> Any:
-        """The first rank's value (plain Python), on every rank. The group is ours alone, so its pickles are trusted."""
+        """The first rank's value (anything JSON can say), on every rank."""
         if self.count == 1:
             return value
-        box = [value]
-        torch.distributed.broadcast_object_list(box, src=0, device=self.device)
-        return box[0]
+        text = json.dumps(value).encode() if self.first else b""
+        size = torch.tensor([len(text)], device=self.device)
+        torch.distributed.broadcast(size, src=0)
+        data = (
+            torch.tensor(list(text), dtype=torch.uint8, device=self.device) if self.first else size.new_empty(int(size), dtype=torch.uint8)
+        )
+        torch.distributed.broadcast(data, src=0)
+        return json.loads(bytes(data.tolist()))

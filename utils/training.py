@@ -26,7 +26,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from utils.checkpoint import load_checkpoint, load_module, optimizer_tensors, prefixed, restore_optimizer, same_run, save_checkpoint
-from utils.experiments import Journal, Phases
+from utils.journal import Journal, Phases
 from utils.log import get_log, progress
 from utils.ranks import Ranks, autocast_dtype, to_device
 from warehouse.errors import ConfigError, StateError, TrainingError
@@ -38,7 +38,7 @@ log = get_log(__name__)
 DRAW_EVERY_S = 30.0
 SAVE_EVERY_S = 300.0
 COUNTERS = ("epoch", "step", "batches", "epoch_loss", "epoch_samples")
-MUST_AGREE = ("seed", "batch_size", "accumulate", "lr", "weight_decay", "average", "precision", "limit_batches")
+MUST_AGREE = ("seed", "batch_size", "accumulate", "weight_decay", "average", "precision", "limit_batches")
 
 
 class TrainSettings(Section):
@@ -47,7 +47,7 @@ class TrainSettings(Section):
     epochs: int | None = Field(20, ge=1)
     max_minutes: float | None = Field(None, gt=0)
     batch_size: int = Field(16, ge=1, le=65_536)
-    lr: float = Field(2e-3, gt=0)
+    lr: float | None = Field(None, gt=0, description="null: what suits the model")
     warmup_steps: int = Field(50, ge=0)
     weight_decay: float = Field(0.05, ge=0)
     clip_norm: float = Field(10.0, gt=0)
@@ -71,10 +71,11 @@ class TrainSettings(Section):
 
 
 class Task(Protocol):
-    """What a trainer brings. `section` is the settings section's name, for remedies; `model` is on the CPU when handed over."""
+    """What a trainer brings. `section` is the settings section's name, for remedies; `lr` stands in for a null one; `model` is on the CPU when handed over."""
 
     name: str
     section: str
+    lr: float
     model: nn.Module
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor], epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -112,7 +113,8 @@ class Trainer:
         self.device, self.open_seconds = self.ranks.device, open_seconds
         self.model = task.model.to(self.device, memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
-        self.optimizer = torch.optim.AdamW(_groups(self.model, settings.weight_decay), lr=settings.lr)
+        self.lr = task.lr if settings.lr is None else settings.lr
+        self.optimizer = torch.optim.AdamW(_groups(self.model, settings.weight_decay), lr=self.lr)
         self.autocast = autocast_dtype(settings.precision, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.autocast is torch.float16)
         self.phases = Phases()
@@ -133,17 +135,14 @@ class Trainer:
         """Raises TrainingError (out of memory, loss not finite), StateError (resume of something else); KeyboardInterrupt after
         Ctrl-C, once the checkpoint is written."""
         if self.epoch_batches == 0:
-            raise TrainingError(
-                "nothing to train on: the training split has no batches", remedy="lower batch_size or build with more pictures"
-            )
+            raise TrainingError("nothing to train on: the training split has no batches", remedy="lower batch_size")
         if self.settings.resume:
             self._resume()
         self.wrapped = self.ranks.wrap(self.model)
         self.journal = Journal(self.output, self.settings.status_file, active=self.ranks.first, after_step=self.step if self.step else None)
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         precision = str(self.autocast or torch.float32).removeprefix("torch.")
-        log.info("%s: %s parameters on %s, %s", self.task.name, f"{parameters:,}", self.device, precision)
-        log.info("store opened in %.2f s", self.open_seconds)
+        log.info("%s: %s parameters, %s, %s; store opened in %.2f s", self.task.name, parameters, self.device, precision, self.open_seconds)
         try:
             with self._interruptible(), progress(self._steps_left(), "steps", "train") as bar:
                 while not self._over():
@@ -166,8 +165,6 @@ class Trainer:
                 "samples_per_second": round(self.phases.samples_per_second * self.ranks.count, 2),
                 "t_load_share": round(self.phases.load_share, 4)}  # fmt: skip
 
-    # The clock and the schedule
-
     def _over(self) -> bool:
         minutes, epochs = self.settings.max_minutes, self.settings.epochs
         out_of_time = minutes is not None and self.seconds >= 60 * minutes
@@ -189,9 +186,7 @@ class Trainer:
             assert self.settings.max_minutes is not None
             share = self.ranks.maximum([self.seconds / (60 * self.settings.max_minutes)])[0]
         warm = min(1.0, (self.step + 1) / (self.settings.warmup_steps + 1))
-        return self.settings.lr * warm * (0.5 + 0.5 * math.cos(math.pi * min(1.0, share)))
-
-    # One epoch, one step
+        return self.lr * warm * (0.5 + 0.5 * math.cos(math.pi * min(1.0, share)))
 
     def _run_epoch(self, bar: Any) -> None:
         if self.batches == 0:
@@ -269,7 +264,7 @@ class Trainer:
     def _check_finite(self, loss: float) -> None:
         if not math.isfinite(loss):
             raise TrainingError("the loss is not finite", where=f"step {self.step}", found=loss,
-                                remedy=f"lower --{self.task.section}.lr (now {self.settings.lr:g})")  # fmt: skip
+                                remedy=f"lower --{self.task.section}.lr (now {self.lr:g})")  # fmt: skip
 
     def _update(self, rate: float, factor: float) -> None:
         """Gradients become means over the step's samples, are clipped, applied, and the running average follows."""
@@ -291,8 +286,6 @@ class Trainer:
                     slow.lerp_(fast, 1 - keep)
                 else:
                     slow.copy_(fast)
-
-    # What is told and kept
 
     def _report(self, bar: Any, means: dict[str, float], rate: float, samples: int) -> None:
         timing = self.phases.next_step()
@@ -321,9 +314,13 @@ class Trainer:
 
     def _note_epoch(self) -> None:
         at = self.epoch + self.batches / self.epoch_batches
-        loss = self.epoch_loss / max(1, self.epoch_samples)
+        if self.epoch_samples or not self.history:
+            loss = self.epoch_loss / max(1, self.epoch_samples)
+            self.history.append({"epoch": round(at, 3), "step": self.step, "loss": loss, "seconds": round(self.seconds, 1)})
+        # Time ran out just after an epoch that was not scored: its line gets the score.
+        self.history[-1] |= self.metrics
+        loss = self.history[-1]["loss"]
         self.epoch_loss, self.epoch_samples = 0.0, 0
-        self.history.append({"epoch": round(at, 3), "step": self.step, "loss": loss, "seconds": round(self.seconds, 1), **self.metrics})
         self.journal.line("epoch", **self.history[-1])
         spent = ", ".join(f"t_{name} {seconds / max(self.phases.seconds, 1e-9):.0%}" for name, seconds in self.phases.total.items())
         if self.ranks.first:
@@ -346,7 +343,7 @@ class Trainer:
             self.drawn = time.monotonic()
 
     def _agreed(self) -> dict[str, Any]:
-        return {key: getattr(self.settings, key) for key in MUST_AGREE} | {"ranks": self.ranks.count}
+        return {key: getattr(self.settings, key) for key in MUST_AGREE} | {"lr": self.lr, "ranks": self.ranks.count}
 
     def _resume(self) -> None:
         """Go on from the output folder's checkpoint; where there is none, start."""
