@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
+from utils.samplers import mix64
 from warehouse.schema import DIFFICULT, Section
 
 __all__ = ["AugmentSettings", "augment", "uniform"]
@@ -49,15 +50,8 @@ def uniform(seed: int, epoch: int, index: NDArray[np.int64], purpose: int) -> ND
     """One number in [0, 1) a sample. index: int64 [B]. splitmix64 (Steele, Lea, Flood 2014) over the four numbers."""
     state = np.zeros(len(index), np.uint64)
     for word in (np.uint64(seed % 2**64), np.uint64(epoch), index.astype(np.uint64), np.uint64(purpose)):
-        state = _mix(state ^ (word * np.ones(1, np.uint64)))
+        state = mix64(state ^ (word * np.ones(1, np.uint64)))
     return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
-def _mix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    state = state + np.uint64(0x9E3779B97F4A7C15)
-    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return state ^ (state >> np.uint64(31))
 
 
 def augment(batch: dict[str, Tensor], *, seed: int, epoch: int, settings: AugmentSettings) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """Epoch orders as index arithmetic: which samples make batch g of an epoch, for any rank, from any place on.
 
 Purpose: `ChunkBatchSampler` keeps a batch inside one stored chunk; `RandomBatchSampler` ignores chunks, as a control.
-Used by: utils.engines, utils.loader, utils.stores
+Used by: utils.augment, utils.engines, utils.loader, utils.stores
 Design notes: the global order G is a pure function of (chunk sizes, batch size, options, seed, epoch). Any batch of it is computed
   on its own, without the ones before: permutations are argsorts of a 64-bit hash (stable over NumPy releases), lanes are searched
   in cumulative counts. Memory and start-up grow with the number of stored chunks, never with samples. From global batch d on,
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from warehouse.errors import ConfigError, StateError
 
-__all__ = ["BatchPlan", "BatchSampler", "ChunkBatchSampler", "RandomBatchSampler"]
+__all__ = ["BatchPlan", "BatchSampler", "ChunkBatchSampler", "RandomBatchSampler", "mix64"]
 
 _MASK = (1 << 64) - 1
 
@@ -38,24 +38,20 @@ class BatchPlan:
     pad: bool = False
 
 
-def _mix(value: int) -> int:
-    """The splitmix64 finaliser (Steele, Lea, Flood 2014) of one integer."""
-    value = (value + 0x9E3779B97F4A7C15) & _MASK
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
-    return value ^ (value >> 31)
+def mix64(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The splitmix64 step and finaliser (Steele, Lea, Flood 2014), elementwise."""
+    value = value + np.uint64(0x9E3779B97F4A7C15)
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))
 
 
 def permutation(size: int, *key: int) -> NDArray[np.int64]:
     """A permutation of range(size) that follows from `key` alone: indices sorted by the splitmix64 hash of (key, index)."""
-    base = 0
+    base = np.zeros(1, np.uint64)
     for part in key:
-        base = _mix(base ^ (part & _MASK))
-    value = np.arange(size, dtype=np.uint64) + np.uint64(base)
-    value += np.uint64(0x9E3779B97F4A7C15)
-    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.argsort(value ^ (value >> np.uint64(31)), kind="stable")
+        base = mix64(base ^ np.uint64(part & _MASK))
+    return np.argsort(mix64(np.arange(size, dtype=np.uint64) + base), kind="stable")
 
 
 class _ChunkOrder:
