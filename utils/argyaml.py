@@ -81,8 +81,8 @@ def run(main: Callable[[Any], dict[str, Any]], doc: str | None, *, argv: Sequenc
     except WarehouseError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 1
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)  # noqa: T201
+    except KeyboardInterrupt as stop:
+        print(f"interrupted; {stop or 'run the same command again to go on'}", file=sys.stderr)  # noqa: T201
         return 130
     except BrokenPipeError:
         return 1

@@ -71,7 +71,7 @@ class TrainSettings(Section):
 
 
 class Task(Protocol):
-    """What a trainer brings. `section` is the settings section's name, for remedies; `lr` stands in for a null one; `model` is on the CPU when handed over."""
+    """What a trainer brings. section: the settings section's name, for remedies; lr: stands in for a null one; model: on the CPU."""
 
     name: str
     section: str
