@@ -163,5 +163,5 @@ def draw_curve(history: Sequence[dict[str, Any]], path: Path, title: str) -> Non
     right.set(ylabel="held-out metric", ylim=(0, 1))
     handles = [*left.get_legend_handles_labels()[0], *right.get_legend_handles_labels()[0]]
     labels = [*left.get_legend_handles_labels()[1], *right.get_legend_handles_labels()[1]]
-    left.legend(handles, labels, loc="center right", framealpha=0.9)
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     figure.savefig(path)

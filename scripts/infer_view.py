@@ -53,7 +53,8 @@ def from_warehouse(source: Path, settings: Any) -> Iterator[tuple[dict[str, Any]
     left = settings.infer.limit
     if len(split) > left:
         log.warning("showing the first %d of %d pictures; --infer.limit shows more", left, len(split))
-    with ChunkLoader(split, settings.infer.batch_size, shuffle=False, **settings.loader.model_dump()) as loader:
+    batch_size = min(settings.infer.batch_size, max(split.chunk_sizes))
+    with ChunkLoader(split, batch_size, shuffle=False, **settings.loader.model_dump()) as loader:
         for whole in loader:
             batch = {key: value[:left] for key, value in whole.items()}
             yield batch, [names[int(at)] for at in batch["index"]], None

@@ -34,7 +34,7 @@ def main(settings: Any) -> dict[str, Any]:
         options = settings.loader.model_dump()
         with (
             ChunkLoader(train, detector.batch_size, seed=detector.seed, rank=ranks.rank, world_size=ranks.count, **options) as batches,
-            ChunkLoader(held_out, detector.batch_size, shuffle=False, **options) as scored,
+            ChunkLoader(held_out, min(detector.batch_size, max(held_out.chunk_sizes)), shuffle=False, **options) as scored,
         ):
             output = Path(detector.output or f"checkpoints/{detector.model}det")
             result = Trainer(task, detector, batches, scored, output, ranks=ranks, open_seconds=time.monotonic() - start).run()
