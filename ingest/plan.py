@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import PurePosixPath
@@ -50,7 +53,8 @@ def make_plan(listing: SourceListing, scan: Scan, settings: BuildSettings) -> Bu
         known = [_facts(record, settings) for record in records]
         facts += known
         rows = tuple(_row(record, fact) for record, fact in zip(records, known, strict=True))
-        splits.append(SplitPlan(name, tuple(picture_arrays(len(records), settings)), tuple(records), rows))
+        digests = tuple(_digest(record, scan.class_names) for record in records)
+        splits.append(SplitPlan(name, tuple(picture_arrays(len(records), settings)), tuple(records), digests, rows))
     by_split = summarise_by(facts, scan.class_names, "split")
     summary = {"all": summarise(facts, scan.class_names), "splits": by_split, "folders": summarise_by(facts, scan.class_names, "folder")}
     thresholds = {key: getattr(settings, key) for key in ("max_invalid", "max_missing", "max_empty_ratio")}
@@ -62,6 +66,14 @@ def make_plan(listing: SourceListing, scan: Scan, settings: BuildSettings) -> Bu
 
 def make_loader(listing: SourceListing, settings: BuildSettings, plan: BuildPlan) -> LoadSample:
     return partial(load_sample, root=listing.root, settings=settings, class_count=len(plan.class_names))
+
+
+def _digest(record: PictureRecord, class_names: Sequence[str]) -> str:
+    """Of the boxes and what their labels mean: class ids shift when a class loses its last picture."""
+    digest = hashlib.sha256(json.dumps(list(class_names)).encode())
+    for array in (record.boxes_xyxy, record.labels, record.flags):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def _row(record: PictureRecord, facts: PictureFacts) -> dict[str, Any]:

@@ -120,7 +120,11 @@ def read_inside(root: Path, path: str, *, limit: int, sha256: str | None = None)
     except OSError as error:
         raise SourceError("a source file cannot be read", where=path, found=error.strerror) from None
     if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
-        raise SourceError("a source file changed while being built", where=path, remedy="run the same command again")
+        raise SourceError(
+            "a source file changed while being built",
+            where=path,
+            remedy="run the same command again, with --build.rehash true if this stays",
+        )
     return data
 
 

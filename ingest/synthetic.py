@@ -214,10 +214,13 @@ def _make_room(output: Path) -> None:
     foreign = sorted(names - {*OWN_FOLDERS, *OWN_FILES})
     if foreign:
         raise SourceError("the output folder holds more than an earlier sample", where=output, found=foreign[0], remedy=remedy)
-    for name in OWN_FOLDERS:
-        if name in names:
-            shutil.rmtree(output / name)
-    (output / "data.yaml").unlink(missing_ok=True)
+    try:
+        for name in OWN_FOLDERS:
+            if name in names:
+                shutil.rmtree(output / name)
+        (output / "data.yaml").unlink(missing_ok=True)
+    except OSError as error:
+        raise SourceError("the earlier sample cannot be removed", where=output, found=str(error)[:120], remedy=remedy) from None
 
 
 def _write_voc(output: Path, scenes: Sequence[tuple[str, Scene]], size: tuple[int, int]) -> None:

@@ -4,6 +4,7 @@ Bakes a folder of labelled pictures into a published, checksummed Zarr version a
 version is there; killed, it goes on where it stopped.
 """
 
+import os
 import time
 from contextlib import ExitStack
 from functools import partial
@@ -62,13 +63,11 @@ def planner(listing: Any, build: Any) -> Any:
 
 
 def bake_listing(listing: Any, build: Any, root: Path) -> Any:
-    import os
-
     from ingest.plan import make_loader
     from warehouse.publish import bake
     from warehouse.report import summary_lines
 
-    workers = len(os.sched_getaffinity(0)) if build.workers is None else build.workers
+    workers = cores() if build.workers is None else build.workers
     with ExitStack() as stack:
 
         def on_plan(plan: Any) -> Any:
@@ -84,7 +83,13 @@ def bake_listing(listing: Any, build: Any, root: Path) -> Any:
             cluster=build.cluster,
             trace=build.trace,
             on_plan=on_plan,
+            clear=build.if_exists == "clear",
         )
+
+
+def cores() -> int:
+    """Cores this process may use; the affinity mask is Linux's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def dry_run(listing: Any, build: Any) -> dict[str, Any]:
@@ -95,7 +100,7 @@ def dry_run(listing: Any, build: Any) -> dict[str, Any]:
     plan = planner(listing, build)({})
     for line in (*summary_lines(plan.summary), *rejected_lines(plan.rejected)):
         log.info(line)
-    guess = estimate(plan, make_loader(listing, build, plan), workers=max(1, build.workers or 1))
+    guess = estimate(plan, make_loader(listing, build, plan), workers=max(1, cores() if build.workers is None else build.workers))
     log.info(
         f"dry run: would write {plan.version}, about {guess.bytes / 1e6:.1f} MB in {guess.seconds / 60:.1f} minutes; nothing was written"
     )

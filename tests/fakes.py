@@ -75,7 +75,7 @@ def plan_of(counts: dict[str, int], settings: BuildSettings = SMALL, leave_out: 
         )
         labels = [np.full(n % 4, n % 2, np.int16) for n in payloads]
         facts += [PictureFacts(name, "pictures", label, np.full(len(label), 4.0)) for label in labels]
-        splits.append(SplitPlan(name, tuple(picture_arrays(len(payloads), settings)), tuple(payloads), rows))
+        splits.append(SplitPlan(name, tuple(picture_arrays(len(payloads), settings)), tuple(payloads), tuple(map(str, payloads)), rows))
     full = {"format_version": FORMAT_VERSION, "settings": settings.content(), "counts": counts} | recipe
     version, key = version_name(full)
     by_split = summarise_by(facts, ["a", "b"], "split")
@@ -91,6 +91,7 @@ def build(
     *,
     workers: int = 0,
     bad: tuple[int, ...] = (),
+    clear: bool = False,
     **recipe: Any,
 ) -> Warehouse:
     counts = counts or {"train": 29, "val": 9}
@@ -99,5 +100,5 @@ def build(
     def make_plan(unreadable: dict[str, PictureError]) -> BuildPlan:
         return plan_of(counts, settings, tuple(int(Path(name).stem) for name in unreadable), **recipe)
 
-    bake(make_plan, lambda _: Load(settings, bad), root, workers=workers, cluster=None, trace=True, on_plan=lambda _: None)
+    bake(make_plan, lambda _: Load(settings, bad), root, workers=workers, cluster=None, trace=True, on_plan=lambda _: None, clear=clear)
     return Warehouse.open(root)

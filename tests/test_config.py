@@ -114,6 +114,13 @@ def test_a_config_that_cannot_be_read_is_named(path: str) -> None:
         load("--config", path)
 
 
+@pytest.mark.parametrize("value", ["[512", "{", '{"train": x}'])
+def test_a_flag_that_does_not_parse_is_one_line(value: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load("--build.splits" if "{" in value else "--build.target_size", value)
+    assert "\n" not in str(caught.value)
+
+
 def test_other_commands_sections_may_stand_in_the_file(tmp_path: Path) -> None:
     assert load(text="detector: {epochs: 3}\nbuild: {seed: 5}", tmp_path=tmp_path).seed == 5
 

@@ -322,3 +322,13 @@ def test_boxes_declared_for_the_picture_as_stored_are_turned_with_it(tmp_path):
     stored, shown = scanned(root).records
     assert stored.boxes_xyxy.tolist() == [[48 - 15, 10, 48 - 5, 30]]
     assert shown.boxes_xyxy.tolist() == [[10, 5, 30, 15]]
+
+
+def test_a_nan_in_a_polygon_is_not_passed_over() -> None:
+    ((_, box),) = read_yolo_text(b"0 .1 .1 .5 nan .9 .9", "a.txt")
+    assert np.isnan(box).all()
+
+
+def test_half_a_character_in_coco_is_refused_before_anything_is_baked(tmp_path) -> None:
+    with pytest.raises(AnnotationError, match="half a character"):
+        scanned(one_coco(tmp_path / "set", images=[{"id": 1, "file_name": "\ud800.png"}]))

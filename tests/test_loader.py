@@ -17,7 +17,7 @@ from utils.loader import ChunkLoader
 from utils.samplers import ChunkBatchSampler, RandomBatchSampler
 from utils.stores import choose_store
 from warehouse import Warehouse
-from warehouse.errors import ConfigError, StateError
+from warehouse.errors import ConfigError, CorruptError, StateError
 
 pytestmark = pytest.mark.filterwarnings("ignore:batch_size")
 
@@ -70,8 +70,6 @@ def test_spawned_workers_give_the_same_order_and_digest(small: Warehouse, store:
 
 
 def test_a_spawned_worker_s_error_keeps_its_type_and_line(tmp_path: Path) -> None:
-    from warehouse.errors import CorruptError
-
     warehouse = build(tmp_path)
     path = warehouse.store / "train/image/c/2/0/0/0"
     path.write_bytes(b"\0" * path.stat().st_size)
@@ -160,8 +158,6 @@ def test_a_stream_fetches_each_chunk_once_and_holds_few(small: Warehouse, engine
 @pytest.mark.parametrize("engine", ["inline", "thread", "spawn"])
 @pytest.mark.parametrize("store", ["mmap", "pread", "memory", "stream"])
 def test_damage_is_a_typed_error_through_every_store(tmp_path: Path, engine: Any, store: Any) -> None:
-    from warehouse.errors import CorruptError
-
     warehouse = build(tmp_path)
     path = warehouse.store / "train/image/c/2/0/0/0"
     data = bytearray(path.read_bytes())
@@ -205,6 +201,48 @@ def test_a_stream_of_a_random_sampler_is_refused(small: Warehouse) -> None:
     split = small.split("train")
     with pytest.raises(ConfigError, match="RandomBatchSampler"):
         ChunkLoader(split, sampler=RandomBatchSampler(split.chunk_sizes, 4), store="stream")
+
+
+def test_a_spawned_stream_abandoned_with_more_in_flight_than_buffers_goes_on(small: Warehouse) -> None:
+    """One batch a chunk: what is outstanding needs more buffers than there are, until somebody takes it in."""
+    with ChunkLoader(small.split("train"), 8, engine="spawn", num_workers=2, store="stream", prefetch=1) as loader:
+        for _ in range(3):
+            next(iter(loader))
+        assert sorted(index for batch in indices(loader) for index in batch) == list(range(29))
+
+
+def test_a_split_that_failed_to_load_into_memory_is_never_served(tmp_path: Path) -> None:
+    warehouse = build(tmp_path)
+    path = warehouse.store / "train/image/c/1/0/0/0"
+    data = bytearray(path.read_bytes())
+    data[50] ^= 1
+    path.write_bytes(data)
+    with ChunkLoader(warehouse.split("train"), 4, engine="inline", store="memory") as loader:
+        for _ in range(2):
+            with pytest.raises(CorruptError, match="image/c/1"):
+                next(iter(loader))
+
+
+def test_the_digest_of_ranks_resumed_from_one_state_counts_it_once(small: Warehouse) -> None:
+    split = small.split("train")
+    with ChunkLoader(split, 4, engine="inline") as alone, ChunkLoader(split, 4, engine="inline") as first:
+        indices(alone)
+        iterator = iter(first)
+        for _ in range(3):
+            next(iterator)
+        total = 0
+        for rank in range(2):
+            with ChunkLoader(split, 4, engine="inline", rank=rank, world_size=2) as part:
+                part.load_state_dict(first.state_dict())
+                indices(part)
+                total += int(part.order_digest, 16)
+        assert total % 2**256 == int(alone.order_digest, 16)
+
+
+def test_a_batch_size_beyond_the_split_takes_no_more_memory_than_the_split(small: Warehouse) -> None:
+    with ChunkLoader(small.split("train"), 10**9, engine="inline") as loader:
+        assert [len(batch) for batch in indices(loader)] == [8, 8, 8, 5] or sum(map(len, indices(loader))) == 29
+        assert loader.engine.ring.layout.rows == 8
 
 
 def test_a_random_sampler_reads_across_chunks(small: Warehouse) -> None:

@@ -269,6 +269,19 @@ def test_a_version_edited_by_hand_is_reported(small: Warehouse, tmp_path: Path, 
         assert any(file in f"{fault.path} {fault.detail}" for fault in faults)
 
 
+def test_a_version_folder_that_holds_another_version_is_refused(tmp_path: Path) -> None:
+    first, second = build(tmp_path), build(tmp_path, note="another recipe")
+    first.folder.rename(tmp_path / "aside")
+    second.folder.rename(first.folder)
+    with pytest.raises(CorruptError, match="another version"):
+        Warehouse.open(first.folder)
+
+
+def test_a_float16_store_is_viewed_as_float32(tmp_path: Path) -> None:
+    chosen = BuildSettings(**(SMALL.model_dump() | {"dtype": "float16"}))
+    assert build(tmp_path, {"train": 3}, chosen).split("train").xarray().image.dtype == np.float32
+
+
 def test_a_foreign_file_in_a_version_is_reported(small: Warehouse, tmp_path: Path) -> None:
     version = damaged(small, tmp_path)
     (version / "warehouse.zarr/train/extra").write_text("x")

@@ -2,7 +2,7 @@
 
 Purpose: `run(main, __doc__, build="warehouse.schema:BuildSettings")` turns a typed line into frozen settings, calls `main`, and
   turns what comes back into a JSON line and an exit code.
-Used by: scripts.build_zarr, scripts.export_summary, scripts.infer_view, scripts.inspect_zarr, scripts.make_sample,
+Used by: scripts.bench_loader, scripts.build_zarr, scripts.export_summary, scripts.infer_view, scripts.inspect_zarr, scripts.make_sample,
   scripts.train_detector, scripts.verify_zarr
 Design notes: sections merge by key; lists and dicts are replaced whole. pydantic-settings reads flags and environment, this file
   merges, since its own deep merge would mix dict values of two layers. YAML is read here and nowhere else: safe, duplicate
@@ -29,7 +29,7 @@ from typing import Any
 
 import yaml
 from pydantic import Field, ValidationError, create_model
-from pydantic_settings import BaseSettings, CliSettingsSource, EnvSettingsSource
+from pydantic_settings import BaseSettings, CliSettingsSource, EnvSettingsSource, SettingsError
 
 from utils.log import start_logging
 from warehouse.errors import ConfigError, WarehouseError
@@ -45,6 +45,7 @@ SECTIONS = {
     "loader": "utils.loader:LoaderSettings",
     "detector": "detector.task:DetectorSettings",
     "infer": "detector.view:InferSettings",
+    "bench": "benchmarks.settings:BenchSettings",
 }
 NAMED_ENV = {
     "WAREHOUSE_MAX_INVALID": ("build", "max_invalid"),
@@ -121,10 +122,15 @@ def _read_flags(schema: Any, doc: str | None, argv: list[str], models: Mapping[s
     parser.add_argument("--config", metavar="FILE", help="a YAML file with some or all sections and keys")
     parser.add_argument("--version", action="version", version=f"tensor-warehouse {version()}")
     argv = _spell_out_booleans(argv, models)
-    source: Any = CliSettingsSource(
-        schema, cli_parse_args=argv, root_parser=parser, cli_parse_none_str="null", cli_hide_none_type=True, cli_avoid_json=True
-    )
-    flags = {name: {key: None if value == [None] else value for key, value in values.items()} for name, values in source().items()}
+    try:
+        source: Any = CliSettingsSource(
+            schema, cli_parse_args=argv, root_parser=parser, cli_parse_none_str="null", cli_hide_none_type=True, cli_avoid_json=True
+        )
+        flags = {name: {key: None if value == [None] else value for key, value in values.items()} for name, values in source().items()}
+    except SettingsError as error:
+        raise ConfigError(
+            "a flag does not parse", found=str(error), remedy="lists and mappings are JSON: --build.target_size '[384, 384]'"
+        ) from None
     # `source` keeps only the sections; --config is looked up again in the same argument list.
     parsed, _ = parser.parse_known_args(argv)
     return parsed.config, flags

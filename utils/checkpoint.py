@@ -29,6 +29,7 @@ from warehouse.errors import ConfigError, CorruptError, StateError, TrainingErro
 
 __all__ = [
     "Checkpoint",
+    "has_checkpoint",
     "load_checkpoint",
     "load_module",
     "optimizer_tensors",
@@ -81,6 +82,10 @@ def save_checkpoint(folder: Path, tensors: dict[str, Tensor], meta: dict[str, An
             "the checkpoint cannot be written", where=folder, found=error.strerror, remedy="choose another output folder"
         ) from None
     return folder / INDEX
+
+
+def has_checkpoint(folder: Path) -> bool:
+    return (folder / INDEX).exists()
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.loader_utils import BatchLayout, BatchRing, SharedBlock
-from utils.samplers import BatchPlan, BatchSampler
+from utils.samplers import BatchPlan, BatchSampler, RandomBatchSampler
 from utils.stores import WORKER_TIMEOUT_S, Source, open_source
 from warehouse.errors import ConfigError, WarehouseError, WorkerError
 from warehouse.store import ChunkReader, Split
@@ -62,9 +62,9 @@ class LocalEngine:
         self.pool = ThreadPoolExecutor(workers, thread_name_prefix="decode") if workers else None
 
     def run(self, plans: Iterator[BatchPlan]) -> Generator[Batch, None, None]:
+        counted = self.reader.chunks_opened
         plans = self.reader.follow(plans)
         waiting: deque[tuple[BatchPlan, int | None, Future[Any] | None]] = deque()
-        counted = self.reader.chunks_opened
         try:
             while True:
                 while len(waiting) < self.in_flight and (plan := next(plans, None)) is not None:
@@ -73,12 +73,8 @@ class LocalEngine:
                 if not waiting:
                     return
                 plan, slot, future = waiting[0]
-                try:
-                    arrays, filled = future.result() if future else self._fill(plan, slot)
-                except BaseException:
-                    waiting.popleft()
-                    self.ring.give_back(slot)
-                    raise
+                # Stays in `waiting` until it is filled: whatever ends the wait, the slot is given back below, once nobody writes into it.
+                arrays, filled = future.result() if future else self._fill(plan, slot)
                 waiting.popleft()
                 exported = arrays if slot is None else self.ring.export(slot, len(plan.indices))
                 opened, counted = self.reader.chunks_opened - counted, self.reader.chunks_opened
@@ -125,6 +121,8 @@ class _Work:
             return filled
         except WarehouseError as error:
             return _Filled(error=error)
+        except Exception as error:
+            return _Filled(error=WorkerError("a loader worker failed", found=f"{type(error).__name__}: {error}"[:200]))
 
 
 class _Jobs:
@@ -133,10 +131,11 @@ class _Jobs:
     def __init__(self, ring: BatchRing) -> None:
         self.ring = ring
         self.plans: Iterator[BatchPlan] = iter(())
+        self.stopped = False
         self.issued: deque[tuple[BatchPlan, int | None]] = deque()
 
     def __iter__(self) -> Iterator[tuple[int | None, NDArray[np.int64]]]:
-        for plan in self.plans:
+        while not self.stopped and (plan := next(self.plans, None)) is not None:
             slot = self.ring.take()
             self.issued.append((plan, slot))
             yield slot, plan.indices
@@ -151,6 +150,7 @@ class SpawnEngine:
         self.reader = reader
         self.ring = BatchRing(layout, workers * prefetch_factor + 2, shared=True)
         self.jobs = _Jobs(self.ring)
+        self.stream: Any = None
         assert self.ring.block is not None
         work: Any = _Work(source, layout, self.ring.block)
         self.loader: Any = DataLoader(
@@ -168,18 +168,14 @@ class SpawnEngine:
 
     def run(self, plans: Iterator[BatchPlan]) -> Generator[Batch, None, None]:
         self._drain()
-        self.jobs.plans = self.reader.follow(plans)
-        stream = iter(self.loader)
         counted = self.reader.chunks_opened
-        while True:
-            try:
-                filled = next(stream, None)
-            except RuntimeError as error:
-                self.close()
-                raise worker_error(error) from None
-            if filled is None:
-                return
-            plan, slot = self.jobs.issued.popleft()
+        self.jobs.plans, self.jobs.stopped = self.reader.follow(plans), False
+        try:
+            self.stream = iter(self.loader)
+        except RuntimeError as error:
+            raise self._failed(error) from None
+        while (taken := self._next()) is not None:
+            plan, slot, filled = taken
             if filled.error is not None:
                 self.ring.give_back(slot)
                 if isinstance(filled.error, FetchFailed) and isinstance(self.reader, StreamReader):
@@ -190,23 +186,43 @@ class SpawnEngine:
             arrays = filled.arrays if slot is None else self.ring.export(slot, len(plan.indices))
             opened, counted = filled.chunks_opened + self.reader.chunks_opened - counted, self.reader.chunks_opened
             yield Batch(plan, arrays, filled.decoded, filled.bytes_read, opened, int(slot is None))
-            del arrays, filled
+            del arrays, filled, taken
+
+    def _next(self) -> tuple[BatchPlan, int | None, _Filled] | None:
+        try:
+            filled = next(self.stream, None)
+        except RuntimeError as error:
+            raise self._failed(error) from None
+        if filled is None:
+            self.stream = None
+            return None
+        return *self.jobs.issued.popleft(), filled
 
     def _drain(self) -> None:
-        """Starting an epoch takes in what an abandoned one left with the workers; only then are its slots free."""
-        self.jobs.plans = iter(())
-        if self.jobs.issued:
-            for _ in self.loader:
-                pass
-            for _, slot in self.jobs.issued:
-                self.ring.give_back(slot)
-            self.jobs.issued.clear()
+        """Take in what an abandoned epoch left with the workers: only then are its slots, and a stream's buffers, free."""
+        self.jobs.stopped = True
+        while self.stream is not None and self.jobs.issued and (taken := self._next()) is not None:
+            plan, slot, filled = taken
+            self.ring.give_back(slot)
+            if isinstance(self.reader, StreamReader) and filled.error is None:
+                self.reader.done(plan.indices)
 
-    def close(self) -> None:
+    def _failed(self, error: RuntimeError) -> WorkerError:
+        """torch's report of a dead or silent worker as one line; the other workers end, and every slot is free again."""
+        self._end_workers()
+        return worker_error(error)
+
+    def _end_workers(self) -> None:
         iterator = self.loader._iterator
         if iterator is not None:
             iterator._shutdown_workers()
             self.loader._iterator = None
+        self.stream = None
+        while self.jobs.issued:
+            self.ring.give_back(self.jobs.issued.popleft()[1])
+
+    def close(self) -> None:
+        self._end_workers()
         self.reader.close()
 
 
@@ -252,10 +268,19 @@ def make_engine(
         raise ConfigError("unknown engine", expected="thread, spawn or inline", found=repr(kind))
     if verify not in {"first_touch", "always", "off"}:
         raise ConfigError("unknown verify", expected="first_touch, always or off", found=repr(verify))
-    layout = BatchLayout.of(sampler.batch_size, {name: (split.specs[name].shape[1:], split.specs[name].dtype) for name in names})
+    # No batch is larger than what its chunks hold, whatever batch_size says.
+    most = int(sampler.sizes.sum() if isinstance(sampler, RandomBatchSampler) else sampler.sizes.max(initial=1) * sampler.chunks_per_batch)
+    rows = max(1, min(sampler.batch_size, most))
+    layout = BatchLayout.of(rows, {name: (split.specs[name].shape[1:], split.specs[name].dtype) for name in names})
     spawn = kind == "spawn" and num_workers > 0
     reader, source = open_source(store, split, names, sampler, shared=spawn, verify=verify, prefetch=prefetch, threads=num_workers)
-    if spawn:
-        return SpawnEngine(reader, source, layout, num_workers, prefetch_factor)
     threads = num_workers if kind == "thread" else 0
-    return LocalEngine(reader, names, layout, threads, max(1, threads * prefetch_factor))
+    try:
+        if spawn:
+            return SpawnEngine(reader, source, layout, num_workers, prefetch_factor)
+        return LocalEngine(reader, names, layout, threads, max(1, threads * prefetch_factor))
+    except (OSError, MemoryError) as error:
+        size = f"{layout.size / 1e6:.0f} MB a batch"
+        raise ConfigError(
+            "no memory for the ring of batches", found=f"{size}: {error}", remedy="lower batch_size or prefetch_factor"
+        ) from None

@@ -84,16 +84,25 @@ class Journal:
 
     def line(self, kind: str, **values: Any) -> None:
         if self.active:
-            self.file.write(json.dumps({"kind": kind, **values}, allow_nan=False) + "\n")
-            self.file.flush()
+            try:
+                self.file.write(json.dumps({"kind": kind, **values}, allow_nan=False) + "\n")
+                self.file.flush()
+            except OSError as error:
+                raise TrainingError("the run's log cannot be written", where=self.path, found=error.strerror,
+                                    remedy="free some space and go on with resume") from None  # fmt: skip
 
     def status(self, state: str, **values: Any) -> None:
         """state: running, done, interrupted or failed."""
         if not self.active or self.status_path is None:
             return
-        temp = self.status_path.with_name(self.status_path.name + ".part")
-        temp.write_text(json.dumps({"state": state, "time": round(time.time(), 3), "pid": os.getpid(), **values}), encoding="utf-8")
-        os.replace(temp, self.status_path)
+        text = json.dumps({"state": state, "time": round(time.time(), 3), "pid": os.getpid(), **values})
+        try:
+            temp = self.status_path.with_name(self.status_path.name + ".part")
+            temp.write_text(text, encoding="utf-8")
+            os.replace(temp, self.status_path)
+        except (OSError, ValueError) as error:
+            raise TrainingError("the status file cannot be written", where=self.status_path, found=str(error)[:120],
+                                remedy="give the path of a file in a folder that can be written") from None  # fmt: skip
 
     def close(self) -> None:
         if self.active:

@@ -1,7 +1,7 @@
 """`ChunkLoader`: batches of a split as tensors, in the sampler's order, decoded by threads, spawned workers or in line.
 
 Purpose: the one way from a published split to a training step.
-Used by: scripts.infer_view, scripts.train_detector
+Used by: benchmarks.ours, benchmarks.scale, benchmarks.shuffle, scripts.infer_view, scripts.train_detector
 Design notes: work is issued in order and delivered in order, so the order never depends on who decoded what. The state counts
   delivered batches, whatever was fetched ahead. A batch lives in a ring slot that comes back when nothing refers to it.
 Assistant guidance: when extending: engines live in utils.engines and know nothing of epochs; nothing here may depend on the number
@@ -162,7 +162,10 @@ class ChunkLoader:
         return f"{self._digest:064x}"
 
     def state_dict(self) -> dict[str, Any]:
-        """Where delivery stands: valid for any engine, worker count, store and rank count."""
+        """Where delivery stands: valid for any engine, worker count, store and rank count.
+
+        `order_digest` in it is this rank's share: to continue it exactly on several ranks, save the sum over ranks (modulo 2^256).
+        """
         return self.sampler.state_dict() | {
             "version": self.split.warehouse.version,
             "split": self.split.name,
@@ -176,7 +179,8 @@ class ChunkLoader:
                 raise StateError(f"this loader state belongs to another {key}", expected=own, found=state.get(key, "nothing"))
         self._end_epoch()
         self.sampler.load_state_dict(state)
-        self._digest = int(str(state.get("order_digest", "0")), 16)
+        # Shares of ranks add up, so that a state's share must be counted once.
+        self._digest = int(str(state.get("order_digest", "0")), 16) if self.sampler.rank == 0 else 0
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         if os.getpid() != self._pid:

@@ -6,7 +6,7 @@ Design notes: fresh 28 MB batches cost more in page faults than LZ4 costs in dec
   the NumPy array that exports the slot's memory: every view, tensor and DLPack capsule keeps that one alive (one on a tensor would
   fire while its views live). Shared rings are memfd, inherited by spawned workers, since /dev/shm has 64 MB in a default container.
 Assistant guidance: when extending: a slot is issued by the parent only; abandoned and failed batches give theirs back; none free
-  means a fresh buffer, counted, never a wait.
+  means a fresh buffer, which the loader counts, never a wait.
 """
 
 from __future__ import annotations
@@ -95,7 +95,6 @@ class BatchRing:
         self.block = SharedBlock(layout.size * slots) if shared else None
         self.memory: Any = self.block.map if self.block else mmap.mmap(-1, layout.size * slots)
         self.free: deque[int] = deque(range(slots))
-        self.fallbacks = 0
 
     def take(self) -> int | None:
         """A free slot, or None when every slot is in use."""
@@ -109,9 +108,8 @@ class BatchRing:
             self.free.append(slot)
 
     def write_views(self, slot: int | None, rows: int) -> dict[str, NDArray[Any]]:
-        """Arrays to fill: the slot's, or fresh ones (counted) when there was no slot."""
+        """Arrays to fill: the slot's, or fresh ones when there was no slot."""
         if slot is None:
-            self.fallbacks += 1
             return self.layout.views(np.empty(self.layout.size, np.uint8), rows)
         return self.layout.views(self._raw(slot), rows)
 

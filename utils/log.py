@@ -1,8 +1,8 @@
 """Short log lines and progress bars on stderr; stdout stays free for the result.
 
 Purpose: one way for every command to speak while it works.
-Used by: scripts.build_zarr, scripts.export_summary, scripts.infer_view, scripts.inspect_zarr, scripts.make_sample,
-  scripts.train_detector, scripts.verify_zarr, utils.argyaml, utils.loader, utils.training
+Used by: scripts.bench_loader, scripts.build_zarr, scripts.export_summary, scripts.infer_view, scripts.inspect_zarr,
+  scripts.make_sample, scripts.train_detector, scripts.verify_zarr, utils.argyaml, utils.loader, utils.training
 Design notes: a terminal gets a live bar with rate and time left; a pipe or a CI log gets a plain line every few seconds.
   Both go to stderr, so that `... | tail -n 1 | jq` works on any command.
 Assistant guidance: when extending: no handlers on import; library code asks `get_log(__name__)` and never prints.

@@ -79,7 +79,13 @@ def free_memory() -> int:
     try:
         with open("/sys/fs/cgroup/memory.max", encoding="ascii") as limit, open("/sys/fs/cgroup/memory.current", encoding="ascii") as used:
             text = limit.read().strip()
-            return free if text == "max" else max(0, min(free, int(text) - int(used.read())))
+            if text == "max":
+                return free
+            taken = int(used.read())
+        with open("/sys/fs/cgroup/memory.stat", encoding="ascii") as stat:
+            # Page cache counts as used there, but gives way.
+            cache = next((int(line.split()[1]) for line in stat if line.startswith("inactive_file ")), 0)
+        return max(0, min(free, int(text) - taken + cache))
     except (OSError, ValueError):
         return free
 

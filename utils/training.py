@@ -25,11 +25,20 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from utils.checkpoint import load_checkpoint, load_module, optimizer_tensors, prefixed, restore_optimizer, same_run, save_checkpoint
+from utils.checkpoint import (
+    has_checkpoint,
+    load_checkpoint,
+    load_module,
+    optimizer_tensors,
+    prefixed,
+    restore_optimizer,
+    same_run,
+    save_checkpoint,
+)
 from utils.journal import Journal, Phases
 from utils.log import get_log, progress
 from utils.ranks import Ranks, autocast_dtype, to_device
-from warehouse.errors import ConfigError, StateError, TrainingError
+from warehouse.errors import StateError, TrainingError
 from warehouse.schema import Section
 
 __all__ = ["Task", "TrainSettings", "Trainer", "seeded"]
@@ -38,7 +47,8 @@ log = get_log(__name__)
 DRAW_EVERY_S = 30.0
 SAVE_EVERY_S = 300.0
 COUNTERS = ("epoch", "step", "batches", "epoch_loss", "epoch_samples")
-MUST_AGREE = ("seed", "batch_size", "accumulate", "weight_decay", "average", "precision", "limit_batches")
+MAY_CHANGE = {"epochs", "max_minutes", "device", "log_interval", "evaluate_every", "status_file", "output", "resume", "warehouse"}
+"""Settings a resumed run may have otherwise; all others decide its losses."""
 
 
 class TrainSettings(Section):
@@ -53,7 +63,7 @@ class TrainSettings(Section):
     clip_norm: float = Field(10.0, gt=0)
     average: float = Field(0.998, ge=0, lt=1, description="decay of the running average of the weights, which is what is kept; 0: none")
     accumulate: int = Field(1, ge=1)
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     device: str = "auto"
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
     log_interval: int = Field(10, ge=1)
@@ -151,8 +161,8 @@ class Trainer:
                     self._evaluate()
                     self._note_epoch()
             self._save("interrupted" if self.stop else "done")
-        except TrainingError:
-            self.journal.status("failed", **self._where())
+        except BaseException as error:
+            self.journal.status("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", **self._where())
             raise
         finally:
             self.journal.close()
@@ -216,7 +226,8 @@ class Trainer:
         try:
             return self._step(source, bar)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError) and "memory" not in str(error):
+            short = isinstance(error, torch.OutOfMemoryError | MemoryError)
+            if not short and not any(words in str(error) for words in ("out of memory", "allocate memory")):
                 raise
             half = max(1, self.settings.batch_size // 2)
             raise TrainingError("out of memory", where=f"step {self.step}", found=f"batch_size {self.settings.batch_size}",
@@ -343,15 +354,14 @@ class Trainer:
             self.drawn = time.monotonic()
 
     def _agreed(self) -> dict[str, Any]:
-        return {key: getattr(self.settings, key) for key in MUST_AGREE} | {"lr": self.lr, "ranks": self.ranks.count}
+        return self.settings.model_dump(mode="json", exclude=MAY_CHANGE) | {"lr": self.lr, "ranks": self.ranks.count}
 
     def _resume(self) -> None:
         """Go on from the output folder's checkpoint; where there is none, start."""
-        try:
-            saved = load_checkpoint(self.output)
-        except ConfigError:
+        if not has_checkpoint(self.output):
             log.warning("nothing to resume in %s: starting from the first step", self.output)
             return
+        saved = load_checkpoint(self.output)
         pairs = {"model": (self.task.describe(), saved.meta.get("model"))}
         former = saved.meta.get("settings", {})
         pairs |= {key: (value, former.get(key)) for key, value in self._agreed().items()}
@@ -373,22 +383,27 @@ class Trainer:
 
     @contextlib.contextmanager
     def _interruptible(self) -> Iterator[None]:
-        """Ctrl-C asks for a stop after this step; a second one stops at once."""
+        """Ctrl-C or SIGTERM asks for a stop after this step; a second one stops at once."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        former = signal.getsignal(signal.SIGINT)
+        former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+        def put_back() -> None:
+            for number, handler in former.items():
+                signal.signal(number, handler)
 
         def ask(*_: object) -> None:
             self.stop = True
-            signal.signal(signal.SIGINT, former)
+            put_back()
             log.info("stopping after this step")
 
-        signal.signal(signal.SIGINT, ask)
+        for number in former:
+            signal.signal(number, ask)
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, former)
+            put_back()
 
 
 def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

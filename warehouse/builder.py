@@ -40,11 +40,15 @@ DONE, SCRATCH = "done", "dask"
 
 @dataclass(frozen=True, slots=True)
 class SplitPlan:
-    """One split: its arrays, and a payload and a row of samples.parquet for each sample, in stored order."""
+    """One split: its arrays, and a payload, its digest and a row of samples.parquet for each sample, in stored order.
+
+    digests: of whatever `load` depends on beside the recipe (boxes, labels): an earlier run's chunk is taken only if they agree.
+    """
 
     name: str
     specs: tuple[ArraySpec, ...]
     payloads: tuple[Any, ...]
+    digests: tuple[str, ...]
     rows: tuple[dict[str, Any], ...]
 
     @property
@@ -117,7 +121,7 @@ def plan_tasks(plan: BuildPlan) -> Iterator[ChunkTask]:
         layout = repr([(spec.name, spec.dtype, spec.chunk, spec.inner, spec.codec) for spec in split.specs])
         for chunk in range(-(-len(split.payloads) // size)):
             part = slice(chunk * size, (chunk + 1) * size)
-            text = tables.canonical([plan.key, layout, list(split.rows[part])])
+            text = tables.canonical([plan.key, layout, list(split.rows[part]), list(split.digests[part])])
             yield ChunkTask(split.name, chunk, split.specs, split.payloads[part], hashlib.sha256(text).hexdigest())
 
 

@@ -63,12 +63,13 @@ def task_runner(workers: int, cluster: str | None, scratch: Path, tasks: int) ->
                 stack.callback(durable.remove_tree, scratch)
                 stack.enter_context(local)
             client = stack.enter_context(Client(cluster or local, timeout="20s", set_as_default=False))
+            client.wait_for_workers(1, timeout=20)
         except (OSError, TimeoutError, RuntimeError, ValueError) as error:
             raise BuildError(
-                "no Dask scheduler answers",
+                "no Dask scheduler with workers answers",
                 where=cluster or "local processes",
                 found=f"{error}"[:120] or type(error).__name__,
-                remedy="start one (dask scheduler), or leave --build.cluster away; --build.workers 0 needs none",
+                remedy="start one (dask scheduler, dask worker), or leave --build.cluster away; --build.workers 0 needs none",
             ) from None
         yield partial(_run_on, client)
 

@@ -7,10 +7,13 @@ the whole new content or the whole old one. Zarr's own LocalStore renames but ne
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import os
+import secrets
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -20,7 +23,7 @@ from warehouse.errors import LockedError
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["DurableFile", "fsync_folder", "fsync_tree", "lock", "remove_tree", "replace", "write_bytes"]
+__all__ = ["DurableFile", "exchange", "fsync_folder", "fsync_tree", "lock", "remove_tree", "replace", "write_bytes"]
 
 TEMP_SUFFIX = ".part"
 
@@ -30,7 +33,8 @@ class DurableFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.temp = path.with_name(path.name + TEMP_SUFFIX)
+        # A name of its own: a task of a killed cluster job may still be writing the same chunk.
+        self.temp = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}{TEMP_SUFFIX}")
         path.parent.mkdir(parents=True, exist_ok=True)
         self.file: BinaryIO = open(self.temp, "wb")  # noqa: SIM115 - closed by commit or discard
         self.hash = hashlib.sha256()
@@ -77,6 +81,19 @@ def replace(source: Path, target: Path) -> None:
     fsync_folder(target.parent)
 
 
+def exchange(one: Path, other: Path) -> None:
+    """Swap two folders of one file system so that both names hold something at every moment, where the kernel can (Linux)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    swap = getattr(libc, "renameat2", None)
+    here, both = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    if swap is None or swap(here, os.fsencode(one), here, os.fsencode(other), both) != 0:
+        aside = other.with_name(other.name + TEMP_SUFFIX)
+        os.replace(other, aside)
+        os.replace(one, other)
+        os.replace(aside, one)
+    fsync_folder(other.parent)
+
+
 def fsync_folder(path: Path) -> None:
     if sys.platform == "win32":
         return  # NTFS has no way to open a folder for fsync
@@ -107,16 +124,21 @@ def remove_tree(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def lock(path: Path) -> Iterator[None]:
-    """Hold the lock file `path` or raise LockedError naming the holder. The kernel frees the lock of a killed process."""
+def lock(path: Path, *, wait_s: float = 0.0) -> Iterator[None]:
+    """Hold the lock file `path` or, after `wait_s`, raise LockedError naming the holder. The kernel frees a killed process's lock."""
     if sys.platform == "win32":  # one builder at a time is then the user's care, as the README says
         yield
         return
+    deadline = time.monotonic() + wait_s
     while True:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
+            if time.monotonic() < deadline:
+                os.close(fd)
+                time.sleep(0.01)
+                continue
             holder = os.read(fd, 64).decode(errors="replace").strip() or "unknown"
             os.close(fd)
             raise LockedError(

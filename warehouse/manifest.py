@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -42,7 +43,7 @@ __all__ = [
 
 CURRENT, MANIFEST, FILES, SAMPLES = "CURRENT", "manifest.json", "files.parquet", "samples.parquet"
 REJECTED, TRACE, STORE = "rejected.jsonl", "trace.jsonl", "warehouse.zarr"
-TABLES = (FILES, SAMPLES, REJECTED)
+VERSION_NAME = re.compile(r"v[0-9a-f]{12}")
 MAX_MANIFEST_BYTES = 64 << 20
 _REMEDY = "a published version never changes; build it again with --build.if_exists clear"
 
@@ -116,7 +117,9 @@ def read_manifest(folder: Path) -> Manifest:
             raise CorruptError("the manifest is too large", where=path, expected=f"at most {MAX_MANIFEST_BYTES} bytes")
         raw = path.read_bytes()
     except OSError:
-        raise NotAWarehouseError("no manifest here", where=path, remedy="build a version with python -m scripts.build_zarr") from None
+        raise NotAWarehouseError(
+            "no manifest here", where=path, remedy="build it with python -m scripts.build_zarr --build.if_exists clear"
+        ) from None
     try:
         data = json.loads(raw)
         found = data.pop("manifest_sha256")
@@ -137,6 +140,8 @@ def read_manifest(folder: Path) -> Manifest:
             remedy="build it again with this release",
         )
     name, key = version_name(manifest.recipe)
+    if VERSION_NAME.fullmatch(folder.name) and folder.name != name:
+        raise CorruptError("a version folder holds another version", where=folder, expected=folder.name, found=name, remedy=_REMEDY)
     if (name, key) != (manifest.version, manifest.key):
         raise CorruptError("the recipe does not give the version's name", where=path, expected=name, found=manifest.version, remedy=_REMEDY)
     return manifest

@@ -40,17 +40,22 @@ class MemoryReader(ChunkReader):
     def __init__(self, split: Split, arrays: Mapping[str, NDArray[Any]], load: Callable[[], int] | None = None) -> None:
         super().__init__(split, access="mmap", verify="off", keep=1)
         self.arrays, self.load = arrays, load
+        self.bytes_loaded = 0
 
     def follow(self, plans: Any) -> Any:
         if self.load is not None:
-            load, self.load = self.load, None
-            load()
+            self.bytes_loaded = self.load()
+            self.load = None  # only now: what a failed load left behind must not be served
             self.chunks_opened = len(self.split.chunk_sizes)
         return plans
 
     def fill(self, names: Sequence[str], indices: NDArray[np.int64], out: Mapping[str, NDArray[Any]]) -> tuple[int, int]:
-        """Rows copied by one take an array; nothing is decoded again, so `decoded` counts rows copied out of the decoded split."""
+        """Rows copied by one take an array; nothing is decoded again, so `decoded` counts rows copied out of the decoded split.
+
+        The bytes of the load are counted with the first batch.
+        """
         for name in names:
             # mode="raise" would buffer `out`; the indices come from the sampler and are in range.
             np.take(self.arrays[name], indices, axis=0, out=out[name], mode="clip")
-        return len(indices), 0
+        read, self.bytes_loaded = self.bytes_loaded, 0
+        return len(indices), read

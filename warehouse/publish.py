@@ -56,13 +56,18 @@ def bake(
     cluster: str | None,
     trace: bool,
     on_plan: Callable[[BuildPlan], Callable[[int], None] | None],
+    clear: bool = False,
 ) -> Manifest:
     """Bake and publish; the manifest. `make_plan(unreadable)` is called again once pictures turn out unreadable while being baked.
+
+    clear: bake a version again that is there already, and swap it in whole; without it the one that is there is the answer.
 
     Raises LockedError, SpaceError, BuildError, and whatever `make_plan` raises.
     """
     plan = make_plan({})
     with durable.lock(root / LockFile.format(plan.version)):
+        if not clear and (root / plan.version).exists():
+            return read_manifest(root / plan.version)  # another builder was faster
         staging = root / Staging.format(plan.version)
         unreadable: dict[str, PictureError] = {}
         while True:
@@ -98,6 +103,8 @@ def _publish(plan: BuildPlan, results: list[ChunkResult], staging: Path, root: P
     _drop_strays(staging / tables.STORE, wanted)
     _write_metadata(plan, staging / tables.STORE)
     files = [row for result in results for row in result.files]
+    for torn in staging.glob(f"*{durable.TEMP_SUFFIX}"):
+        torn.unlink()
     for path in sorted((staging / tables.STORE).rglob("zarr.json")):
         name = path.relative_to(staging).as_posix()
         files.append(
@@ -120,13 +127,13 @@ def _publish(plan: BuildPlan, results: list[ChunkResult], staging: Path, root: P
     durable.remove_tree(staging / "dask")
     tables.write_manifest(staging, manifest)
     target = root / plan.version
-    old = root / Staging.format(f"old-{plan.version}")
-    durable.remove_tree(old)
     if target.exists():
-        durable.replace(target, old)
-    durable.replace(staging, target)
-    set_current(root, plan.version)
-    durable.remove_tree(old)
+        durable.exchange(staging, target)
+        set_current(root, plan.version)
+        durable.remove_tree(staging)
+    else:
+        durable.replace(staging, target)
+        set_current(root, plan.version)
     return manifest
 
 
@@ -136,11 +143,13 @@ def set_current(root: Path, version: str) -> None:
     with contextlib.suppress(OSError):
         if current.read_text() == version + "\n" and not temp.exists():
             return
-    with open(temp, "wb") as file:
-        file.write(f"{version}\n".encode())
-        file.flush()
-        os.fsync(file.fileno())
-    durable.replace(temp, current)
+    # Builders of different versions hold different locks, but there is one CURRENT.
+    with durable.lock(root / LockFile.format("CURRENT"), wait_s=30):
+        with open(temp, "wb") as file:
+            file.write(f"{version}\n".encode())
+            file.flush()
+            os.fsync(file.fileno())
+        durable.replace(temp, current)
 
 
 def _drop_strays(store: Path, wanted: set[Path]) -> None:
@@ -255,13 +264,15 @@ def _manifest(plan: BuildPlan, digests: list[str], hashes: dict[str, str]) -> Ma
 def published(root: Path, version: str) -> Manifest | None:
     """The manifest of a version that is there already, with CURRENT naming it; None when it is not. Raises CorruptError, LockedError.
 
-    What a killed `clear` may have left of the version is removed.
+    What a killed `clear` may have left of the version is removed. A root that cannot be written is left as it is.
     """
     if not (root / version).exists():
         return None
     manifest = read_manifest(root / version)
-    with durable.lock(root / LockFile.format(version)):
-        for stale in (root / Staging.format(version), root / Staging.format(f"old-{version}")):
-            durable.remove_tree(stale)
-        set_current(root, version)
+    with contextlib.suppress(PermissionError):
+        if not os.access(root, os.W_OK):
+            raise PermissionError
+        with durable.lock(root / LockFile.format(version)):
+            durable.remove_tree(root / Staging.format(version))
+            set_current(root, version)
     return manifest

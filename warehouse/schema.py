@@ -134,6 +134,7 @@ CONTENT_KEYS = frozenset(
         "splits",
         "seed",
         "group_pattern",
+        "max_pixels",
     }
 )
 

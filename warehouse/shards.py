@@ -11,6 +11,7 @@ Format: https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed/
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import struct
@@ -23,7 +24,7 @@ from crc32c import crc32c
 from numcodecs import blosc
 from numpy.typing import NDArray
 
-from warehouse.errors import CorruptError
+from warehouse.errors import CorruptError, StoreError
 from warehouse.schema import ArraySpec, Codec
 
 __all__ = ["ShardWriter", "StoredChunk", "decode_into", "encode", "fill_value", "open_file"]
@@ -108,6 +109,10 @@ def open_file(path: Path) -> int:
     try:
         return os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
     except OSError as error:
+        if error.errno in {errno.EMFILE, errno.ENFILE}:
+            raise StoreError(
+                "too many open files", where=path, remedy="raise the limit with ulimit -n, or lower --loader.interleave"
+            ) from None
         raise CorruptError("a data file is missing or cannot be opened", where=path, found=error.strerror, remedy=REMEDY) from None
 
 
@@ -185,7 +190,10 @@ class StoredChunk:
     def _bytes(self, offset: int, length: int) -> memoryview:
         if self.view is not None:
             return self.view[offset : offset + length]
-        data = os.pread(self.fd, length, offset)
+        try:
+            data = os.pread(self.fd, length, offset)
+        except OSError as error:
+            raise CorruptError("a data file cannot be read", where=self.path, found=error.strerror, remedy=REMEDY) from None
         if len(data) != length:
             raise CorruptError(
                 "a data file ends early", where=self.path, expected=f"{offset + length} bytes", found=offset + len(data), remedy=REMEDY

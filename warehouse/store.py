@@ -1,8 +1,8 @@
 """Reading a published version: `Warehouse` finds and checks it, `Split` gives lengths, arrays and stored chunks.
 
-A job keeps the version it opened: `CURRENT` is read once. Invariant: every byte a `Split` hands out through `ChunkReader` has been
-compared with files.parquet (size, seal) and its crc32c. Objects pickle as (folder, split name), so that spawned workers open
-their own handles; nothing is open until a chunk is read.
+A job keeps the version it opened: `CURRENT` is read once. Invariant: a file's size and seal are compared with files.parquet when it
+is opened, and a sample's crc32c before it is first decoded (`verify`: always, first_touch, off). Objects pickle as (folder, split
+name), so that spawned workers open their own handles; nothing is open until a chunk is read.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def find_version(path: Path) -> Path:
     if current.is_symlink() or not current.is_file():
         raise NotAWarehouseError("no published version here (no CURRENT file)", where=path, remedy=BUILD_HINT)
     name = current.read_bytes()[:64].decode(errors="replace").strip()
-    if not (len(name) == 13 and name[0] == "v" and set(name[1:]) <= set("0123456789abcdef")):
+    if not tables.VERSION_NAME.fullmatch(name):
         raise CorruptError(
             "CURRENT does not name a version", where=current, expected="v and 12 hex digits", found=f"{name!r}", remedy=BUILD_HINT
         )
@@ -156,8 +156,8 @@ class Split:
         raw = xarray.open_zarr(self.warehouse.store, group=self.name, chunks={"sample": self.shard_samples}, mask_and_scale=False)
         image = raw["image"]
         scale = image.attrs.pop("scale_factor", None)
-        if scale is not None:
-            raw["image"] = (image.astype("float32") * np.float32(scale)).assign_attrs(image.attrs)
+        picture = image.astype("float32")
+        raw["image"] = (picture if scale is None else picture * np.float32(scale)).assign_attrs(image.attrs)
         return raw
 
     def reader(self, *, access: Access = "mmap", verify: Verify = "first_touch", keep: int = 64) -> ChunkReader:

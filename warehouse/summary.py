@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from warehouse import manifest as tables
-from warehouse.errors import BuildError
+from warehouse.errors import BuildError, CorruptError
 from warehouse.schema import SPLIT_NAMES, Section
 from warehouse.store import Warehouse
 
@@ -152,7 +152,12 @@ def export(warehouse: Warehouse, output: Path) -> dict[str, int]:
         "chunks.parquet": files.filter(pa.compute.is_valid(files["array"])),
     }
     if trace.is_file():
-        lines = [json.loads(line) for line in trace.read_text().splitlines()]
+        try:
+            lines = [json.loads(line) for line in trace.read_text().splitlines()]
+        except ValueError as error:
+            raise CorruptError(
+                "the timings do not parse", where=trace, found=str(error)[:80], remedy="delete the file to export the rest"
+            ) from None
         written["trace.parquet"] = pa.Table.from_pylist(lines)
     try:
         output.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,6 @@ recomputes each sample's content digest. Reports all faults instead of stopping 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -89,18 +88,24 @@ def _strays(warehouse: Warehouse, known: set[str]) -> Iterator[Fault]:
 def _check_file(folder: Path, row: dict[str, Any], level: str) -> list[Fault]:
     try:
         path = folder / tables.safe_relative(row["path"], folder / tables.FILES)
-        info = path.lstat()
     except CorruptError as error:
         return [Fault(tables.FILES, str(error))]
+    try:
+        detail = _disagreement(path, row, level)
     except OSError as error:
-        return [Fault(row["path"], f"missing: {error.strerror}")]
+        detail = f"missing or unreadable: {error.strerror}"
+    return [Fault(row["path"], detail)] if detail else []
+
+
+def _disagreement(path: Path, row: dict[str, Any], level: str) -> str:
+    info = path.lstat()
     if not stat.S_ISREG(info.st_mode):
-        return [Fault(row["path"], "not a regular file")]
+        return "not a regular file"
     if info.st_size != row["size"]:
-        return [Fault(row["path"], f"wrong size: expected {row['size']} bytes, found {info.st_size}")]
+        return f"wrong size: expected {row['size']} bytes, found {info.st_size}"
     if level == "full" and tables.sha256_file(path) != row["sha256"]:
-        return [Fault(row["path"], f"wrong sha256: expected {row['sha256'][:12]}")]
-    return []
+        return f"wrong sha256: expected {row['sha256'][:12]}"
+    return ""
 
 
 def _check_chunks(
@@ -135,7 +140,3 @@ def _check_chunks(
         if progress:
             progress(size)
     reader.close()
-
-
-def fault_lines(faults: list[Fault]) -> list[str]:
-    return [json.dumps({"path": fault.path, "detail": fault.detail}) for fault in faults]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import posixpath
-from collections import defaultdict
+from collections import Counter, defaultdict
 from typing import Any
 
 from ingest.records.base import Parsed, RawBox, RawPicture, Rejection
@@ -64,6 +64,13 @@ def _read(listing: SourceListing, path: str) -> dict[str, Any]:
         raise AnnotationError("JSON does not parse", where=path, found=str(error)[:200]) from None
     except RecursionError:
         raise AnnotationError("JSON does not parse", where=path, found="nesting too deep") from None
+    if b"\\ud" in data.lower():
+        try:
+            json.dumps(content, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise AnnotationError(
+                "JSON holds half a character", where=path, found=str(error)[:120], remedy="mend the \\ud8.. escape"
+            ) from None
     for key in ("images", "categories", "annotations"):
         if (
             not isinstance(content, dict)
@@ -76,7 +83,7 @@ def _read(listing: SourceListing, path: str) -> dict[str, Any]:
         if not isinstance(number, int | str):
             raise AnnotationError("a picture has no id", where=f"{path}, images[{at}]", found=repr(number)[:80])
     if len(set(ids)) != len(ids):
-        twice = next(number for number in ids if ids.count(number) > 1)
+        twice = next(number for number, count in Counter(ids).items() if count > 1)
         raise AnnotationError("two pictures have one id", where=path, found=repr(twice)[:80])
     return dict(content)
 

@@ -8,6 +8,7 @@ all of them are kept, used or not. Without any, classes are `class_0`, `class_1`
 
 from __future__ import annotations
 
+import math
 import posixpath
 from collections.abc import Callable
 from typing import Any
@@ -78,6 +79,8 @@ def read_yolo_text(data: bytes, path: str) -> list[tuple[int, tuple[float, float
             x, y, width, height = values
             box = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
         elif len(values) >= 6 and len(values) % 2 == 0:
+            # min and max pass over NaN, which must reach the cleaning.
+            values = values if all(map(math.isfinite, values)) else [math.nan] * len(values)
             box = (min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2]))
         else:
             raise AnnotationError(
@@ -99,6 +102,8 @@ def read_class_names(listing: SourceListing) -> dict[int, str] | None:
         if not all(isinstance(key, int) and 0 <= key < MAX_CLASSES for key in names):
             raise AnnotationError("class names need numbers from 0", where=path, found=str(list(names)[:5]))
         cleaned = {key: str(name).strip() for key, name in names.items()}
+        if any("\ud800" <= sign <= "\udfff" for name in cleaned.values() for sign in name):
+            raise AnnotationError("a class name holds half a character", where=path, found=ascii(list(cleaned.values()))[:120])
         if not cleaned or not all(cleaned.values()) or len(set(cleaned.values())) != len(cleaned):
             raise AnnotationError("class names must be distinct and not empty", where=path, found=str(list(cleaned.values())[:8]))
         return cleaned
