@@ -17,7 +17,8 @@ PACKAGES = {
     "detector": {"utils", "warehouse"},
     "vqvae": {"utils", "warehouse"},
     "features": {"utils", "warehouse"},
-    "scripts": {"detector", "vqvae", "features", "utils", "ingest", "warehouse"},
+    "benchmarks": {"utils", "ingest", "warehouse"},
+    "scripts": {"detector", "vqvae", "features", "benchmarks", "utils", "ingest", "warehouse"},
 }
 # A new module here is a decision: say what it does that none of these does.
 UTILS = {
@@ -30,6 +31,7 @@ UTILS = {
     "training",
     "checkpoint",
     "journal",
+    "signals",
     "ranks",
     "argyaml",
     "log",

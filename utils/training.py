@@ -14,8 +14,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-import signal
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +36,7 @@ from utils.checkpoint import (
 from utils.journal import Journal, Phases
 from utils.log import get_log, progress
 from utils.ranks import Ranks, autocast_dtype, to_device
+from utils.signals import stop_requests
 from warehouse.errors import StateError, TrainingError
 from warehouse.schema import Section
 
@@ -154,7 +153,7 @@ class Trainer:
         precision = str(self.autocast or torch.float32).removeprefix("torch.")
         log.info("%s: %s parameters, %s, %s; store opened in %.2f s", self.task.name, parameters, self.device, precision, self.open_seconds)
         try:
-            with self._interruptible(), progress(self._steps_left(), "steps", "train") as bar:
+            with stop_requests(self._ask_to_stop), progress(self._steps_left(), "steps", "train") as bar:
                 while not self._over():
                     self._run_epoch(bar)
                 if not self.metrics and not self.stop:
@@ -381,29 +380,9 @@ class Trainer:
         self.loader.load_state_dict(state)
         log.info("resumed %s at epoch %d, step %d", saved.path.parent, self.epoch, self.step)
 
-    @contextlib.contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        """Ctrl-C or SIGTERM asks for a stop after this step; a second one stops at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-        def put_back() -> None:
-            for number, handler in former.items():
-                signal.signal(number, handler)
-
-        def ask(*_: object) -> None:
-            self.stop = True
-            put_back()
-            log.info("stopping after this step")
-
-        for number in former:
-            signal.signal(number, ask)
-        try:
-            yield
-        finally:
-            put_back()
+    def _ask_to_stop(self) -> None:
+        self.stop = True
+        log.info("stopping after this step")
 
 
 def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -1,0 +1,1 @@
+"""What the loader is measured against, and how."""
