@@ -41,11 +41,11 @@ bench: .venv-bench/.ready
 
 # Makes a sample, builds, trains, draws. Under 5 minutes on 2 cores once installed.
 demo: setup
-	$(PY) -m scripts.make_sample --sample.output $(DEMO)/sample --sample.count 240 --sample.size "[256, 256]"
-	$(PY) -m scripts.build_zarr --build.input_root $(DEMO)/sample --build.output_root $(DEMO)/warehouse --build.target_size "[192, 192]"
+	$(PY) -m scripts.make_sample --sample.output $(DEMO)/sample --sample.count 320 --sample.size "[256, 256]"
+	$(PY) -m scripts.build_zarr --build.input_root $(DEMO)/sample --build.output_root $(DEMO)/warehouse --build.target_size "[128, 128]"
 	$(PY) -m scripts.inspect_zarr --inspect.path $(DEMO)/warehouse --inspect.output $(DEMO)/sheet.png
-	$(PY) -m scripts.train_detector --detector.model big --detector.warehouse $(DEMO)/warehouse --detector.epochs null --detector.max_minutes 2.5 --detector.output $(DEMO)/bigdet
-	$(PY) -m scripts.infer_view --infer.checkpoint $(DEMO)/bigdet --infer.input $(DEMO)/warehouse --infer.output $(DEMO)/view
+	$(PY) -m scripts.train_detector --detector.model big --detector.warehouse $(DEMO)/warehouse --detector.epochs null --detector.max_minutes 2.5 --detector.evaluate_every 5 --detector.output $(DEMO)/bigdet
+	$(PY) -m scripts.infer_view --infer.checkpoint $(DEMO)/bigdet --infer.threshold 0.4 --infer.input $(DEMO)/warehouse --infer.output $(DEMO)/view
 	@echo
 	@echo "Look at:  $(DEMO)/sheet.png               what was baked"
 	@echo "          $(DEMO)/view/index.html         what the detector finds, with a score slider"
