@@ -215,8 +215,12 @@ class SpawnEngine:
     def _end_workers(self) -> None:
         iterator = self.loader._iterator
         if iterator is not None:
+            feeders = [queue._thread for queue in iterator._index_queues if queue._thread is not None]
             iterator._shutdown_workers()
             self.loader._iterator = None
+            # Left alone, a feeder may let go of its semaphores while the interpreter ends, and be cut off between unlinking and telling.
+            for feeder in feeders:
+                feeder.join(timeout=5)
         self.stream = None
         while self.jobs.issued:
             self.ring.give_back(self.jobs.issued.popleft()[1])
