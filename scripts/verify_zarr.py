@@ -22,7 +22,7 @@ def main(settings: Any) -> dict[str, Any]:
     for fault in faults:
         log.error(f"{fault.path}: {fault.detail}")
     if faults:
-        log.error("error: the version is damaged; build it again with python -m scripts.build_zarr --build.if_exists clear")
+        log.error("the version is damaged; build it again with python -m scripts.build_zarr --build.if_exists clear")
     else:
         log.info(f"{warehouse.version}: {files} files as published")
         log.info(f"next: python -m scripts.train_detector --detector.warehouse {warehouse.folder}")
