@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["box_area", "box_distance", "canvas_to_source", "cxcywh_to_xyxy", "generalized_iou", "pairwise_iou"]
+__all__ = ["box_area", "box_distance", "canvas_to_source", "cxcywh_to_xyxy", "generalized_iou", "pairwise_iou", "xyxy_to_cxcywh"]
 
 EPS = 1e-9
 
@@ -18,6 +18,12 @@ def cxcywh_to_xyxy(box_cxcywh: Tensor) -> Tensor:
     """[..., 4] centre and size -> [..., 4] corners."""
     centre, half = box_cxcywh[..., :2], box_cxcywh[..., 2:] / 2
     return torch.cat([centre - half, centre + half], dim=-1)
+
+
+def xyxy_to_cxcywh(box_xyxy: Tensor) -> Tensor:
+    """[..., 4] corners -> [..., 4] centre and size."""
+    low, high = box_xyxy[..., :2], box_xyxy[..., 2:]
+    return torch.cat([(low + high) / 2, high - low], dim=-1)
 
 
 def box_area(box_xyxy: Tensor) -> Tensor:
