@@ -35,7 +35,7 @@ __all__ = ["ChunkLoader", "LoaderSettings", "LoaderStats"]
 
 log = get_log(__name__)
 Engine = Literal["thread", "spawn", "inline"]
-Store = Literal["auto", "mmap", "pread", "memory", "stream"]
+Store = Literal["auto", "mmap", "pread", "memory", "stream", "library"]
 
 
 class LoaderSettings(Section):
@@ -45,7 +45,8 @@ class LoaderSettings(Section):
     num_workers: int = Field(2, ge=0, le=256, description="decode threads or processes; 0 is inline")
     prefetch_factor: int = Field(2, ge=1, le=64, description="batches in flight a worker")
     store: Store = Field(
-        "auto", description="mmap, pread, memory (decoded once), stream (whole chunks fetched ahead); auto chooses and says why"
+        "auto",
+        description="mmap, pread, memory (decoded once), stream (chunks fetched ahead), library (zarr-python); auto chooses and says why",
     )
     prefetch: int = Field(2, ge=1, le=64, description="stored chunks fetched ahead by store=stream")
     verify: Literal["first_touch", "always", "off"] = Field("first_touch", description="when an inner chunk's crc32c is checked")

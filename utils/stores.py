@@ -1,9 +1,10 @@
-"""Where a split's bytes come from while it is read: mapped files, reads, RAM, or a stream of whole chunks.
+"""Where a split's bytes come from while it is read: mapped files, reads, RAM, a stream of whole chunks, or zarr-python.
 
 Purpose: `choose_store` settles `store: auto` and says why; `open_source` makes the reader and whatever memory it needs.
 Used by: utils.engines, utils.loader
-Design notes: auto goes by the file system and by decoded and stored size against the memory that is free (also under a cgroup
-  limit). A reader lives in the parent; a `Source` is what a spawned worker needs to read the same: the split by path, or shared memory.
+Design notes: auto goes by decoded size against the memory that is free (also under a cgroup limit), by codecs, by where the version
+  lies, and by stored size. A reader lives in the parent; a `Source` is what a spawned worker needs to read the same: the split by
+  path or URL, or shared memory.
 Assistant guidance: when extending: every store fills batches through `fill(names, indices, out)`; none may change what is delivered.
 """
 
@@ -24,12 +25,13 @@ from utils.loader_utils import SharedBlock
 from utils.samplers import BatchSampler, RandomBatchSampler
 from warehouse.errors import ConfigError
 from warehouse.memory import MemoryReader, decode_split, split_bytes
+from warehouse.remote import Remote
 from warehouse.store import ChunkReader, Split
 from warehouse.stream import SharedStreamReader, StreamReader, segment_bytes
 
 __all__ = ["STORES", "WORKER_TIMEOUT_S", "Source", "StoreChoice", "choose_store", "open_source"]
 
-STORES = ("auto", "mmap", "pread", "memory", "stream")
+STORES = ("auto", "mmap", "pread", "memory", "stream", "library")
 NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "lustre", "ceph", "glusterfs", "9p", "beegfs", "gpfs", "afs"}
 ALIGN = 64
 TABLE_BYTES = 1 << 16
@@ -40,7 +42,7 @@ WORKER_TIMEOUT_S = 30
 class StoreChoice:
     """The store taken and why, in half a sentence."""
 
-    store: Literal["mmap", "pread", "memory", "stream"]
+    store: Literal["mmap", "pread", "memory", "stream", "library"]
     why: str
 
 
@@ -60,11 +62,39 @@ def choose_store(
         raise ConfigError(
             "store='stream' fetches chunk by chunk, RandomBatchSampler needs them all", remedy="use store='mmap' or ChunkBatchSampler"
         )
+    _refuse_unreadable(store, split, names)
     if store != "auto":
         return StoreChoice(store, "as asked for")  # type: ignore[arg-type]
-    kind = file_system(os.path.realpath(split.warehouse.store)) if kind is None else kind
     if decoded <= available / 8:
         return StoreChoice("memory", f"the decoded split ({decoded / 1e6:.0f} MB) takes less than an eighth of the free memory")
+    return _by_location(split, names, by_chunk, available, kind)
+
+
+def _refuse_unreadable(store: str, split: Split, names: Sequence[str]) -> None:
+    location = split.warehouse.store
+    remedy = "use --loader.store auto"
+    if store in {"mmap", "pread"} and isinstance(location, Remote):
+        raise ConfigError(
+            f"store={store!r} reads local files", where=location, expected="stream, memory, library or auto", found=store, remedy=remedy
+        )
+    if store in {"mmap", "pread", "stream"}:
+        for name, why in split.foreign(names).items():
+            what = f"store={store!r} cannot read array {name!r}: {why}"
+            raise ConfigError(what, where=repr(split), expected="library, memory or auto", found=store, remedy=remedy)
+
+
+def _by_location(split: Split, names: Sequence[str], by_chunk: bool, available: int, kind: str | None) -> StoreChoice:
+    """For a split that is too large to decode into memory: by its codecs, where it lies, and the size of its files."""
+    location = split.warehouse.store
+    for name, why in split.foreign(names).items():
+        return StoreChoice("library", f"only zarr-python can read array {name!r}: {why}")
+    if isinstance(location, Remote):
+        if by_chunk:
+            return StoreChoice("stream", f"the warehouse lies in an object store ({location}): stored chunks are fetched whole")
+        return StoreChoice(
+            "library", f"the warehouse lies in an object store ({location}), RandomBatchSampler takes from any chunk at any time"
+        )
+    kind = file_system(os.path.realpath(location)) if kind is None else kind
     if kind in NETWORK_FILE_SYSTEMS:
         return StoreChoice("stream" if by_chunk else "pread", f"the warehouse lies on {kind}")
     stored = sum(int(split.warehouse.files(f"{split.name}/{name}")[0].sum()) for name in names)
@@ -155,8 +185,9 @@ def open_source(
         size = sum(-(-len(split) * split.specs[name].row_bytes // ALIGN) * ALIGN for name in names)
         source.block = SharedBlock(max(1, size)) if shared else None
         views = decoded_views(split, names, source.block.map if source.block else mmap.mmap(-1, max(1, size)))
+        access = "library" if split.foreign(names) else "pread"
         return MemoryReader(
-            split, views, lambda: decode_split(split, names, views, access="pread", verify="always", threads=max(1, threads))
+            split, views, lambda: decode_split(split, names, views, access=access, verify="always", threads=max(1, threads))
         ), source
     if store == "stream":
         source.buffer_bytes = segment_bytes(split, names)

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from warehouse import durable
 from warehouse.errors import CorruptError, NotAWarehouseError
+from warehouse.remote import Location, Remote
 from warehouse.schema import FORMAT_VERSION
 
 __all__ = [
@@ -107,15 +108,18 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     durable.write_bytes(folder / MANIFEST, json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False).encode())
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Location) -> Manifest:
     """The checked manifest of a version folder. Raises NotAWarehouseError or CorruptError."""
     path = folder / MANIFEST
     try:
-        if path.is_symlink() or not path.is_file():
-            raise FileNotFoundError
-        if path.stat().st_size > MAX_MANIFEST_BYTES:
-            raise CorruptError("the manifest is too large", where=path, expected=f"at most {MAX_MANIFEST_BYTES} bytes")
-        raw = path.read_bytes()
+        if isinstance(path, Remote):
+            raw = path.read_bytes(MAX_MANIFEST_BYTES)
+        else:
+            if path.is_symlink() or not path.is_file():
+                raise FileNotFoundError
+            if path.stat().st_size > MAX_MANIFEST_BYTES:
+                raise CorruptError("the manifest is too large", where=path, expected=f"at most {MAX_MANIFEST_BYTES} bytes")
+            raw = path.read_bytes()
     except OSError:
         raise NotAWarehouseError(
             "no manifest here", where=path, remedy="build it with python -m scripts.build_zarr --build.if_exists clear"
@@ -162,7 +166,7 @@ def write_table(path: Path, columns: dict[str, Any], schema: pa.Schema) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def read_table(folder: Path, manifest: Manifest, name: str, columns: list[str] | None = None) -> pa.Table:
+def read_table(folder: Location, manifest: Manifest, name: str, columns: list[str] | None = None) -> pa.Table:
     """A table of a version, its sha256 checked against the manifest. Raises CorruptError naming the file."""
     path = folder / name
     try:
@@ -176,7 +180,7 @@ def read_table(folder: Path, manifest: Manifest, name: str, columns: list[str] |
     return pq.read_table(pa.BufferReader(data), columns=columns)
 
 
-def safe_relative(name: str, where: Path) -> PurePosixPath:
+def safe_relative(name: str, where: Location) -> PurePosixPath:
     """A path of a table as one below its folder. Raises CorruptError for absolute paths, `..`, NUL and over-long names."""
     path = PurePosixPath(name)
     if not name or path.is_absolute() or ".." in path.parts or "\0" in name or "\\" in name or len(name) > 1024:

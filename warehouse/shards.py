@@ -5,13 +5,14 @@ holds little-endian uint64 (offset, length) pairs, both 2^64-1 where an inner ch
 of a plain array, is `blosc(bytes) | crc32c`. Invariant: no byte is handed out whose crc32c, Blosc header size and place in the
 `seal` disagree. The seal of a file is the crc32c of all its inner checksums and its index: files.parquet keeps it, so that a
 file swapped for another valid one is noticed when it is opened, without hashing it.
-Given up: Zarr features we do not write (nested shards, other codecs, index at the start).
+Given up: Zarr features we do not write (nested shards, other codecs, index at the start): `foreign` tells, library.py reads them.
 Format: https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed/
 """
 
 from __future__ import annotations
 
 import errno
+import math
 import mmap
 import os
 import struct
@@ -25,9 +26,10 @@ from numcodecs import blosc
 from numpy.typing import NDArray
 
 from warehouse.errors import CorruptError, StoreError
+from warehouse.remote import Location
 from warehouse.schema import ArraySpec, Codec
 
-__all__ = ["ShardWriter", "StoredChunk", "decode_into", "encode", "fill_value", "open_file"]
+__all__ = ["ShardWriter", "StoredChunk", "decode_into", "encode", "fill_value", "foreign", "open_file"]
 
 # Threaded Blosc holds the GIL, and its output depends on the thread count: 40 different outputs in 40 encodes were seen.
 blosc.use_threads = False
@@ -125,7 +127,7 @@ class StoredChunk:
 
     def __init__(
         self,
-        path: Path,
+        path: Location,
         spec: ArraySpec,
         rows: int,
         expected: tuple[int, int],
@@ -139,6 +141,7 @@ class StoredChunk:
         self.fd = -1
         try:
             if memory is None:
+                assert isinstance(path, Path), "what is not a local file is fetched first"
                 self.fd = open_file(path)
                 self.check_size()
                 if access == "mmap":
@@ -231,6 +234,37 @@ class StoredChunk:
     def __del__(self) -> None:
         if getattr(self, "fd", -1) >= 0:
             self.close()
+
+
+def foreign(metadata: dict[str, Any], spec: ArraySpec) -> str | None:
+    """Why an array with these zarr.json contents is beyond this module, in half a sentence; None when it is of our codecs.
+
+    Raises ValueError or KeyError when the contents are no array's metadata.
+    """
+    codecs, itemsize = metadata["codecs"], np.dtype(spec.dtype).itemsize
+    why = None
+    if spec.inner is not None and [codec["name"] for codec in codecs] == ["sharding_indexed"]:
+        shard = codecs[0]["configuration"]
+        codecs, place = shard["codecs"], shard.get("index_location", "end")
+        if [codec["name"] for codec in shard["index_codecs"]] != ["bytes", "crc32c"] or place != "end":
+            why = f"its shard index is of other codecs, at the {place}"
+        elif math.prod(shard["chunk_shape"]) * itemsize != spec.row_bytes:
+            why = f"its inner chunks are {shard['chunk_shape']}"
+    elif spec.inner is not None:
+        why = "it is not sharded by sample"
+    names = [codec["name"] for codec in codecs]
+    grid = tuple(metadata["chunk_grid"]["configuration"]["chunk_shape"])
+    keys = metadata["chunk_key_encoding"]
+    if names != ["bytes", *(["blosc"] if spec.codec.cname else []), "crc32c"]:
+        why = f"its codecs are {' | '.join(names)}"
+    elif codecs[0].get("configuration", {}).get("endian", "little") != "little":
+        why = "its bytes are big-endian"
+    # A cube's spec is by sample, its grid by voxel: the seal of each file is left to tell.
+    elif why is None and len(grid) == len(spec.chunk) and grid != spec.chunk:
+        why = f"its stored chunks are {grid}"
+    elif keys["name"] != "default" or keys.get("configuration", {}).get("separator", "/") != "/":
+        why = "its files have other names"
+    return why
 
 
 def chunk_key(spec: ArraySpec, chunk: int) -> str:

@@ -7,6 +7,7 @@ name), so that spawned workers open their own handles; nothing is open until a c
 
 from __future__ import annotations
 
+import json
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,28 +20,44 @@ from numpy.typing import NDArray
 from warehouse import manifest as tables
 from warehouse.errors import CorruptError, NotAWarehouseError, StoreError
 from warehouse.manifest import Manifest, read_manifest, read_table, safe_relative
+from warehouse.remote import Location, Remote, location_of
 from warehouse.schema import ArraySpec, Codec
-from warehouse.shards import StoredChunk, chunk_key
+from warehouse.shards import REMEDY, StoredChunk, chunk_key, foreign
 
 __all__ = ["ChunkReader", "Split", "Warehouse"]
 
 BUILD_HINT = "build one with python -m scripts.build_zarr --build.input_root FOLDER"
-Access = Literal["mmap", "pread"]
+Access = Literal["mmap", "pread", "library"]
 Verify = Literal["first_touch", "always", "off"]
 
 
 class Warehouse:
-    """One published version. `open` takes a root (its CURRENT is followed), a version folder, or a manifest.json."""
+    """One published version. `open` takes a root (its CURRENT is followed), a version folder, or a manifest.json.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.manifest: Manifest = read_manifest(folder)
+    location: where the version lies: a folder, or a prefix of an object store.
+    """
+
+    def __init__(self, location: Location) -> None:
+        self.location = location
+        self.manifest: Manifest = read_manifest(location)
         self._files: Any = None
 
     @classmethod
-    def open(cls, path: str | Path) -> Warehouse:
-        """Raises NotAWarehouseError where there is no published version, CorruptError where it disagrees with its digests."""
-        return cls(find_version(Path(path)))
+    def open(cls, path: Any) -> Warehouse:
+        """path: str or Path; a URL (s3://, gs://, az://, http://, https://) or an obstore store is read where it lies.
+
+        Raises NotAWarehouseError where there is no published version, CorruptError where it disagrees with its digests.
+        """
+        return cls(find_version(location_of(path)))
+
+    @property
+    def folder(self) -> Path:
+        """The version's folder. Raises StoreError for one that is not on a local file system."""
+        if isinstance(self.location, Remote):
+            raise StoreError(
+                "this needs the version on a local disk", where=self.location, remedy="copy its folder there and open the copy"
+            )
+        return self.location
 
     @property
     def version(self) -> str:
@@ -51,19 +68,19 @@ class Warehouse:
         return list(self.manifest.splits)
 
     @property
-    def store(self) -> Path:
+    def store(self) -> Location:
         """The plain Zarr v3 store."""
-        return self.folder / tables.STORE
+        return self.location / tables.STORE
 
     def split(self, name: str) -> Split:
         """Raises StoreError for a split this version does not have."""
         if name not in self.manifest.splits:
-            raise StoreError(f"no split {name!r}", where=self.folder, expected=f"one of {', '.join(self.splits)}")
+            raise StoreError(f"no split {name!r}", where=self.location, expected=f"one of {', '.join(self.splits)}")
         return Split(self, name)
 
     def table(self, name: str, columns: list[str] | None = None) -> Any:
         """A pyarrow table of the version (files.parquet, samples.parquet), its digest checked."""
-        return read_table(self.folder, self.manifest, name, columns)
+        return read_table(self.location, self.manifest, name, columns)
 
     def files(self, array: str) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
         """(sizes, seals) of an array's files ("train/image") by stored chunk. Raises CorruptError when the table has gaps."""
@@ -74,35 +91,42 @@ class Warehouse:
         rows = self._files.filter(pc.equal(self._files["array"], array)).sort_by("chunk")
         chunks = rows["chunk"].to_numpy()
         if not np.array_equal(chunks, np.arange(len(chunks))):
-            raise CorruptError("the table of files has gaps", where=self.folder / tables.FILES, found=array)
+            raise CorruptError("the table of files has gaps", where=self.location / tables.FILES, found=array)
         return rows["size"].to_numpy(), rows["seal"].to_numpy()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Warehouse, (self.folder,)
+        return Warehouse, (self.location,)
 
     def __repr__(self) -> str:
         return f"Warehouse({self.version}, " + ", ".join(f"{name}: {info['samples']}" for name, info in self.manifest.splits.items()) + ")"
 
 
-def find_version(path: Path) -> Path:
+def find_version(path: Location) -> Location:
     """The version folder meant by a root, a version folder or a manifest.json."""
     if path.name == tables.MANIFEST:
         path = path.parent
-    if (path / tables.MANIFEST).exists():
+    if isinstance(path, Remote):
+        if (path / tables.MANIFEST).size() is not None:
+            return path
+    elif (path / tables.MANIFEST).exists():
         return path
-    if not path.exists():
+    elif not path.exists():
         raise NotAWarehouseError("no such warehouse", where=path, remedy=BUILD_HINT)
     current = path / tables.CURRENT
-    if current.is_symlink() or not current.is_file():
+    if not _is_plain_file(current):
         raise NotAWarehouseError("no published version here (no CURRENT file)", where=path, remedy=BUILD_HINT)
     name = current.read_bytes()[:64].decode(errors="replace").strip()
     if not tables.VERSION_NAME.fullmatch(name):
         raise CorruptError(
             "CURRENT does not name a version", where=current, expected="v and 12 hex digits", found=f"{name!r}", remedy=BUILD_HINT
         )
-    if not (path / name / tables.MANIFEST).is_file():
+    if not _is_plain_file(path / name / tables.MANIFEST):
         raise CorruptError("CURRENT names a version that is not there", where=current, found=name, remedy=BUILD_HINT)
     return path / name
+
+
+def _is_plain_file(path: Location) -> bool:
+    return path.size() is not None if isinstance(path, Remote) else path.is_file() and not path.is_symlink()
 
 
 class Split:
@@ -145,33 +169,67 @@ class Split:
 
         if name not in self.specs:
             raise StoreError(
-                f"no array {name!r}", where=f"{self.warehouse.folder}, split {self.name}", expected=f"one of {', '.join(self.arrays)}"
+                f"no array {name!r}", where=f"{self.warehouse.location}, split {self.name}", expected=f"one of {', '.join(self.arrays)}"
             )
-        return zarr.open_array(self.warehouse.store, path=f"{self.name}/{name}", mode="r")
+        store, prefix = zarr_store(self.warehouse.store)
+        return zarr.open_array(store, path=f"{prefix}{self.name}/{name}", mode="r", zarr_format=3)
 
     def xarray(self) -> Any:
         """The split as an xarray.Dataset in stored-chunk-sized dask chunks; pictures float32 in [0, 1], named dimensions."""
         import xarray
 
-        raw = xarray.open_zarr(self.warehouse.store, group=self.name, chunks={"sample": self.shard_samples}, mask_and_scale=False)
+        store, prefix = zarr_store(self.warehouse.store)
+        raw = xarray.open_zarr(store, group=f"{prefix}{self.name}", chunks={"sample": self.shard_samples}, mask_and_scale=False)
         image = raw["image"]
         scale = image.attrs.pop("scale_factor", None)
         picture = image.astype("float32")
         raw["image"] = (picture if scale is None else picture * np.float32(scale)).assign_attrs(image.attrs)
         return raw
 
+    def foreign(self, names: Sequence[str]) -> dict[str, str]:
+        """Why arrays of these can be read by zarr-python only (codecs, shards, chunk grid), by name. Raises CorruptError.
+
+        An array whose zarr.json is missing counts as ours: the fast path goes by the manifest and the seals.
+        """
+        found = {}
+        for name in names:
+            path = self.warehouse.store / self.name / name / "zarr.json"
+            try:
+                why = foreign(json.loads(path.read_bytes()), self.specs[name])
+            except FileNotFoundError:
+                continue
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+                raise CorruptError("an array's metadata do not parse", where=path, found=f"{error}"[:160], remedy=REMEDY) from None
+            if why is not None:
+                found[name] = why
+        return found
+
     def reader(self, *, access: Access = "mmap", verify: Verify = "first_touch", keep: int = 64) -> ChunkReader:
+        """access: mmap and pread decode our codecs here; library goes through zarr-python, whatever the codecs."""
+        if access == "library":
+            from warehouse.library import LibraryReader
+
+            return LibraryReader(self, verify=verify, keep=keep)
         return ChunkReader(self, access=access, verify=verify, keep=keep)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _open_split, (self.warehouse.folder, self.name)
+        return _open_split, (self.warehouse.location, self.name)
 
     def __repr__(self) -> str:
         return f"Split({self.warehouse.version}/{self.name}, {len(self)} samples in {len(self.chunk_sizes)} chunks)"
 
 
-def _open_split(folder: Path, name: str) -> Split:
-    return Warehouse(folder).split(name)
+def _open_split(location: Location, name: str) -> Split:
+    return Warehouse(location).split(name)
+
+
+def zarr_store(location: Location) -> tuple[Any, str]:
+    """(what zarr opens, prefix of its keys): the folder itself, or zarr's view of an object store."""
+    if not isinstance(location, Remote):
+        return location, ""
+    from zarr.storage import ObjectStore
+
+    return ObjectStore(location.store, read_only=True), f"{location.key}/"
 
 
 def _spec(name: str, raw: dict[str, Any], info: dict[str, Any]) -> ArraySpec:
@@ -188,6 +246,7 @@ class ChunkReader:
         self._open: OrderedDict[tuple[str, int], StoredChunk] = OrderedDict()
         self._expected: dict[str, tuple[NDArray[np.int64], NDArray[np.uint32]]] = {}
         self._lock = threading.Lock()
+        self._opening: dict[tuple[str, int], threading.Lock] = {}
         self.chunks_opened = 0
 
     def fill(self, names: Sequence[str], indices: NDArray[np.int64], out: Mapping[str, NDArray[Any]]) -> tuple[int, int]:
@@ -212,24 +271,32 @@ class ChunkReader:
 
     def chunk(self, name: str, chunk: int) -> StoredChunk:
         """The open file of a stored chunk, its size checked now. Raises CorruptError naming the file."""
+        key = (name, chunk)
         with self._lock:
-            found = self._open.get((name, chunk))
+            found = self._open.get(key)
             if found is not None:
-                self._open.move_to_end((name, chunk))
+                self._open.move_to_end(key)
+            else:
+                opening = self._opening.setdefault(key, threading.Lock())
         if found is not None:
             found.check_size()
             return found
-        opened = self.open_chunk(name, chunk)
-        with self._lock:
-            # Another thread may have opened it meanwhile: keep the first, so that `verified` is shared.
-            found = self._open.setdefault((name, chunk), opened)
-            if found is opened:
+        # Neighbouring batches share a chunk, so that all threads come to a new one at once: the first opens it, the others wait.
+        with opening:
+            with self._lock:
+                found = self._open.get(key)
+            if found is not None:
+                return found
+            found = self.open_chunk(name, chunk)
+            with self._lock:
+                self._open[key] = found
+                self._opening.pop(key, None)
                 self.chunks_opened += 1
-            while len(self._open) > self.keep:
-                self._open.popitem(last=False)
+                while len(self._open) > self.keep:
+                    self._open.popitem(last=False)
         return found
 
-    def locate(self, name: str, chunk: int) -> tuple[Path, int, tuple[int, int]]:
+    def locate(self, name: str, chunk: int) -> tuple[Location, int, tuple[int, int]]:
         """(file, its samples, (size, seal)) of a stored chunk. Raises CorruptError when the table does not know it."""
         split, spec = self.split, self.split.specs[name]
         with self._lock:
@@ -238,13 +305,17 @@ class ChunkReader:
             sizes, seals = self._expected[name]
         rows = min(spec.chunk[0], len(split) - chunk * spec.chunk[0])
         if not 0 <= chunk < len(sizes) or rows <= 0:
-            where = f"{split.warehouse.folder}, {split.name}/{name}, chunk {chunk}"
+            where = f"{split.warehouse.location}, {split.name}/{name}, chunk {chunk}"
             raise CorruptError("a stored chunk is not in the table of files", where=where)
         return chunk_path(split.warehouse.store, split.name, spec, chunk), rows, (int(sizes[chunk]), int(seals[chunk]))
 
     def open_chunk(self, name: str, chunk: int) -> StoredChunk:
         path, rows, expected = self.locate(name, chunk)
-        return StoredChunk(path, self.split.specs[name], rows, expected, self.access)
+        memory = None
+        if isinstance(path, Remote):
+            memory = memoryview(bytearray(expected[0]))
+            path.read_into(memory)
+        return StoredChunk(path, self.split.specs[name], rows, expected, self.access, memory)
 
     def read_rows(self, name: str, chunk: int, rows: NDArray[np.int64], out: NDArray[Any], at: NDArray[np.int64]) -> int:
         """Decode samples `rows` (places within the chunk) of a sharded array into out[at]; bytes read."""
@@ -265,5 +336,5 @@ class ChunkReader:
             self._open.clear()
 
 
-def chunk_path(store: Path, split: str, spec: ArraySpec, chunk: int) -> Path:
+def chunk_path(store: Location, split: str, spec: ArraySpec, chunk: int) -> Location:
     return store / safe_relative(f"{split}/{spec.name}/{chunk_key(spec, chunk)}", store)

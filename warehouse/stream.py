@@ -1,7 +1,7 @@
 """`store: stream`: stored chunks fetched whole, in epoch order, a few ahead of the decoding, each once an epoch.
 
-For stores where a seek costs more than a read: network mounts, cold disks. `follow` looks ahead in the plans, a fetch thread reads
-the next files into reused buffers, and a buffer is free when the last batch that needs it is filled. Memory: at most
+For stores where a seek costs more than a read: object stores, network mounts, cold disks. `follow` looks ahead in the plans, a fetch
+thread reads the next files into reused buffers, and a buffer is free when the last batch that needs it is filled. Memory: at most
 (prefetch + chunks read in turn) stored chunks. Given up: fetching for a sampler that ignores chunks, which would need them all.
 """
 
@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from warehouse.errors import CorruptError, WorkerError
+from warehouse.remote import Location, Remote
 from warehouse.shards import REMEDY, StoredChunk, open_file
 from warehouse.store import ChunkReader, Split, Verify
 
@@ -48,6 +49,7 @@ class StreamReader(ChunkReader):
     ) -> None:
         super().__init__(split, access="pread", verify=verify, keep=64 + 8 * len(buffers))
         self.sharded = [name for name in names if split.specs[name].inner is not None]
+        self.plain = [name for name in names if split.specs[name].inner is None]
         self.buffers, self.table, self.window_size = buffers, table, 2 * in_turn + 2
         self.fetcher = ThreadPoolExecutor(1, thread_name_prefix="fetch")
         self.free = deque(range(len(buffers)))
@@ -113,13 +115,16 @@ class StreamReader(ChunkReader):
         opened = {}
         for name, path, rows, expected, offset in self.files_of(chunk):
             memory = self.buffers[buffer][offset : offset + expected[0]]
-            read_whole(path, memory)
+            fetch(path, memory)
             opened[name] = StoredChunk(path, self.split.specs[name], rows, expected, memory=memory)
+        if isinstance(self.split.warehouse.location, Remote):
+            for name in self.plain:
+                super().chunk(name, chunk)  # a request each: made here, not by who decodes
         self.fetches += 1
         self.chunks_opened += 1
         return opened
 
-    def files_of(self, chunk: int) -> Iterator[tuple[str, Path, int, tuple[int, int], int]]:
+    def files_of(self, chunk: int) -> Iterator[tuple[str, Location, int, tuple[int, int], int]]:
         """(array, file, samples, (size, seal), offset in the buffer) of each sharded array of a stored chunk."""
         yield from files_of(self, self.sharded, chunk)
 
@@ -172,7 +177,7 @@ class StreamReader(ChunkReader):
         super().close()
 
 
-def files_of(reader: ChunkReader, sharded: Sequence[str], chunk: int) -> Iterator[tuple[str, Path, int, tuple[int, int], int]]:
+def files_of(reader: ChunkReader, sharded: Sequence[str], chunk: int) -> Iterator[tuple[str, Location, int, tuple[int, int], int]]:
     offset = 0
     for name in sharded:
         path, rows, expected = reader.locate(name, chunk)
@@ -228,6 +233,14 @@ class SharedStreamReader(ChunkReader):
 
 class FetchFailed(WorkerError):
     """The parent knows why a fetch failed, and raises that."""
+
+
+def fetch(path: Location, memory: memoryview) -> None:
+    """A whole stored chunk's file into `memory`, from wherever it lies. Raises CorruptError when its size is not the published one."""
+    if isinstance(path, Remote):
+        path.read_into(memory)
+    else:
+        read_whole(path, memory)
 
 
 def read_whole(path: Path, memory: memoryview) -> None:
