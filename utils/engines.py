@@ -2,9 +2,9 @@
 
 Purpose: `make_engine(...)` gives an object whose `run(plans)` yields filled batches in the order of the plans.
 Used by: utils.loader
-Design notes: all engines fill batches through a reader's `fill`, so that they cannot differ in what they deliver. The parent issues
-  a ring slot with each plan; only slot numbers, indices and counters travel. Errors of a worker come back as values, so that their type
-  and their one line survive. Abandoned batches return their slots before the next epoch begins.
+Design notes: all engines fill batches through a reader's `fill`, so that they cannot differ in what they deliver. A decode
+  thread takes its ring slot when it begins; a spawned worker gets one from the parent with its plan, and only slot numbers, indices
+  and counters travel. Errors of a worker come back as values, so that their type and their one line survive. Abandoned batches return their slots before the next epoch begins.
 Assistant guidance: when extending: an engine knows no epoch, no sampler and no tensor; a new one must pass the same-order tests.
 """
 
@@ -64,31 +64,36 @@ class LocalEngine:
     def run(self, plans: Iterator[BatchPlan]) -> Generator[Batch, None, None]:
         counted = self.reader.chunks_opened
         plans = self.reader.follow(plans)
-        waiting: deque[tuple[BatchPlan, int | None, Future[Any] | None]] = deque()
+        waiting: deque[tuple[BatchPlan, Future[Any] | None]] = deque()
         try:
             while True:
                 while len(waiting) < self.in_flight and (plan := next(plans, None)) is not None:
-                    slot = self.ring.take()
-                    waiting.append((plan, slot, self.pool.submit(self._fill, plan, slot) if self.pool else None))
+                    waiting.append((plan, self.pool.submit(self._fill, plan) if self.pool else None))
                 if not waiting:
                     return
-                plan, slot, future = waiting[0]
-                # Stays in `waiting` until it is filled: whatever ends the wait, the slot is given back below, once nobody writes into it.
-                arrays, filled = future.result() if future else self._fill(plan, slot)
+                plan, future = waiting[0]
+                # Stays in `waiting` until it is filled: whatever ends the wait, its slot is given back below.
+                slot, arrays, filled = future.result() if future else self._fill(plan)
                 waiting.popleft()
                 exported = arrays if slot is None else self.ring.export(slot, len(plan.indices))
                 opened, counted = self.reader.chunks_opened - counted, self.reader.chunks_opened
                 yield Batch(plan, exported, filled.decoded, filled.bytes_read, opened, int(slot is None))
                 del arrays, exported
         finally:
-            for _, slot, future in waiting:
-                if future is not None and not future.cancel():
-                    future.exception()  # running: it writes into the slot until it is done
-                self.ring.give_back(slot)
+            for _, future in waiting:
+                # A running one writes into its slot until it is done; a failed one gave its slot back itself.
+                if future is not None and not future.cancel() and future.exception() is None:
+                    self.ring.give_back(future.result()[0])
 
-    def _fill(self, plan: BatchPlan, slot: int | None) -> tuple[dict[str, NDArray[Any]], _Filled]:
-        out = self.ring.write_views(slot, len(plan.indices))
-        return out, _Filled(*self.reader.fill(self.names, plan.indices, out))
+    def _fill(self, plan: BatchPlan) -> tuple[int | None, dict[str, NDArray[Any]], _Filled]:
+        """The slot is taken only now, so that a fast consumer's threads go round few buffers, and those stay in the cache."""
+        slot = self.ring.take()
+        try:
+            out = self.ring.write_views(slot, len(plan.indices))
+            return slot, out, _Filled(*self.reader.fill(self.names, plan.indices, out))
+        except BaseException:
+            self.ring.give_back(slot)
+            raise
 
     def close(self) -> None:
         if self.pool:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -79,12 +80,13 @@ class _ChunkOrder:
         self._samples = lru_cache(maxsize=2 * lanes + 2)(self._unit_samples)
 
     def batch(self, number: int) -> NDArray[np.int64]:
-        segment = int(np.searchsorted(self.places, number, side="right")) - 1
+        # bisect, since np.searchsorted lets go of the GIL and waits behind the decode threads to get it back.
+        segment = bisect_right(self.places, number) - 1
         alive = self._alive(segment)
         turn, place = divmod(number - int(self.places[segment]), len(alive))
         lane, at = int(alive[place]), int(self.rounds[segment]) + turn
         ends = self._lane(lane)
-        unit_in_lane = int(np.searchsorted(ends, at, side="right"))
+        unit_in_lane = bisect_right(ends, at)
         cut = at - (int(ends[unit_in_lane - 1]) if unit_in_lane else 0)
         size = self.sampler.batch_size
         return self._samples(lane + unit_in_lane * self.sampler.interleave)[cut * size : (cut + 1) * size]
