@@ -97,7 +97,7 @@ def _by_location(split: Split, names: Sequence[str], by_chunk: bool, available: 
     kind = file_system(os.path.realpath(location)) if kind is None else kind
     if kind in NETWORK_FILE_SYSTEMS:
         return StoreChoice("stream" if by_chunk else "pread", f"the warehouse lies on {kind}")
-    stored = sum(int(split.warehouse.files(f"{split.name}/{name}")[0].sum()) for name in names)
+    stored = sum(int(split.warehouse.files(f"{split.group}/{name}")[0].sum()) for name in names)
     if stored > available and by_chunk:
         return StoreChoice("stream", f"the files ({stored / 1e6:.0f} MB) are larger than the page cache can become")
     return StoreChoice("mmap", f"the files ({stored / 1e6:.0f} MB) are local and fit the page cache")

@@ -50,7 +50,7 @@ _REMEDY = "a published version never changes; build it again with --build.if_exi
 
 
 class Manifest(BaseModel):
-    """manifest.json. `digest`: sha256 of the decoded content, the same for every codec and chunk size."""
+    """manifest.json. `digest`: sha256 of the decoded content, the same for every codec and stored chunk. `cube`: warehouse/cubes.py."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -70,6 +70,7 @@ class Manifest(BaseModel):
     summary: dict[str, Any]
     warnings: list[str]
     tables: dict[str, str]
+    cube: dict[str, Any] | None = None
 
 
 def canonical(data: Any) -> bytes:

@@ -22,10 +22,10 @@ def split_bytes(split: Split, names: Sequence[str]) -> int:
 def decode_split(split: Split, names: Sequence[str], out: Mapping[str, NDArray[Any]], *, access: Any, verify: Verify, threads: int) -> int:
     """Decode every sample of the split into out[name] ([samples, ...]), chunk by chunk; bytes read. Raises CorruptError."""
     reader = split.reader(access=access, verify=verify, keep=4 * max(1, threads) * len(names))
-    size = split.shard_samples
+    starts = split.places.starts.tolist()
 
     def one(chunk: int) -> int:
-        part = slice(chunk * size, min(len(split), (chunk + 1) * size))
+        part = slice(starts[chunk], starts[chunk + 1])
         return reader.fill(names, np.arange(part.start, part.stop), {name: out[name][part] for name in names})[1]
 
     with ThreadPoolExecutor(max(1, threads)) as pool:

@@ -52,7 +52,7 @@ class BuildSettings(Section):
     """What `build_zarr` bakes, from where, into what."""
 
     input_root: str | None = None
-    format: Literal["auto", "voc", "coco", "yolo", "folder"] = "auto"
+    format: Literal["auto", "voc", "coco", "yolo", "folder", "raster"] = "auto"
     output_root: str = "artifacts/tensor_warehouse"
     target_size: tuple[int, int] = (384, 384)
     resize_mode: Literal["letterbox", "stretch"] = "letterbox"
@@ -155,7 +155,10 @@ class Codec:
 
 @dataclass(frozen=True, slots=True)
 class ArraySpec:
-    """One Zarr array: `chunk` is the stored chunk's shape; `inner` the inner chunk's, or None for a plain, unsharded array."""
+    """One Zarr array: `chunk` is the stored chunk's shape; `inner` the inner chunk's, or None for a plain, unsharded array.
+
+    grid: stored chunks along each dimension of the array on disk, where that is cut along others than `sample` (cubes).
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -165,6 +168,7 @@ class ArraySpec:
     inner: tuple[int, ...] | None
     codec: Codec
     attrs: dict[str, Any] = field(default_factory=dict)
+    grid: tuple[int, ...] | None = None
 
     @property
     def row_bytes(self) -> int:

@@ -41,7 +41,9 @@ REMEDY = "the file was changed after publishing; run python -m scripts.verify_za
 
 
 def fill_value(spec: ArraySpec) -> Any:
-    """What stands in padded places of a last, short stored chunk."""
+    """What stands in padded places of a last, short stored chunk; NaN in cubes, where it means missing."""
+    if spec.name == "data":
+        return float("nan")
     return -1 if spec.name == "label" else np.dtype(spec.dtype).type(0).item()
 
 
@@ -55,24 +57,25 @@ def encode(array: NDArray[Any], codec: Codec) -> bytes:
     return body + _CRC.pack(crc32c(body))
 
 
-def decode_into(source: memoryview, out: NDArray[Any], codec: Codec, *, check: bool) -> None:
+def decode_into(source: memoryview, out: NDArray[Any], codec: Codec, check: bool) -> None:
     """Decode one inner chunk straight into `out` (C-contiguous). Raises ValueError(reason) before writing if anything is off.
 
     The header is compared with `out` first: a chunk that holds fewer bytes decodes without complaint and leaves the row's old tail.
     """
-    body = source[:-4]
-    if check and crc32c(body) != _CRC.unpack(source[-4:])[0]:
+    end = len(source) - 4
+    body = source[:end]
+    if check and crc32c(body) != _CRC.unpack_from(source, end)[0]:
         raise ValueError("crc32c mismatch")
     if codec.cname is None:
-        if len(body) != out.nbytes:
-            raise ValueError(f"inner chunk holds {len(body)} bytes instead of {out.nbytes}")
+        if end != out.nbytes:
+            raise ValueError(f"inner chunk holds {end} bytes instead of {out.nbytes}")
         out.view(np.uint8).reshape(-1)[:] = np.frombuffer(body, np.uint8)
         return
-    if len(body) < 16:
+    if end < 16:
         raise ValueError("inner chunk is shorter than a Blosc header")
-    size, _, packed = _BLOSC_SIZES.unpack_from(body, 4)
-    if size != out.nbytes or packed != len(body):
-        raise ValueError(f"Blosc header says {size} bytes in {packed}, expected {out.nbytes} in {len(body)}")
+    size, _, packed = _BLOSC_SIZES.unpack_from(source, 4)
+    if size != out.nbytes or packed != end:
+        raise ValueError(f"Blosc header says {size} bytes in {packed}, expected {out.nbytes} in {end}")
     blosc.decompress(body, out)
 
 
@@ -93,9 +96,10 @@ class ShardWriter:
         self.checksums: list[bytes] = []
         self.offset = 0
 
-    def append(self, encoded: bytes) -> None:
+    def append(self, encoded: bytes, slot: int | None = None) -> None:
+        """slot: where the sample stands in the chunk, ascending; the next one unless given."""
         self.file.write(encoded)
-        self.index[len(self.checksums)] = self.offset, len(encoded)
+        self.index[len(self.checksums) if slot is None else slot] = self.offset, len(encoded)
         self.checksums.append(encoded[-4:])
         self.offset += len(encoded)
 
@@ -121,7 +125,7 @@ def open_file(path: Path) -> int:
 class StoredChunk:
     """One file of an array: mapped, read with `pread`, or held in memory. Rows are decoded from it in any order, by any thread.
 
-    expected: (size, seal) from files.parquet. rows: samples in this chunk, slots beyond are absent. memory: the whole file, when it
+    expected: (size, seal) from files.parquet. rows: how many samples are in this chunk, or which slots; the others are absent. memory: the whole file, when it
     was fetched already. Opening checks the size, the index's crc32c, every index entry and the seal; raises CorruptError naming the file.
     """
 
@@ -129,14 +133,16 @@ class StoredChunk:
         self,
         path: Location,
         spec: ArraySpec,
-        rows: int,
+        rows: int | NDArray[np.int64],
         expected: tuple[int, int],
         access: str = "mmap",
         memory: memoryview | None = None,
     ) -> None:
-        self.path, self.spec, self.rows, self.size = path, spec, rows, expected[0]
+        self.path, self.spec, self.size = path, spec, expected[0]
+        self.present = np.arange(rows) if isinstance(rows, int) else rows
+        self.rows = int(self.present[-1]) + 1
         self.view: memoryview | None = memory
-        self.verified = np.zeros(rows, dtype=bool)
+        self.verified = bytearray(self.rows)
         self.decoded: NDArray[Any] | None = None
         self.fd = -1
         try:
@@ -176,11 +182,13 @@ class StoredChunk:
         if crc32c(body[:-4]) != _CRC.unpack(body[-4:])[0]:
             raise CorruptError("a shard index fails its crc32c", where=self.path, remedy=REMEDY)
         index = np.frombuffer(body[:-4], "<u8").reshape(slots, 2)
-        live = index[: self.rows]
+        live = index[self.present]
         data = self.size - tail
         inside = (live[:, 1] >= 4) & (live[:, 1] <= data) & (live[:, 0] <= data - np.minimum(live[:, 1], data))
-        if not inside.all() or not (index[self.rows :] == ABSENT).all():
-            at = int(np.argmin(inside)) if not inside.all() else self.rows
+        absent = (index == ABSENT).all(axis=1)
+        absent[self.present] = True
+        if not inside.all() or not absent.all():
+            at = int(self.present[np.argmin(inside)] if not inside.all() else np.argmin(absent))
             raise CorruptError("a shard index entry is absent or outside the file", where=f"{self.path}, inner chunk {at}", remedy=REMEDY)
         entries = [(int(offset), int(length)) for offset, length in live.tolist()]
         checksums = b"".join(bytes(self._bytes(offset + length - 4, 4)) for offset, length in entries)
@@ -188,7 +196,14 @@ class StoredChunk:
             raise CorruptError(
                 "a stored chunk is not the one that was published", where=self.path, expected=f"seal {seal:08x}", remedy=REMEDY
             )
-        return entries
+        return entries if len(entries) == self.rows else self._by_slot(entries)
+
+    def _by_slot(self, entries: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Entries at their slots; absent ones, which no sample leads to, are empty."""
+        table = [(0, 0)] * self.rows
+        for slot, entry in zip(self.present.tolist(), entries, strict=True):
+            table[slot] = entry
+        return table
 
     def _bytes(self, offset: int, length: int) -> memoryview:
         if self.view is not None:
@@ -205,20 +220,35 @@ class StoredChunk:
 
     def read_row(self, row: int, out: NDArray[Any], *, check: bool) -> None:
         """Decode sample `row` of this chunk into `out` (spec.shape[1:], C-contiguous). Raises CorruptError naming file and row."""
-        offset, length = self.index[row]
-        try:
-            decode_into(self._bytes(offset, length), out, self.spec.codec, check=check)
-        except (ValueError, RuntimeError) as error:
-            raise CorruptError(f"inner chunk {row} does not decode: {error}", where=self.path, remedy=REMEDY) from None
-        if check:
-            self.verified[row] = True
+        self.read_rows([row], out[None], [0], verify="always" if check else "off")
+
+    def read_rows(self, rows: Sequence[int], out: NDArray[Any], places: Sequence[int], *, verify: str) -> int:
+        """Decode samples `rows` of this chunk into out[places] (spec.shape[1:] each, C-contiguous); bytes read.
+
+        verify: always, first_touch or off. Raises CorruptError naming file and row. What is done between two calls that let go of the
+        GIL is kept short: decode threads wait for each other there.
+        """
+        index, verified, codec, view = self.index, self.verified, self.spec.codec, self.view
+        always, never = verify == "always", verify == "off"
+        count = 0
+        for row, place in zip(rows, places, strict=True):
+            offset, length = index[row]
+            check = always or not (never or verified[row])
+            try:
+                decode_into(view[offset : offset + length] if view is not None else self._bytes(offset, length), out[place], codec, check)
+            except (ValueError, RuntimeError) as error:
+                raise CorruptError(f"inner chunk {row} does not decode: {error}", where=self.path, remedy=REMEDY) from None
+            if check:
+                verified[row] = 1
+            count += length
+        return count
 
     def read_all(self) -> NDArray[Any]:
         """A plain array's whole chunk, cut to its rows: [rows, ...]. Decoded once, then kept: a few KB. Do not write into it."""
         if self.decoded is None:
             out = np.empty(self.spec.chunk, dtype=self.spec.dtype)
             try:
-                decode_into(self._bytes(0, self.size), out, self.spec.codec, check=True)
+                decode_into(self._bytes(0, self.size), out, self.spec.codec, True)
             except (ValueError, RuntimeError) as error:
                 raise CorruptError(f"a data file does not decode: {error}", where=self.path, remedy=REMEDY) from None
             self.decoded = out[: self.rows]
@@ -268,7 +298,9 @@ def foreign(metadata: dict[str, Any], spec: ArraySpec) -> str | None:
 
 
 def chunk_key(spec: ArraySpec, chunk: int) -> str:
-    """The file of stored chunk `chunk` below the array's folder (Zarr v3 default key encoding; arrays are cut along sample only)."""
+    """The file of stored chunk `chunk` below the array's folder (Zarr v3 default key encoding), C order over the spec's grid."""
+    if spec.grid is not None:
+        return "/".join(["c", *(str(at) for at in np.unravel_index(chunk, spec.grid))])
     return "/".join(["c", str(chunk), *["0"] * (len(spec.shape) - 1)])
 
 

@@ -11,6 +11,7 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,10 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from warehouse import manifest as tables
+from warehouse.cubes import LABELS, VALID_SHARE, Cube, CubePlaces, Feature, cube_arrays
 from warehouse.errors import CorruptError, NotAWarehouseError, StoreError
 from warehouse.manifest import Manifest, read_manifest, read_table, safe_relative
+from warehouse.places import EvenPlaces, Places
 from warehouse.remote import Location, Remote, location_of
-from warehouse.schema import ArraySpec, Codec
+from warehouse.schema import SPLIT_NAMES, ArraySpec, Codec
 from warehouse.shards import REMEDY, StoredChunk, chunk_key, foreign
 
 __all__ = ["ChunkReader", "Split", "Warehouse"]
@@ -40,6 +43,7 @@ class Warehouse:
     def __init__(self, location: Location) -> None:
         self.location = location
         self.manifest: Manifest = read_manifest(location)
+        self.cube: Cube | None = Cube.of(self.manifest.cube) if self.manifest.cube is not None else None
         self._files: Any = None
 
     @classmethod
@@ -94,6 +98,14 @@ class Warehouse:
             raise CorruptError("the table of files has gaps", where=self.location / tables.FILES, found=array)
         return rows["size"].to_numpy(), rows["seal"].to_numpy()
 
+    def cube_table(self, name: str) -> NDArray[Any]:
+        """A small array of a cube, checked: `split` (u1 [block grid]) or `valid_share` (f4 [inner grid]). Raises CorruptError."""
+        assert self.cube is not None
+        spec = {spec.name: spec for spec in (LABELS.spec(self.cube.layout), VALID_SHARE.spec(self.cube.layout))}[name]
+        sizes, seals = self.files(f"cube/{name}")
+        path, expected = chunk_path(self.store, "cube", spec, 0), (int(sizes[0]), int(seals[0]))
+        return open_stored(path, spec, spec.shape[0], expected, "pread").read_all()
+
     def __reduce__(self) -> tuple[Any, ...]:
         return Warehouse, (self.location,)
 
@@ -136,6 +148,43 @@ class Split:
         self.warehouse, self.name = warehouse, name
         self.info: dict[str, Any] = warehouse.manifest.splits[name]
         self.specs: dict[str, ArraySpec] = {array: _spec(array, raw, self.info) for array, raw in warehouse.manifest.arrays.items()}
+        if warehouse.cube is not None:
+            compressor = self.specs["data"].codec.cname or "none"
+            self.specs = {spec.name: spec for spec in cube_arrays(warehouse.cube.layout, compressor, len(self))}
+
+    @property
+    def group(self) -> str:
+        """The Zarr group its arrays lie in: its own, or the cube that all splits share."""
+        return self.name if self.warehouse.cube is None else "cube"
+
+    @cached_property
+    def places(self) -> Places:
+        """Where its samples lie. Raises CorruptError when a cube's labels disagree with their digest."""
+        if self.warehouse.cube is None:
+            return EvenPlaces(len(self), self.shard_samples)
+        return CubePlaces(self.warehouse.cube.layout, self.warehouse.cube_table("split"), SPLIT_NAMES.index(self.name))
+
+    @property
+    def _cube_places(self) -> CubePlaces:
+        if not isinstance(self.places, CubePlaces):
+            raise StoreError("this version holds pictures, not a cube", where=self.warehouse.location)
+        return self.places
+
+    @property
+    def features(self) -> tuple[Feature, ...]:
+        """A cube's features, the columns of `data`'s last axis; none for pictures."""
+        return () if self.warehouse.cube is None else self.warehouse.cube.features
+
+    def origins(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(t, y, x) of each sample's first voxel in the cube, int64 [n, 3]. Raises StoreError for pictures."""
+        return self._cube_places.origins(np.asarray(indices))
+
+    @cached_property
+    def valid_share(self) -> NDArray[np.float32]:
+        """Share of valid values of each sample, float32 [samples]. Raises StoreError for pictures."""
+        places = self._cube_places
+        shares = places.layout.by_chunk(self.warehouse.cube_table("valid_share"), np.float32(0))
+        return shares[places.numbers[places.chunks], places.slots]
 
     def __len__(self) -> int:
         return int(self.info["samples"])
@@ -146,9 +195,8 @@ class Split:
 
     @property
     def chunk_sizes(self) -> list[int]:
-        """Samples in each stored chunk; all but the last are `shard_samples`."""
-        full, rest = divmod(len(self), self.shard_samples)
-        return [self.shard_samples] * full + [rest] * (rest > 0)
+        """Samples in each stored chunk. Pictures: all but the last are `shard_samples`. Cubes: chunks without samples are left out."""
+        return self.places.chunk_sizes
 
     @property
     def class_names(self) -> list[str]:
@@ -172,13 +220,19 @@ class Split:
                 f"no array {name!r}", where=f"{self.warehouse.location}, split {self.name}", expected=f"one of {', '.join(self.arrays)}"
             )
         store, prefix = zarr_store(self.warehouse.store)
-        return zarr.open_array(store, path=f"{prefix}{self.name}/{name}", mode="r", zarr_format=3)
+        return zarr.open_array(store, path=f"{prefix}{self.group}/{name}", mode="r", zarr_format=3)
 
     def xarray(self) -> Any:
-        """The split as an xarray.Dataset in stored-chunk-sized dask chunks; pictures float32 in [0, 1], named dimensions."""
+        """The split as an xarray.Dataset in stored-chunk-sized dask chunks; pictures float32 in [0, 1], named dimensions.
+
+        Of a cube: the whole of it, since splits share its axes; `origins` gives a split's place in it.
+        """
         import xarray
 
         store, prefix = zarr_store(self.warehouse.store)
+        if self.warehouse.cube is not None:
+            sizes = dict(zip(("time", "y", "x"), self.warehouse.cube.layout.shard, strict=True))
+            return xarray.open_zarr(store, group=f"{prefix}cube", chunks=sizes, decode_coords="all")
         raw = xarray.open_zarr(store, group=f"{prefix}{self.name}", chunks={"sample": self.shard_samples}, mask_and_scale=False)
         image = raw["image"]
         scale = image.attrs.pop("scale_factor", None)
@@ -193,7 +247,7 @@ class Split:
         """
         found = {}
         for name in names:
-            path = self.warehouse.store / self.name / name / "zarr.json"
+            path = self.warehouse.store / self.group / name / "zarr.json"
             try:
                 why = foreign(json.loads(path.read_bytes()), self.specs[name])
             except FileNotFoundError:
@@ -254,7 +308,7 @@ class ChunkReader:
 
         Every sample is decoded once, straight into its row. Raises CorruptError naming the file.
         """
-        chunks, rows = np.divmod(indices, self.split.shard_samples)
+        chunks, rows = self.split.places.locate(indices)
         size = 0
         for chunk in np.unique(chunks).tolist():
             at = np.flatnonzero(chunks == chunk)
@@ -296,36 +350,27 @@ class ChunkReader:
                     self._open.popitem(last=False)
         return found
 
-    def locate(self, name: str, chunk: int) -> tuple[Location, int, tuple[int, int]]:
-        """(file, its samples, (size, seal)) of a stored chunk. Raises CorruptError when the table does not know it."""
+    def locate(self, name: str, chunk: int) -> tuple[Location, int | NDArray[np.int64], tuple[int, int]]:
+        """(file, its samples, (size, seal)) of a stored chunk of the split. Raises CorruptError when the table does not know it."""
         split, spec = self.split, self.split.specs[name]
         with self._lock:
             if name not in self._expected:
-                self._expected[name] = split.warehouse.files(f"{split.name}/{name}")
+                self._expected[name] = split.warehouse.files(f"{split.group}/{name}")
             sizes, seals = self._expected[name]
-        rows = min(spec.chunk[0], len(split) - chunk * spec.chunk[0])
-        if not 0 <= chunk < len(sizes) or rows <= 0:
+        stored = split.places.stored(chunk) if 0 <= chunk < split.info["chunks"] else len(sizes)
+        if stored >= len(sizes):
             where = f"{split.warehouse.location}, {split.name}/{name}, chunk {chunk}"
             raise CorruptError("a stored chunk is not in the table of files", where=where)
-        return chunk_path(split.warehouse.store, split.name, spec, chunk), rows, (int(sizes[chunk]), int(seals[chunk]))
+        path = chunk_path(split.warehouse.store, split.group, spec, stored)
+        return path, split.places.present(chunk), (int(sizes[stored]), int(seals[stored]))
 
     def open_chunk(self, name: str, chunk: int) -> StoredChunk:
         path, rows, expected = self.locate(name, chunk)
-        memory = None
-        if isinstance(path, Remote):
-            memory = memoryview(bytearray(expected[0]))
-            path.read_into(memory)
-        return StoredChunk(path, self.split.specs[name], rows, expected, self.access, memory)
+        return open_stored(path, self.split.specs[name], rows, expected, self.access)
 
     def read_rows(self, name: str, chunk: int, rows: NDArray[np.int64], out: NDArray[Any], at: NDArray[np.int64]) -> int:
         """Decode samples `rows` (places within the chunk) of a sharded array into out[at]; bytes read."""
-        stored = self.chunk(name, chunk)
-        always, never = self.verify == "always", self.verify == "off"
-        count = 0
-        for row, place in zip(rows.tolist(), at.tolist(), strict=True):
-            stored.read_row(row, out[place], check=always or not (never or stored.verified[row]))
-            count += stored.index[row][1]
-        return count
+        return self.chunk(name, chunk).read_rows(rows.tolist(), out, at.tolist(), verify=self.verify)
 
     def small(self, name: str, chunk: int) -> NDArray[Any]:
         """A plain array's whole stored chunk, [rows, ...], kept while its file is among the open ones. Do not write into it."""
@@ -334,6 +379,15 @@ class ChunkReader:
     def close(self) -> None:
         with self._lock:
             self._open.clear()
+
+
+def open_stored(path: Location, spec: ArraySpec, rows: Any, expected: tuple[int, int], access: str) -> StoredChunk:
+    """A StoredChunk of a local file, or of an object fetched whole. Raises CorruptError."""
+    memory = None
+    if isinstance(path, Remote):
+        memory = memoryview(bytearray(expected[0]))
+        path.read_into(memory)
+    return StoredChunk(path, spec, rows, expected, access, memory)
 
 
 def chunk_path(store: Location, split: str, spec: ArraySpec, chunk: int) -> Location:

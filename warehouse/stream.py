@@ -33,7 +33,7 @@ EMPTY, READY, FAILED = 0, 1, 2
 def segment_bytes(split: Split, names: Sequence[str]) -> int:
     """The largest buffer a stored chunk's sharded files need."""
     sharded = [name for name in names if split.specs[name].inner is not None]
-    sizes = [split.warehouse.files(f"{split.name}/{name}")[0] for name in sharded]
+    sizes = [split.warehouse.files(f"{split.group}/{name}")[0] for name in sharded]
     return int(sum(sizes).max()) if sizes else 1  # type: ignore[union-attr]
 
 
@@ -77,7 +77,7 @@ class StreamReader(ChunkReader):
             yield window.popleft()
 
     def chunks_of(self, indices: NDArray[np.int64]) -> list[int]:
-        return [int(chunk) for chunk in np.unique(indices // self.split.shard_samples)]
+        return [int(chunk) for chunk in np.unique(self.split.places.locate(indices)[0])]
 
     def _wants_more(self) -> bool:
         with self.guard:

@@ -115,23 +115,25 @@ def _check_chunks(
     reader = split.reader(access="pread", verify="always", keep=8)
     rows = warehouse.table(tables.SAMPLES, ["split", "sha256"])
     digests = [digest for name, digest in zip(rows["split"].to_pylist(), rows["sha256"].to_pylist(), strict=True) if name == split.name]
-    prefix = f"{tables.STORE}/{split.name}/"
+    prefix = f"{tables.STORE}/{split.group}/"
+    starts = split.places.starts.tolist()
     for chunk, size in enumerate(split.chunk_sizes):
-        start = chunk * split.shard_samples
+        start = starts[chunk]
         try:
             small = {name: reader.small(name, chunk) for name, spec in split.specs.items() if spec.inner is None}
             stored = {name: reader.chunk(name, chunk) for name, spec in split.specs.items() if spec.inner is not None}
             if level == "full":
                 rows_out = {name: np.empty(split.specs[name].shape[1:], split.specs[name].dtype) for name in stored}
-                for row in range(size):
+                rows_in = split.places.locate(np.arange(start, start + size))[1].tolist()
+                for at, row in enumerate(rows_in):
                     digest = hashlib.sha256()
                     for name in split.specs:
                         if name in stored:
                             stored[name].read_row(row, rows_out[name], check=True)
                         array = rows_out[name] if name in stored else small[name][row]
                         digest.update(np.ascontiguousarray(array).view(np.uint8).reshape(-1).data)
-                    if digest.hexdigest() != digests[start + row]:
-                        yield Fault(f"{prefix}*/c/{chunk}", f"sample {start + row} of {split.name} is not what was baked")
+                    if digest.hexdigest() != digests[start + at]:
+                        yield Fault(f"{prefix}*/c/{chunk}", f"sample {start + at} of {split.name} is not what was baked")
         except WarehouseError as error:
             where = str(error.where).split(", inner chunk")[0]
             relative = Path(where).relative_to(warehouse.folder).as_posix() if where.startswith(str(warehouse.folder)) else where
