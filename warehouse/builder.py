@@ -25,17 +25,29 @@ from numpy.typing import NDArray
 
 from warehouse import durable
 from warehouse import manifest as tables
-from warehouse.cluster import task_runner
+from warehouse.cluster import RunAll, run_here
+from warehouse.cubes import CubePlan
 from warehouse.errors import BuildError, PictureError, SpaceError, WarehouseError
 from warehouse.schema import ArraySpec
 from warehouse.shards import ShardWriter, chunk_key, encode, padded
 
-__all__ = ["BuildPlan", "ChunkTask", "Estimate", "LoadSample", "SplitPlan", "bake_chunks", "estimate"]
+__all__ = ["Block", "BuildPlan", "ChunkTask", "Estimate", "LoadSample", "SplitPlan", "bake_chunks", "estimate"]
 
-LoadSample = Callable[[Any], tuple[Mapping[str, NDArray[Any]], Mapping[str, float]]]
-"""payload -> ({array name: one sample's array}, {phase: seconds}). Raises PictureError for a sample that cannot be made."""
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A whole stored chunk from one load call: its samples and their slots, ascending; `facts` (JSON) are kept in the marker."""
+
+    slots: Sequence[int]
+    samples: Iterator[Mapping[str, NDArray[Any]]]
+    seconds: Mapping[str, float]
+    facts: dict[str, Any]
+
+
+LoadSample = Callable[[Any], tuple[Mapping[str, NDArray[Any]], Mapping[str, float]] | Block]
+"""payload -> ({array name: one sample's array}, {phase: seconds}), or a Block. Raises PictureError for a sample that cannot be made."""
 STEPS = ("read", "decode", "letterbox", "encode", "write")
-DONE, SCRATCH = "done", "dask"
+DONE = "done"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +55,7 @@ class SplitPlan:
     """One split: its arrays, and a payload, its digest and a row of samples.parquet for each sample, in stored order.
 
     digests: of whatever `load` depends on beside the recipe (boxes, labels): an earlier run's chunk is taken only if they agree.
+    whole_chunks: a payload is a stored chunk and `load` gives a Block.
     """
 
     name: str
@@ -50,10 +63,15 @@ class SplitPlan:
     payloads: tuple[Any, ...]
     digests: tuple[str, ...]
     rows: tuple[dict[str, Any], ...]
+    whole_chunks: bool = False
 
     @property
     def shard_samples(self) -> int:
         return self.specs[0].chunk[0]
+
+    @property
+    def payloads_per_chunk(self) -> int:
+        return 1 if self.whole_chunks else self.shard_samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +91,7 @@ class BuildPlan:
     summary: dict[str, Any]
     group_summaries: dict[str, dict[str, Any]]
     warnings: tuple[str, ...] = ()
+    cube: CubePlan | None = None
 
     @property
     def samples(self) -> int:
@@ -112,11 +131,12 @@ class ChunkResult:
     samples: list[str] = field(default_factory=list)
     trace: dict[str, Any] = field(default_factory=dict)
     failures: list[PictureError] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 def plan_tasks(plan: BuildPlan) -> Iterator[ChunkTask]:
     for split in plan.splits:
-        size = split.shard_samples
+        size = split.payloads_per_chunk
         # Without the split's length: leaving one picture out at the end leaves the chunks before it valid.
         layout = repr([(spec.name, spec.dtype, spec.chunk, spec.inner, spec.codec) for spec in split.specs])
         for chunk in range(-(-len(split.payloads) // size)):
@@ -130,14 +150,12 @@ def bake_chunks(
     load: LoadSample,
     staging: Path,
     *,
-    workers: int,
-    cluster: str | None = None,
+    run_all: RunAll = run_here,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[list[ChunkResult], list[PictureError]]:
     """Write every chunk of the plan that has no valid marker yet. (results in plan order, pictures that failed).
 
-    workers: processes; 0 bakes in this process. cluster: address of a running Dask scheduler that sees the same paths.
-    Raises SpaceError, BuildError.
+    run_all: where tasks run, of warehouse.cluster. Raises SpaceError, BuildError.
     """
     results: dict[tuple[str, int], ChunkResult] = {}
     open_tasks: list[ChunkTask] = []
@@ -150,12 +168,11 @@ def bake_chunks(
             if progress:
                 progress(len(task.payloads))
     failures: list[PictureError] = []
-    with task_runner(workers, cluster, staging / SCRATCH, len(open_tasks)) as run_all:
-        for task, result in run_all(partial(bake_chunk, load=load, staging=staging), open_tasks):
-            results[task.split, task.chunk] = result
-            failures += result.failures
-            if progress:
-                progress(len(task.payloads))
+    for task, result in run_all(partial(bake_chunk, load=load, staging=staging), open_tasks):
+        results[task.split, task.chunk] = result
+        failures += result.failures
+        if progress:
+            progress(len(task.payloads))
     return [results[task.split, task.chunk] for task in plan_tasks(plan) if (task.split, task.chunk) in results], failures
 
 
@@ -163,7 +180,7 @@ def _read_marker(task: ChunkTask, staging: Path) -> ChunkResult | None:
     """The result of an earlier run when its marker is of this very task and its files still have their sizes."""
     try:
         data = json.loads((staging / task.marker).read_bytes())
-        result = ChunkResult(data["digest"], data["files"], data["samples"], data["trace"])
+        result = ChunkResult(data["digest"], data["files"], data["samples"], data["trace"], facts=data["facts"])
         if result.digest == task.digest and all((staging / file["path"]).stat().st_size == file["size"] for file in result.files):
             return result
     except (OSError, ValueError, KeyError, TypeError):
@@ -181,21 +198,14 @@ def bake_chunk(task: ChunkTask, *, load: LoadSample, staging: Path) -> ChunkResu
         with ExitStack() as stack:
             opened = [(spec, stack.enter_context(durable.durable(staging / _path(task, spec)))) for spec in task.specs if spec.inner]
             writers = [(spec, file, ShardWriter(file, spec.chunk[0])) for spec, file in opened]
-            for payload in task.payloads:
-                try:
-                    arrays, spent = load(payload)
-                except PictureError as error:
-                    result.failures.append(error)
-                    continue
-                for step, value in spent.items():
-                    seconds[step] += value
+            for slot, arrays in _samples(task, load, result, seconds):
                 result.samples.append(content_digest(task.specs, arrays))
                 for spec, _, writer in writers:
                     at = time.perf_counter()
                     encoded = encode(arrays[spec.name], spec.codec)
                     seconds["encode"] += time.perf_counter() - at
                     at = time.perf_counter()
-                    writer.append(encoded)
+                    writer.append(encoded, slot)
                     seconds["write"] += time.perf_counter() - at
                 for name, rows in small.items():
                     rows.append(np.asarray(arrays[name]))
@@ -222,13 +232,32 @@ def bake_chunk(task: ChunkTask, *, load: LoadSample, staging: Path) -> ChunkResu
     result.trace = {
         "split": task.split,
         "chunk": task.chunk,
-        "samples": len(task.payloads),
+        "samples": len(result.samples),
         "bytes": sum(row["size"] for row in result.files),
     }
     result.trace |= {step: round(value, 6) for step, value in seconds.items()} | {"seconds": round(total, 6)}
-    marker = {"digest": result.digest, "files": result.files, "samples": result.samples, "trace": result.trace}
+    marker = {"digest": result.digest, "files": result.files, "samples": result.samples, "trace": result.trace, "facts": result.facts}
     durable.write_bytes(staging / task.marker, json.dumps(marker).encode())
     return result
+
+
+def _samples(
+    task: ChunkTask, load: LoadSample, result: ChunkResult, seconds: dict[str, float]
+) -> Iterator[tuple[int, Mapping[str, NDArray[Any]]]]:
+    """(slot, arrays) of each sample that can be made; failures, facts and seconds go to the result."""
+    for slot, payload in enumerate(task.payloads):
+        try:
+            loaded = load(payload)
+        except PictureError as error:
+            result.failures.append(error)
+            continue
+        if isinstance(loaded, Block):
+            result.facts = loaded.facts
+            yield from zip(loaded.slots, loaded.samples, strict=True)
+        else:
+            yield slot, loaded[0]
+        for step, value in (loaded.seconds if isinstance(loaded, Block) else loaded[1]).items():
+            seconds[step] += value
 
 
 class _Abandoned(Exception):
@@ -269,15 +298,17 @@ def content_digest(specs: Sequence[ArraySpec], arrays: Mapping[str, NDArray[Any]
 def estimate(plan: BuildPlan, load: LoadSample, *, workers: int, probe: int = 8) -> Estimate:
     """Bake a few samples in memory and scale up."""
     payloads = [(split, payload) for split in plan.splits for payload in split.payloads]
-    taken = payloads[:: max(1, len(payloads) // probe)][:probe]
+    probe = 1 if plan.cube is not None else probe
+    taken = payloads[len(payloads) // 2 :][:1] if plan.cube is not None else payloads[:: max(1, len(payloads) // probe)][:probe]
     start, size = time.perf_counter(), 0
     for split, payload in taken:
         try:
-            arrays, _ = load(payload)
+            loaded = load(payload)
         except PictureError:
             continue
-        size += sum(len(encode(arrays[spec.name], spec.codec)) for spec in split.specs)
-        content_digest(split.specs, arrays)
+        for arrays in loaded.samples if isinstance(loaded, Block) else [loaded[0]]:
+            size += sum(len(encode(arrays[spec.name], spec.codec)) for spec in split.specs)
+            content_digest(split.specs, arrays)
     share = len(payloads) / max(1, len(taken))
     return Estimate(len(payloads), int(size * share), (time.perf_counter() - start) * share / max(1, workers))
 

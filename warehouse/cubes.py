@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from warehouse.schema import SPLIT_NAMES, ArraySpec, Codec
 
-__all__ = ["LABELS", "LEFT_OUT", "VALID_SHARE", "Cube", "CubeLayout", "CubePlaces", "Feature", "cube_arrays"]
+__all__ = ["LABELS", "LEFT_OUT", "VALID_SHARE", "Cube", "CubeLayout", "CubePlaces", "CubePlan", "Feature", "cube_arrays"]
 
 Kind = Literal["continuous", "categorical", "canopy"]
 Box = tuple[int, int, int]
@@ -194,8 +194,21 @@ class Cube:
         return cls(layout, features, tuple(raw["times"]), raw["crs_wkt"], tuple(raw["transform"]), tuple(raw["extent"]))
 
 
+@dataclass(frozen=True)
+class CubePlan:
+    """A cube to be built. cube: its features without statistics; labels: u1 [block grid]; date_sources: what each date was read from.
+
+    keep_empty_dates: a date without any valid value of a time-varying feature is kept instead of refused.
+    """
+
+    cube: Cube
+    labels: NDArray[np.uint8]
+    date_sources: tuple[str, ...]
+    keep_empty_dates: bool = False
+
+
 def cube_arrays(layout: CubeLayout, compressor: str, samples: int | None = None) -> list[ArraySpec]:
-    """`data` and `valid` as readers and the builder see them: a row an inner chunk, [sample, time, y, x, feature]; `grid` finds the file."""
+    """`data` and `valid` as readers and the builder see them, [sample, time, y, x, feature]; `grid` finds the file."""
     row = (*layout.inner, layout.shape[3])
     cname: Any = None if compressor == "none" else compressor
     level = 5 if cname == "lz4hc" else 9

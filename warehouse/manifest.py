@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -157,9 +158,9 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_table(path: Path, columns: dict[str, Any], schema: pa.Schema) -> str:
+def write_table(path: Path, columns: Mapping[str, Any], schema: pa.Schema) -> str:
     """Write a Parquet table durably; its sha256. The same columns give the same bytes with one pyarrow release."""
-    table = pa.table(columns, schema=schema)
+    table = pa.table(dict(columns), schema=schema)
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", row_group_size=1 << 16, write_page_checksum=True)
     data = sink.getvalue().to_pybytes()

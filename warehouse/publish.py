@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import json
 import os
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,11 @@ from typing import Any
 from warehouse import durable
 from warehouse import manifest as tables
 from warehouse.builder import DONE, BuildPlan, ChunkResult, LoadSample, bake_chunks, estimate, write_error
+from warehouse.contents import Contents, picture_contents
+from warehouse.cube_contents import cube_contents
+from warehouse.cluster import TaskRunner, task_runner
 from warehouse.errors import BuildError, PictureError, SpaceError
 from warehouse.manifest import Manifest, read_manifest
-from warehouse.schema import ArraySpec
-from warehouse.summary import SAMPLES_SCHEMA
 
 __all__ = ["bake", "open_root", "published", "set_current"]
 
@@ -57,13 +57,30 @@ def bake(
     trace: bool,
     on_plan: Callable[[BuildPlan], Callable[[int], None] | None],
     clear: bool = False,
+    warm_up: Callable[[], None] | None = None,
 ) -> Manifest:
     """Bake and publish; the manifest. `make_plan(unreadable)` is called again once pictures turn out unreadable while being baked.
 
+    workers: processes; 0 bakes in this process. cluster: address of a running Dask scheduler that sees the same paths.
     clear: bake a version again that is there already, and swap it in whole; without it the one that is there is the answer.
+    warm_up: called in each worker before its first task, while this process still plans: imports what the tasks need.
 
     Raises LockedError, SpaceError, BuildError, and whatever `make_plan` raises.
     """
+    with task_runner(workers, cluster, warm_up) as run_all:
+        return _bake(make_plan, load_for, root, run_all, workers, trace, on_plan, clear)
+
+
+def _bake(
+    make_plan: MakePlan,
+    load_for: Callable[[BuildPlan], LoadSample],
+    root: Path,
+    run_all: TaskRunner,
+    workers: int,
+    trace: bool,
+    on_plan: Callable[[BuildPlan], Callable[[int], None] | None],
+    clear: bool,
+) -> Manifest:
     plan = make_plan({})
     with durable.lock(root / LockFile.format(plan.version)):
         if not clear and (root / plan.version).exists():
@@ -73,11 +90,12 @@ def bake(
         while True:
             load = load_for(plan)
             _check_space(plan, load, root, staging, workers)
-            results, failures = bake_chunks(plan, load, staging, workers=workers, cluster=cluster, progress=on_plan(plan))
+            results, failures = bake_chunks(plan, load, staging, run_all=run_all, progress=on_plan(plan))
             if not failures:
                 break
             unreadable |= {str(error.where): error for error in failures}
             plan = make_plan(unreadable)
+        run_all.end_soon()
         try:
             return _publish(plan, results, staging, root, trace)
         except OSError as error:
@@ -101,8 +119,9 @@ def _check_space(plan: BuildPlan, load: LoadSample, root: Path, staging: Path, w
 def _publish(plan: BuildPlan, results: list[ChunkResult], staging: Path, root: Path, trace: bool) -> Manifest:
     wanted = {staging / row["path"] for result in results for row in result.files}
     _drop_strays(staging / tables.STORE, wanted)
-    _write_metadata(plan, staging / tables.STORE)
-    files = [row for result in results for row in result.files]
+    collect = picture_contents if plan.cube is None else cube_contents
+    contents = collect(plan, results, staging / tables.STORE)
+    files = [row for result in results for row in result.files] + contents.files
     for torn in staging.glob(f"*{durable.TEMP_SUFFIX}"):
         torn.unlink()
     for path in sorted((staging / tables.STORE).rglob("zarr.json")):
@@ -112,19 +131,17 @@ def _publish(plan: BuildPlan, results: list[ChunkResult], staging: Path, root: P
         )
     durable.fsync_tree(staging / tables.STORE)
     files.sort(key=lambda row: row["path"])
-    digests = [digest for result in results for digest in result.samples]
     hashes = {
         tables.FILES: tables.write_table(staging / tables.FILES, _columns(files), tables.FILES_SCHEMA),
-        tables.SAMPLES: tables.write_table(staging / tables.SAMPLES, _columns(_sample_rows(plan, digests)), SAMPLES_SCHEMA),
+        tables.SAMPLES: tables.write_table(staging / tables.SAMPLES, contents.samples, contents.schema),
     }
     lines = "".join(json.dumps(line, sort_keys=True, ensure_ascii=False) + "\n" for line in plan.rejected).encode()
     durable.write_bytes(staging / tables.REJECTED, lines)
     hashes[tables.REJECTED] = hashlib.sha256(lines).hexdigest()
     if trace:
         durable.write_bytes(staging / tables.TRACE, "".join(json.dumps(result.trace) + "\n" for result in results).encode())
-    manifest = _manifest(plan, digests, hashes)
+    manifest = _manifest(plan, contents, hashes)
     durable.remove_tree(staging / DONE)
-    durable.remove_tree(staging / "dask")
     tables.write_manifest(staging, manifest)
     target = root / plan.version
     if target.exists():
@@ -161,86 +178,11 @@ def _drop_strays(store: Path, wanted: set[Path]) -> None:
             path.rmdir()
 
 
-def _write_metadata(plan: BuildPlan, store: Path) -> None:
-    """Groups, arrays and consolidated metadata through zarr-python; chunk files are there already."""
-    import zarr
-
-    with warnings.catch_warnings():
-        # Zarr v3 has consolidated metadata in practice but not yet in the specification, and says so each time.
-        warnings.filterwarnings("ignore", message="Consolidated metadata", category=UserWarning)
-        root = zarr.open_group(store, mode="a", zarr_format=3)
-        shared = {"class_names": list(plan.class_names), "layout": "pictures", "version": plan.version}
-        root.attrs.update(shared | {"summary": plan.summary})
-        for split in plan.splits:
-            group = root.create_group(split.name)
-            group.attrs.update(shared | {"split": split.name, "summary": plan.group_summaries[split.name]})
-            for spec in split.specs:
-                _create_array(group, spec)
-            zarr.consolidate_metadata(store, path=split.name, zarr_format=3)
-        zarr.consolidate_metadata(store, zarr_format=3)
-
-
-def _create_array(group: Any, spec: ArraySpec) -> None:
-    from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec
-
-    from warehouse.shards import fill_value
-
-    codec = spec.codec
-    compressors: list[Any] = [Crc32cCodec()]
-    if codec.cname is not None:
-        shuffle = "shuffle" if codec.shuffle else "noshuffle"
-        blosc = BloscCodec(typesize=codec.typesize, cname=codec.cname, clevel=codec.clevel, shuffle=shuffle, blocksize=codec.blocksize)  # type: ignore[arg-type]
-        compressors.insert(0, blosc)
-    group.create_array(
-        spec.name,
-        shape=spec.shape,
-        dtype=spec.dtype,
-        chunks=spec.inner or spec.chunk,
-        shards=spec.chunk if spec.inner else None,
-        serializer=BytesCodec(endian=None if spec.dtype in {"uint8", "bool"} else "little"),
-        compressors=compressors,
-        filters=None,
-        fill_value=fill_value(spec),
-        dimension_names=spec.dims,
-        attributes=dict(spec.attrs),
-        config={"write_empty_chunks": True},
-    )
-
-
-def _sample_rows(plan: BuildPlan, digests: list[str]) -> list[dict[str, Any]]:
-    rows = [{"split": split.name, "index": at, **row} for split in plan.splits for at, row in enumerate(split.rows)]
-    return [row | {"sha256": digest} for row, digest in zip(rows, digests, strict=True)]
-
-
 def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
     return {key: [row[key] for row in rows] for key in rows[0]}
 
 
-def _manifest(plan: BuildPlan, digests: list[str], hashes: dict[str, str]) -> Manifest:
-    arrays = {
-        spec.name: {
-            "dtype": spec.dtype,
-            "row": list(spec.shape[1:]),
-            "dims": list(spec.dims),
-            "sharded": spec.inner is not None,
-            "codec": {key: getattr(spec.codec, key) for key in spec.codec.__slots__},
-            "attrs": spec.attrs,
-        }
-        for spec in plan.splits[0].specs
-    }
-    content = [
-        [{name: [raw["dtype"], raw["row"]] for name, raw in arrays.items()}, list(plan.class_names)],
-        [[split.name, len(split.payloads)] for split in plan.splits],
-        digests,
-    ]
-    splits = {
-        split.name: {
-            "samples": len(split.payloads),
-            "shard_samples": split.shard_samples,
-            "chunks": -(-len(split.payloads) // split.shard_samples),
-        }
-        for split in plan.splits
-    }
+def _manifest(plan: BuildPlan, contents: Contents, hashes: dict[str, str]) -> Manifest:
     return Manifest(
         format_version=plan.recipe["format_version"],
         version=plan.version,
@@ -248,16 +190,17 @@ def _manifest(plan: BuildPlan, digests: list[str], hashes: dict[str, str]) -> Ma
         recipe=plan.recipe,
         thresholds=plan.thresholds,
         toolchain=plan.toolchain,
-        digest=hashlib.sha256(tables.canonical(content)).hexdigest(),
+        digest=hashlib.sha256(tables.canonical(contents.digested)).hexdigest(),
         found=plan.found,
         kept=plan.kept,
         rejected=plan.found - plan.kept,
         class_names=list(plan.class_names),
-        splits=splits,
-        arrays=arrays,
-        summary=plan.summary,
+        splits=contents.splits,
+        arrays=contents.arrays,
+        summary=contents.summary,
         warnings=list(plan.warnings),
         tables=hashes,
+        cube=contents.cube,
     )
 
 

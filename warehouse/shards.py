@@ -125,8 +125,9 @@ def open_file(path: Path) -> int:
 class StoredChunk:
     """One file of an array: mapped, read with `pread`, or held in memory. Rows are decoded from it in any order, by any thread.
 
-    expected: (size, seal) from files.parquet. rows: how many samples are in this chunk, or which slots; the others are absent. memory: the whole file, when it
-    was fetched already. Opening checks the size, the index's crc32c, every index entry and the seal; raises CorruptError naming the file.
+    expected: (size, seal) from files.parquet. rows: how many samples are in this chunk, or which slots; the others are absent.
+    memory: the whole file, when it was fetched already. Opening checks the size, the index's crc32c, every index entry and the seal;
+    raises CorruptError naming the file.
     """
 
     def __init__(
