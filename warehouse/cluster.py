@@ -1,77 +1,138 @@
 """Where build tasks run: in this process, on local worker processes, or on a Dask cluster that is running already.
 
-All three give `run(function, tasks)`, an iterator of (task, result) in the order of completion. Whatever ends the iteration
-(an error, Ctrl-C) ends the local workers too.
+All three give `run(function, tasks)`, an iterator of (task, result) in the order of completion. Local workers start in the
+background as soon as a `task_runner` is entered, while the caller still plans, and may end in the background too; whatever ends
+the `with` block (an error, Ctrl-C) ends them. Given up: workers that start for a build that turns out to have nothing to do.
 """
 
 from __future__ import annotations
 
-import itertools
 import logging
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from multiprocessing import resource_tracker
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from warehouse import durable
 from warehouse.errors import BuildError
 
-__all__ = ["task_runner"]
+__all__ = ["RunAll", "TaskRunner", "run_here", "task_runner"]
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+FIRST_WORKERS = 2
+"""Started before the number of tasks is known; the others follow with the first tasks."""
 OPTIONS = {
     "distributed.worker.daemon": True,
+    "distributed.worker.profile.enabled": False,
     "distributed.comm.timeouts.connect": "30s",
     "distributed.scheduler.allowed-failures": 1,
     "distributed.worker.multiprocessing-method": "spawn",
+    # Dask's own threshold of 64 KiB gives every picture's memory back to the kernel, and each page of the next one is a fault: half
+    # of a build's decoding. A worker keeps at most so much that is free; what is larger than 32 MiB still goes back at once.
+    "distributed.nanny.pre-spawn-environ": {
+        "MALLOC_TRIM_THRESHOLD_": 64 << 20,
+        "MALLOC_MMAP_THRESHOLD_": 32 << 20,
+        **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), 1),
+    },
 }
 
 
-@contextmanager
-def task_runner(workers: int, cluster: str | None, scratch: Path, tasks: int) -> Iterator[Callable[..., Iterator[tuple[Any, Any]]]]:
-    """workers: local processes, 0 for this one. cluster: a scheduler's address, which wins over workers. Raises BuildError."""
-    if tasks == 0 or (workers == 0 and cluster is None):
-        yield lambda function, todo: ((task, function(task)) for task in todo)
-        return
-    import dask
-    from distributed import Client, LocalCluster
+class RunAll(Protocol):
+    """(function, tasks) -> (task, result) of each, in the order of completion."""
 
-    # Importing distributed resets the level; its messages on workers coming and going say nothing to a user.
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)
-    with ExitStack() as stack:
-        stack.enter_context(dask.config.set(OPTIONS))
+    def __call__(self, function: Callable[[Any], Any], tasks: Sequence[Any], /) -> Iterable[tuple[Any, Any]]: ...
+
+
+def run_here(function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[tuple[Task, Result]]:
+    """One task after the other, in this process."""
+    for task in tasks:
+        yield task, function(task)
+
+
+class TaskRunner:
+    """A `RunAll` over Dask workers that start in the background. `end_soon`: no more tasks will come. Not for several threads."""
+
+    def __init__(self, workers: int, cluster: str | None, warm_up: Callable[[], None] | None) -> None:
+        self.workers, self.cluster, self.warm_up = workers, cluster, warm_up
+        self.stack = ExitStack()
+        self.local: Any = None
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="cluster")
+        self.here = workers == 0 and cluster is None
+        self.started: Future[Any] | None = None if self.here else self.thread.submit(self._start)
+
+    def __call__(self, function: Callable[[Any], Any], tasks: Sequence[Any], /) -> Iterator[tuple[Any, Any]]:
+        """Raises BuildError: no scheduler answers, a worker died."""
+        if not tasks:
+            return
+        if self.started is None:
+            yield from run_here(function, tasks)
+            return
+        client = self.started.result()
+        if self.local is not None and min(self.workers, len(tasks)) > FIRST_WORKERS:
+            self.local.scale(min(self.workers, len(tasks)))
+        count = self.workers if self.local is not None else len(client.scheduler_info(n_workers=-1)["workers"])
+        yield from _run_on(client, function, tasks, max(1, count))
+
+    def end_soon(self) -> None:
+        self.thread.submit(self.stack.close)
+
+    def close(self) -> None:
+        self.end_soon()
+        self.thread.shutdown()
+
+    def _start(self) -> Any:
+        import dask
+        from distributed import Client, LocalCluster
+
+        # Importing distributed resets the level; its messages on workers coming and going say nothing to a user.
+        logging.getLogger("distributed").setLevel(logging.CRITICAL)
+        self.stack.enter_context(dask.config.set(OPTIONS))
         try:
-            if cluster is None:
+            if self.cluster is None:
+                scratch = self.stack.enter_context(tempfile.TemporaryDirectory(prefix="tensor-warehouse-", ignore_cleanup_errors=True))
                 with _inherited_deafness_to_ctrl_c():
-                    local = LocalCluster(
-                        n_workers=min(workers, tasks),
-                        threads_per_worker=1,
-                        processes=True,
-                        memory_limit=0,
-                        local_directory=str(scratch),
-                        dashboard_address=None,
-                        worker_dashboard_address=None,
-                        scheduler_kwargs={"dashboard": False},
-                        silence_logs=logging.CRITICAL,
+                    self.local = self.stack.enter_context(
+                        LocalCluster(
+                            n_workers=min(self.workers, FIRST_WORKERS),
+                            threads_per_worker=1,
+                            processes=True,
+                            memory_limit=0,
+                            local_directory=scratch,
+                            dashboard_address=None,
+                            worker_dashboard_address=None,
+                            scheduler_kwargs={"dashboard": False},
+                            silence_logs=logging.CRITICAL,
+                        )
                     )
-                stack.callback(durable.remove_tree, scratch)
-                stack.enter_context(local)
-            client = stack.enter_context(Client(cluster or local, timeout="20s", set_as_default=False))
+            client = self.stack.enter_context(Client(self.cluster or self.local, timeout="20s", set_as_default=False))
             client.wait_for_workers(1, timeout=20)
+            if self.warm_up is not None:
+                client.run(self.warm_up, wait=False, on_error="ignore")
         except (OSError, TimeoutError, RuntimeError, ValueError) as error:
             raise BuildError(
                 "no Dask scheduler with workers answers",
-                where=cluster or "local processes",
+                where=self.cluster or "local processes",
                 found=f"{error}"[:120] or type(error).__name__,
                 remedy="start one (dask scheduler, dask worker), or leave --build.cluster away; --build.workers 0 needs none",
             ) from None
-        yield partial(_run_on, client)
+        return client
+
+
+@contextmanager
+def task_runner(workers: int, cluster: str | None, warm_up: Callable[[], None] | None = None) -> Iterator[TaskRunner]:
+    """workers: local processes, 0 for this one. cluster: a scheduler's address, which wins over workers.
+
+    warm_up: called in each worker that is there at the start, before its first task; must be importable there.
+    """
+    runner = TaskRunner(workers, cluster, warm_up)
+    try:
+        yield runner
+    finally:
+        runner.close()
 
 
 @contextmanager
@@ -89,12 +150,12 @@ def _inherited_deafness_to_ctrl_c() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _run_on(client: Any, function: Callable[[Task], Result], tasks: list[Task]) -> Iterator[tuple[Task, Result]]:
+def _run_on(client: Any, function: Callable[[Task], Result], tasks: Sequence[Task], workers: int) -> Iterator[tuple[Task, Result]]:
     from distributed import as_completed
     from distributed.scheduler import KilledWorker
 
     # A few tasks a worker in flight: records travel just before they are needed, whatever the number of chunks.
-    ahead = 3 * max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
+    ahead = 3 * workers
     waiting = iter(tasks)
     by_key: dict[str, Task] = {}
 
@@ -105,8 +166,8 @@ def _run_on(client: Any, function: Callable[[Task], Result], tasks: list[Task]) 
         return future
 
     first = min(ahead, len(tasks))
+    left = len(tasks) - first
     running = as_completed([submit() for _ in range(first)], loop=client.loop)
-    left = itertools.repeat(None, len(tasks) - first)
     for future in running:
         try:
             result = future.result()
@@ -117,5 +178,6 @@ def _run_on(client: Any, function: Callable[[Task], Result], tasks: list[Task]) 
                 remedy="look for the out-of-memory killer; lower --build.workers and run the same command again",
             ) from None
         yield by_key.pop(future.key), result
-        for _ in itertools.islice(left, 1):
+        if left:
+            left -= 1
             running.add(submit())
