@@ -80,7 +80,11 @@ class TrainSettings(Section):
 
 
 class Task(Protocol):
-    """What a trainer brings. section: the settings section's name, for remedies; lr: stands in for a null one; model: on the CPU."""
+    """What a trainer brings. section: the settings section's name, for remedies; lr: stands in for a null one; model: on the CPU.
+
+    A task may have `after_step(step, epoch) -> dict[str, float]`: called on every rank after each optimizer step, to update what follows
+    no gradient; its figures go into the step's line. The running average copies modules with `copied_by_average` instead of averaging.
+    """
 
     name: str
     section: str
@@ -120,10 +124,13 @@ class Trainer:
         self.task, self.settings, self.loader, self.held_out, self.output = task, settings, loader, held_out, output
         self.ranks = ranks or Ranks.start(settings.device)
         self.device, self.open_seconds = self.ranks.device, open_seconds
-        self.model = task.model.to(self.device, memory_format=torch.channels_last)
+        flat = all(parameter.ndim < 5 for parameter in task.model.parameters())
+        self.model = task.model.to(self.device, memory_format=torch.channels_last if flat else torch.preserve_format)
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
+        self.copied = tuple(f"{name}." for name, module in self.model.named_modules() if getattr(module, "copied_by_average", False))
         self.lr = task.lr if settings.lr is None else settings.lr
         self.optimizer = torch.optim.AdamW(_groups(self.model, settings.weight_decay), lr=self.lr)
+        self.after_step = getattr(task, "after_step", lambda step, epoch: {})
         self.autocast = autocast_dtype(settings.precision, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.autocast is torch.float16)
         self.phases = Phases()
@@ -132,8 +139,7 @@ class Trainer:
         self.epoch_loss, self.epoch_samples, self.spent_before = 0.0, 0, 0.0
         self.history: list[dict[str, Any]] = []
         self.metrics: dict[str, float] = {}
-        self.stop = False
-        self.drawn, self.saved = 0.0, time.monotonic()
+        self.stop, self.drawn, self.saved = False, 0.0, time.monotonic()
         self.start = time.monotonic()
 
     @property
@@ -266,9 +272,10 @@ class Trainer:
             samples, means = values[0], [value / max(1.0, values[0]) for value in values[1:]]
             self._check_finite(means[0])
             self._update(rate, size * self.ranks.count / max(1.0, samples))
+            figures = self.after_step(self.step, self.epoch)
         self.step, self.batches = self.step + 1, self.batches + taken
         self.epoch_loss, self.epoch_samples = self.epoch_loss + values[1], self.epoch_samples + int(samples)
-        self._report(bar, dict(zip(names, means, strict=True)), rate, int(samples))
+        self._report(bar, dict(zip(names, means, strict=True)) | figures, rate, int(samples))
         return taken
 
     def _check_finite(self, loss: float) -> None:
@@ -290,12 +297,13 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         # Short memory at first, or the average would be of random weights.
         keep = min(self.settings.average, (1 + self.step) / (10 + self.step))
+        fast = self.model.state_dict()
         with torch.no_grad():
-            for slow, fast in zip(self.average.state_dict().values(), self.model.state_dict().values(), strict=True):
-                if slow.is_floating_point():
-                    slow.lerp_(fast, 1 - keep)
+            for name, slow in self.average.state_dict().items():
+                if slow.is_floating_point() and not name.startswith(self.copied):
+                    slow.lerp_(fast[name], 1 - keep)
                 else:
-                    slow.copy_(fast)
+                    slow.copy_(fast[name])
 
     def _report(self, bar: Any, means: dict[str, float], rate: float, samples: int) -> None:
         timing = self.phases.next_step()
@@ -387,8 +395,6 @@ class Trainer:
 
 def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Decay matrices and kernels; leave biases and norms alone."""
-    decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-    plain = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
-    return [
-        group for group in ({"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}) if group["params"]
-    ]
+    decayed, plain = ([parameter for parameter in model.parameters() if (parameter.ndim > 1) is matrix] for matrix in (True, False))
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]

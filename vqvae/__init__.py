@@ -1,0 +1,3 @@
+"""The vector-quantised autoencoder of raster cubes: blocks (time, y, x, feature) to integer codes and back."""
+
+__all__: list[str] = []
