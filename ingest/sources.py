@@ -15,7 +15,7 @@ import re
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from ingest.hashes import hash_files
@@ -23,7 +23,7 @@ from ingest.pairing import in_annotation_folder, pair_by_stem
 from warehouse.errors import SourceError
 from warehouse.schema import BuildSettings
 
-__all__ = ["PICTURE_EXTENSIONS", "SourceFile", "SourceListing", "list_sources", "read_ends", "read_inside"]
+__all__ = ["PICTURE_EXTENSIONS", "SourceFile", "SourceListing", "input_root", "list_sources", "read_ends", "read_inside"]
 
 log = logging.getLogger(__name__)
 PICTURE_EXTENSIONS = (".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -87,7 +87,7 @@ def list_sources(settings: BuildSettings, *, progress: Callable[[int], None] | N
     Raises SourceError: no input root, none such, a file; no pictures; no annotations of the format asked for; two formats
     at once; a link out of the root; a file that cannot be read.
     """
-    root = _input_root(settings)
+    root = input_root(settings)
     found = dict(_walk(root, Path(settings.output_root)))
     pictures = tuple(sorted(path for path in found if path.lower().endswith(PICTURE_EXTENSIONS)))
     if not pictures:
@@ -112,7 +112,7 @@ def read_inside(root: Path, path: str, *, limit: int, sha256: str | None = None)
     """The bytes of `path` below `root`, at most `limit`. Raises SourceError: outside, unreadable, too large, or not `sha256` any more."""
     target = _inside(root, path)
     try:
-        with target.open("rb", buffering=0) as file:
+        with open(target, "rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
             if size > limit:
                 raise SourceError("a source file is too large", where=path, expected=f"at most {limit} bytes", found=f"{size} bytes")
@@ -131,7 +131,7 @@ def read_inside(root: Path, path: str, *, limit: int, sha256: str | None = None)
 def read_ends(root: Path, path: str, *, head: int, tail: int) -> tuple[bytes, bytes, bool]:
     """(first bytes, last bytes, whether the first are all) of `path` below `root`. Raises SourceError: outside or unreadable."""
     try:
-        with _inside(root, path).open("rb", buffering=0) as file:
+        with open(_inside(root, path), "rb", buffering=0) as file:
             first = file.read(head)
             size = os.fstat(file.fileno()).st_size
             file.seek(max(0, size - tail))
@@ -140,7 +140,7 @@ def read_ends(root: Path, path: str, *, head: int, tail: int) -> tuple[bytes, by
         raise SourceError("a source file cannot be read", where=path, found=error.strerror) from None
 
 
-def _input_root(settings: BuildSettings) -> Path:
+def input_root(settings: BuildSettings) -> Path:
     if not settings.input_root:
         raise SourceError(
             "no input folder given", remedy="add --build.input_root FOLDER, or make a sample with python -m scripts.make_sample"
@@ -198,14 +198,23 @@ def _check_link(full: str, real_root: str) -> None:
         raise SourceError("a link leads out of the input folder", where=full, found=real, remedy="copy what it points to into the folder")
 
 
-def _inside(root: Path, path: str) -> Path:
+def _inside(root: Path, path: str) -> str:
     if path.startswith("/") or "\\" in path or "\0" in path or ".." in path.split("/"):
         raise SourceError("a path leads out of the input folder", where=repr(path))
-    target = os.path.join(root, path)
-    real, real_root = os.path.realpath(target), os.path.realpath(root)
+    real_root = _real_root(os.path.abspath(root))
+    target = os.path.join(real_root, path)
+    parts = path.split("/")
+    if not any(os.path.islink(os.path.join(real_root, *parts[:count])) for count in range(1, len(parts) + 1)):
+        return target  # as nearly every path: no link between it and the root, nothing to resolve
+    real = os.path.realpath(target)
     if os.path.commonpath([real, real_root]) != real_root:
         raise SourceError("a link leads out of the input folder", where=target, found=real)
-    return Path(real)
+    return real
+
+
+@lru_cache(maxsize=16)
+def _real_root(root: str) -> str:
+    return os.path.realpath(root)
 
 
 def _recognise(
