@@ -11,13 +11,13 @@ import hashlib
 import posixpath
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from warehouse.schema import SPLIT_NAMES, BuildSettings
 
-__all__ = ["Assignment", "assign_splits", "given_split", "group_keys", "permuted", "split_by_group"]
+__all__ = ["Assignment", "assign_splits", "given_split", "group_keys", "permuted", "split_by_group", "split_by_size"]
 
 GIVEN = re.compile(r"^(train|training|val|valid|validation|test|testing)(?:\d{4})?$", re.IGNORECASE)
 
@@ -101,8 +101,13 @@ def split_by_group(groups: Sequence[str], shares: dict[str, float], seed: int) -
     Each split ends within one group's size of its share. A split left without a group although there are enough of them
     takes the smallest group of the split that has most.
     """
-    sizes = Counter(groups)
-    wanted = {split: shares.get(split, 0.0) * len(groups) for split in SPLIT_NAMES if shares.get(split, 0.0) > 0}
+    return split_by_size(Counter(groups), shares, seed)
+
+
+def split_by_size(sizes: Mapping[str, int], shares: dict[str, float], seed: int) -> dict[str, str]:
+    """`split_by_group` of groups whose sizes are known."""
+    total = sum(sizes.values())
+    wanted = {split: shares.get(split, 0.0) * total for split in SPLIT_NAMES if shares.get(split, 0.0) > 0}
     order = sorted(sizes, key=lambda group: (_seeded(seed, group), group))
     chosen: dict[str, str] = {}
     for group in order:

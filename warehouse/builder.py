@@ -257,7 +257,7 @@ def _samples(
         else:
             yield slot, loaded[0]
         for step, value in (loaded.seconds if isinstance(loaded, Block) else loaded[1]).items():
-            seconds[step] += value
+            seconds[step] = seconds.get(step, 0.0) + value
 
 
 class _Abandoned(Exception):
