@@ -3,7 +3,7 @@
 Purpose: `run(main, __doc__, build="warehouse.schema:BuildSettings")` turns a typed line into frozen settings, calls `main`, and
   turns what comes back into a JSON line and an exit code.
 Used by: scripts.bench_loader, scripts.build_zarr, scripts.export_summary, scripts.infer_view, scripts.inspect_zarr,
-  scripts.make_sample, scripts.train_detector, scripts.verify_zarr
+  scripts.make_sample, scripts.train_detector, scripts.train_vqvae, scripts.verify_zarr
 Design notes: sections merge by key; lists and dicts are replaced whole. pydantic-settings reads flags and environment, this file
   merges, since its own deep merge would mix dict values of two layers. YAML is read here and nowhere else: safe, duplicate
   keys refused, `1e-4` a number. Sections of other commands may stand in the file; only the command's own are checked.
@@ -39,12 +39,14 @@ __all__ = ["SECTIONS", "load_settings", "read_yaml", "run"]
 SECTIONS = {
     "sample": "ingest.synthetic:SampleSettings",
     "build": "warehouse.schema:BuildSettings",
+    "raster": "ingest.raster_settings:RasterSettings",
     "inspect": "warehouse.report:InspectSettings",
     "verify": "warehouse.verify:VerifySettings",
     "export": "warehouse.summary:ExportSettings",
     "loader": "utils.loader:LoaderSettings",
     "detector": "detector.task:DetectorSettings",
     "infer": "detector.view:InferSettings",
+    "vqvae": "vqvae.task:VqvaeSettings",
     "bench": "benchmarks.settings:BenchSettings",
 }
 NAMED_ENV = {

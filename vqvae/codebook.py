@@ -101,8 +101,8 @@ class Codebook(nn.Module):
         if len(dead):
             chosen = vectors[torch.randperm(len(vectors), generator=self._generator(step))[: len(dead)].to(vectors.device)]
             self.codes[dead] = chosen
-            self.count[dead] = mean / 2
-            self.total[dead] = chosen * (mean / 2)
+            self.count[dead] = mean
+            self.total[dead] = chosen * mean
         return len(dead)
 
     def notice_collapse(self, found: float, tokens: int) -> bool:
