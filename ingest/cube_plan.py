@@ -110,7 +110,7 @@ def cube_recipe(listing: SourceListing, build: BuildSettings, raster: RasterSett
 
 
 def plan_cube(listing: SourceListing, build: BuildSettings, raster: RasterSettings) -> tuple[BuildPlan, CubeLoader]:
-    """The build of a listing and its loader. Raises SourceError, ConfigError: see the module."""
+    """The build of a listing and its `load`. Raises SourceError, ConfigError: see the module."""
     root = listing.root
     grid = _grid(root, raster)
     per_feature = {feature.name: _frames(root, feature, raster) for feature in raster.features}
@@ -213,8 +213,9 @@ def _frames(root: Path, feature: RasterFeature, raster: RasterSettings, pattern:
     seen: dict[Any, Frame] = {}
     for frame, time in found:
         if not feature.static and time in seen:
-            raise SourceError(f"two sources of feature {feature.name!r} have the date {time}", where=root / frame.path,
-                              found=f"also {seen[time].path}", remedy="keep one of them, or let raster.time.pattern tell them apart")  # fmt: skip
+            raise SourceError(
+                f"two sources of feature {feature.name!r} have the date {time}", where=root / frame.path, found=f"also {seen[time].path}",
+                remedy="keep one of them, or let raster.time.pattern tell them apart")  # fmt: skip
         seen[time] = frame
     return found
 
@@ -260,16 +261,17 @@ def _check_sorted(times: Times, where: Path) -> None:
         raise SourceError("a date stands twice", where=where, found=str(times[int(np.argmax(steps == np.timedelta64(0, "s")))]),
                           remedy="leave one of the two steps out")  # fmt: skip
     if (steps < np.timedelta64(0, "s")).any():
-        raise SourceError("time is not sorted", where=where, found=f"{times[int(np.argmax(steps < np.timedelta64(0, 's'))) + 1]} comes too late",
-                          remedy="sort the steps by date")  # fmt: skip
+        late = times[int(np.argmax(steps < np.timedelta64(0, "s"))) + 1]
+        raise SourceError("time is not sorted", where=where, found=f"{late} comes too late", remedy="sort the steps by date")
 
 
 def _check_frame(root: Path, grid: Grid, frame: Frame) -> None:
     """Raises SourceError where a file does not meet the grid."""
     source = open_raster(root / frame.path, root / frame.extent if frame.extent else None)
     if frame.step in {None, 0} and source.grid.window_of(grid, (0, 0, grid.height, grid.width)) is None:
-        raise SourceError("a raster does not overlap the grid", where=root / frame.path, expected=f"something within {list(grid.bounds())}",
-                          found=f"{list(source.grid.bounds())} in its own CRS", remedy="correct raster.grid, or leave the file out")  # fmt: skip
+        raise SourceError(
+            "a raster does not overlap the grid", where=root / frame.path, expected=f"something within {list(grid.bounds())}",
+            found=f"{list(source.grid.bounds())} in its own CRS", remedy="correct raster.grid, or leave the file out")  # fmt: skip
 
 
 def _layers(

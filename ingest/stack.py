@@ -174,7 +174,8 @@ class CubeLoader:
         if stray.size:
             raise SourceError(
                 f"feature {feature.name!r} holds a code that is not declared", where=self._where(feature.name, date),
-                expected=f"one of {list(feature.codes)}", found=f"{stray[0]:g}", remedy="add it to codes, or declare it as nodata")  # fmt: skip
+                expected=f"one of {list(feature.codes)}", found=f"{stray[0]:g}", remedy="add it to codes, or declare it as nodata",
+            )  # fmt: skip
 
     @cached_property
     def _codes(self) -> dict[str, Plane]:

@@ -94,7 +94,15 @@ class BuildPlan:
     cube: CubePlan | None = None
 
     @property
+    def split_sizes(self) -> dict[str, int]:
+        """Samples of each split."""
+        if self.cube is not None:
+            return self.cube.split_sizes
+        return {split.name: len(split.payloads) for split in self.splits}
+
+    @property
     def samples(self) -> int:
+        """What progress counts: samples, or stored chunks of a cube."""
         return sum(len(split.payloads) for split in self.splits)
 
 

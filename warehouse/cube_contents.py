@@ -106,8 +106,8 @@ def _samples(
         index = np.arange(len(places))
         chunks, origins = places.numbers[places.chunks], places.origins(index)
         parts.append(
-            {"split": np.full(len(places), name), "index": index, "chunk": chunks, "slot": places.slots.astype(np.int32), "t": origins[:, 0],
-             "y": origins[:, 1], "x": origins[:, 2], "valid_share": shares[chunks, places.slots],
+            {"split": np.full(len(places), name), "index": index, "chunk": chunks, "slot": places.slots.astype(np.int32),
+             "t": origins[:, 0], "y": origins[:, 1], "x": origins[:, 2], "valid_share": shares[chunks, places.slots],
              "sha256": digests[chunks, places.slots].astype(str)}
         )  # fmt: skip
         splits[name] = {"samples": len(places), "shard_samples": layout.slots, "chunks": len(places.chunk_sizes)}
@@ -160,13 +160,13 @@ def on_disk(spec: ArraySpec, layout: CubeLayout, cube: Cube) -> ArraySpec:
 def _write_coordinates(group: Any, cube: Cube) -> list[str]:
     a, _, c, _, e, f = cube.transform
     _, height, width, _ = cube.shape
-    metres = {"units": "m"} if 'AXIS["Easting' in cube.crs_wkt or "PROJCS" in cube.crs_wkt else {}
-    place = ("projection_x_coordinate", "projection_y_coordinate") if metres else ("longitude", "latitude")
+    projected = cube.crs_wkt.startswith("PROJ")  # PROJCS in WKT1, PROJCRS in WKT2
+    place = ("projection_x_coordinate", "projection_y_coordinate") if projected else ("longitude", "latitude")
     epoch = {"standard_name": "time", "units": "seconds since 1970-01-01", "calendar": "proleptic_gregorian"}
     columns: dict[str, tuple[Any, dict[str, Any]]] = {
         "time": (cube.dates.astype(np.int64), epoch),
-        "y": (f + e * (np.arange(height) + 0.5), {"standard_name": place[1], "axis": "Y"} | metres),
-        "x": (c + a * (np.arange(width) + 0.5), {"standard_name": place[0], "axis": "X"} | metres),
+        "y": (f + e * (np.arange(height) + 0.5), {"standard_name": place[1], "axis": "Y"}),
+        "x": (c + a * (np.arange(width) + 0.5), {"standard_name": place[0], "axis": "X"}),
         "feature": (np.array([feature.name for feature in cube.features], dtype=object), {}),
     }
     for name, (values, attrs) in columns.items():

@@ -206,6 +206,12 @@ class CubePlan:
     date_sources: tuple[str, ...]
     keep_empty_dates: bool = False
 
+    @property
+    def split_sizes(self) -> dict[str, int]:
+        """Samples of each split that has any."""
+        counts = np.bincount(self.cube.layout.inner_labels(self.labels).reshape(-1), minlength=LEFT_OUT + 1)
+        return {name: int(count) for name, count in zip(SPLIT_NAMES, counts, strict=False) if count}
+
 
 def cube_arrays(layout: CubeLayout, compressor: str, samples: int | None = None) -> list[ArraySpec]:
     """`data` and `valid` as readers and the builder see them, [sample, time, y, x, feature]; `grid` finds the file."""

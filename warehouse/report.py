@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from warehouse import durable
+from warehouse.cube_report import cube_lines, cube_sheet, cube_tables
 from warehouse.errors import BuildError, StoreError
 from warehouse.schema import IGNORED, Section
 from warehouse.store import Split, Warehouse
@@ -45,6 +46,9 @@ class InspectSettings(Section):
 
 def summary_lines(summary: dict[str, Any]) -> Iterable[str]:
     """The log's few lines on what a build holds."""
+    if "shape" in summary:
+        yield from cube_lines(summary)
+        return
     for name, part in (*summary["splits"].items(), ("all", summary["all"])):
         per = part["boxes_per_picture"]
         dropped = ", ".join(f"{count} {reason}" for reason, count in part["dropped"].items()) or "none"
@@ -63,6 +67,9 @@ def manifest_tables(warehouse: Warehouse) -> Iterable[Any]:
     """rich tables: the version, its arrays, its summaries."""
     from rich.table import Table
 
+    if warehouse.cube is not None:
+        yield from cube_tables(warehouse)
+        return
     manifest = warehouse.manifest
     head = Table(title=f"version {manifest.version}", show_header=False)
     for key, value in (
@@ -167,15 +174,19 @@ def _draw_boxes(picture: Any, boxes: NDArray[Any], labels: NDArray[Any], flags: 
 
 
 def write_contact_sheet(warehouse: Warehouse, settings: InspectSettings) -> Path:
-    """Draw and save the sheet; its path. Raises StoreError for a layout without pictures, BuildError when it cannot be written."""
+    """Draw and save the sheet (of a cube: features over time); its path.
+
+    Raises StoreError for a layout without pictures, BuildError when it cannot be written.
+    """
     import io
 
     split = warehouse.split(settings.split or warehouse.splits[0])
-    if "image" not in split.specs:
+    if "image" not in split.specs and warehouse.cube is None:
         raise StoreError("this version holds no pictures", where=warehouse.folder)
     path = Path(settings.output or f"artifacts/inspect/{warehouse.version}_{split.name}.png")
     buffer = io.BytesIO()
-    contact_sheet(split, settings.pictures).save(buffer, "PNG")
+    sheet = cube_sheet(warehouse, settings.pictures) if warehouse.cube is not None else contact_sheet(split, settings.pictures)
+    sheet.save(buffer, "PNG")
     try:
         durable.write_bytes(path, buffer.getvalue())
     except OSError as error:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from warehouse import manifest as tables
+from warehouse.cube_report import feature_table
 from warehouse.errors import BuildError, CorruptError
 from warehouse.schema import SPLIT_NAMES, Section
 from warehouse.store import Warehouse
@@ -142,12 +143,19 @@ SUMMARY_SCHEMA = pa.schema(
 )
 
 
+def summary_table(warehouse: Warehouse) -> pa.Table:
+    """Pictures: a row a scope and class. Cubes: a row a feature."""
+    if warehouse.cube is not None:
+        return feature_table(warehouse.cube)
+    return pa.Table.from_pylist(list(summary_rows(warehouse.manifest.summary)), schema=SUMMARY_SCHEMA)
+
+
 def export(warehouse: Warehouse, output: Path) -> dict[str, int]:
     """Write summary, samples, chunks and trace as Parquet into `output`; rows by file name. Raises BuildError when it cannot."""
     files = warehouse.table(tables.FILES)
     trace = warehouse.folder / tables.TRACE
     written = {
-        "summary.parquet": pa.Table.from_pylist(list(summary_rows(warehouse.manifest.summary)), schema=SUMMARY_SCHEMA),
+        "summary.parquet": summary_table(warehouse),
         "samples.parquet": warehouse.table(tables.SAMPLES),
         "chunks.parquet": files.filter(pa.compute.is_valid(files["array"])),
     }
