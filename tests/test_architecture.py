@@ -25,6 +25,7 @@ UTILS = {
     "samplers",
     "loader",
     "loader_utils",
+    "device_copy",
     "engines",
     "stores",
     "augment",

@@ -2,14 +2,17 @@
 
 Purpose: `make_engine(...)` gives an object whose `run(plans)` yields filled batches in the order of the plans.
 Used by: utils.loader
-Design notes: all engines fill batches through a reader's `fill`, so that they cannot differ in what they deliver. A decode
-  thread takes its ring slot when it begins; a spawned worker gets one from the parent with its plan, and only slot numbers, indices
-  and counters travel. Errors of a worker come back as values, so that their type and their one line survive. Abandoned batches return their slots before the next epoch begins.
+Design notes: all engines fill batches through a reader's `fill`, so that they cannot differ in what they deliver. A decode thread takes
+  its ring slot when it begins; a spawned worker gets one from the parent with its plan, and only slot numbers, indices and counters
+  travel. Errors of a worker come back as values, so that their type and their one line survive. Abandoned batches return their slots
+  before the next epoch begins. What a failed worker leaves behind is killed: one that hangs answers no request to end.
 Assistant guidance: when extending: an engine knows no epoch, no sampler and no tensor; a new one must pass the same-order tests.
 """
 
 from __future__ import annotations
 
+import os
+import signal
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,7 +24,7 @@ from numpy.typing import NDArray
 
 from utils.loader_utils import BatchLayout, BatchRing, SharedBlock
 from utils.samplers import BatchPlan, BatchSampler, RandomBatchSampler
-from utils.stores import WORKER_TIMEOUT_S, Source, open_source
+from utils.stores import Source, open_source
 from warehouse.errors import ConfigError, WarehouseError, WorkerError
 from warehouse.store import ChunkReader, Split
 from warehouse.stream import FetchFailed, StreamReader
@@ -55,10 +58,10 @@ class _Filled:
 class LocalEngine:
     """Threads of this process; with no workers each batch is filled when it is asked for (`inline`)."""
 
-    def __init__(self, reader: ChunkReader, names: list[str], layout: BatchLayout, workers: int, in_flight: int) -> None:
+    def __init__(self, reader: ChunkReader, names: list[str], layout: BatchLayout, workers: int, in_flight: int, spare: int) -> None:
         self.reader, self.names = reader, names
         self.in_flight = in_flight
-        self.ring = BatchRing(layout, in_flight + 2, shared=False)
+        self.ring = BatchRing(layout, in_flight + 2 + spare, shared=False)
         self.pool = ThreadPoolExecutor(workers, thread_name_prefix="decode") if workers else None
 
     def run(self, plans: Iterator[BatchPlan]) -> Generator[Batch, None, None]:
@@ -127,7 +130,7 @@ class _Work:
         except WarehouseError as error:
             return _Filled(error=error)
         except Exception as error:
-            return _Filled(error=WorkerError("a loader worker failed", found=f"{type(error).__name__}: {error}"[:200]))
+            return _Filled(error=WorkerError("a loader worker failed", where=_own_name(), found=f"{type(error).__name__}: {error}"[:200]))
 
 
 class _Jobs:
@@ -149,11 +152,13 @@ class _Jobs:
 class SpawnEngine:
     """A torch DataLoader with spawned workers that decode into a shared ring."""
 
-    def __init__(self, reader: ChunkReader, source: Source, layout: BatchLayout, workers: int, prefetch_factor: int) -> None:
+    def __init__(
+        self, reader: ChunkReader, source: Source, layout: BatchLayout, workers: int, prefetch_factor: int, timeout_s: int, spare: int
+    ) -> None:
         from torch.utils.data import DataLoader
 
         self.reader = reader
-        self.ring = BatchRing(layout, workers * prefetch_factor + 2, shared=True)
+        self.ring = BatchRing(layout, workers * prefetch_factor + 2 + spare, shared=True)
         self.jobs = _Jobs(self.ring)
         self.stream: Any = None
         assert self.ring.block is not None
@@ -166,7 +171,7 @@ class SpawnEngine:
             prefetch_factor=prefetch_factor,
             persistent_workers=True,
             multiprocessing_context="spawn",
-            timeout=WORKER_TIMEOUT_S,
+            timeout=timeout_s,
             collate_fn=_as_is,
             worker_init_fn=_quiet_worker,
         )
@@ -214,18 +219,29 @@ class SpawnEngine:
 
     def _failed(self, error: RuntimeError) -> WorkerError:
         """torch's report of a dead or silent worker as one line; the other workers end, and every slot is free again."""
-        self._end_workers()
-        return worker_error(error)
+        failure = worker_error(error, self.loader._iterator)
+        self._end_workers(kill=True)
+        return failure
 
-    def _end_workers(self) -> None:
+    def _end_workers(self, *, kill: bool = False) -> None:
+        """kill: at once, since one that hangs, or is stopped, answers no request to end."""
         iterator = self.loader._iterator
         if iterator is not None:
+            workers = list(iterator._workers)
+            if kill:
+                _disown(iterator)
+                for worker in workers:
+                    worker.kill()
             feeders = [queue._thread for queue in iterator._index_queues if queue._thread is not None]
             iterator._shutdown_workers()
             self.loader._iterator = None
             # Left alone, a feeder may let go of its semaphores while the interpreter ends, and be cut off between unlinking and telling.
             for feeder in feeders:
                 feeder.join(timeout=5)
+            for worker in workers:
+                if worker.is_alive():  # stopped: SIGTERM waits until it goes on
+                    worker.kill()
+                    worker.join(timeout=5)
         self.stream = None
         while self.jobs.issued:
             self.ring.give_back(self.jobs.issued.popleft()[1])
@@ -241,17 +257,46 @@ def _as_is(item: Any) -> Any:
 
 def _quiet_worker(_: int) -> None:
     """Ctrl-C is the parent's to handle: it ends the workers."""
-    import signal
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def worker_error(error: RuntimeError) -> WorkerError:
-    """torch's report of a dead or silent worker as one line."""
+def _own_name() -> str:
+    from torch.utils.data import get_worker_info
+
+    info = get_worker_info()
+    return f"worker {info.id if info else 0} (pid {os.getpid()})"
+
+
+def _disown(iterator: Any) -> None:
+    """Have torch forget its workers: its SIGCHLD handler would report the ones that we end as failures."""
+    from torch.utils.data import _utils
+
+    if iterator._worker_pids_set:
+        _utils.signal_handling._remove_worker_pids(id(iterator))
+        iterator._worker_pids_set = False
+
+
+def worker_error(error: RuntimeError, iterator: Any) -> WorkerError:
+    """torch's report of a dead or silent worker as one line that names it and how it ended. iterator: None when none was started."""
     text = str(error).split("\n", 1)[0]
+    workers = list(enumerate(iterator._workers)) if iterator is not None else []
     if "timed out" in text:
-        return WorkerError("a loader worker hangs", found=text, remedy="is the warehouse on a slow mount? try --loader.engine thread")
-    return WorkerError("a loader worker died", found=text, remedy="look for the out-of-memory killer; try --loader.engine thread")
+        number = iterator._task_info.get(iterator._rcvd_idx, (0,))[0]
+        where, silence = f"worker {number} (pid {workers[number][1].pid})", f"no answer for {iterator._timeout:g} s"
+        remedy = "is the warehouse on a slow mount? raise --loader.worker_timeout, or try --loader.engine thread"
+        return WorkerError("a loader worker hangs", where=where, found=silence, remedy=remedy)
+    dead = [(number, worker) for number, worker in workers if not worker.is_alive()]
+    names = ", ".join(f"worker {number} (pid {worker.pid})" for number, worker in dead) or None
+    ends = ", ".join(exit_name(worker.exitcode) for _, worker in dead) or text
+    return WorkerError(
+        "a loader worker died", where=names, found=ends, remedy="look for the out-of-memory killer; try --loader.engine thread"
+    )
+
+
+def exit_name(code: int | None) -> str:
+    if code is not None and code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    return f"exit code {code}"
 
 
 def make_engine(
@@ -265,8 +310,13 @@ def make_engine(
     store: str,
     prefetch: int,
     verify: Any,
+    worker_timeout: int,
+    spare: int = 0,
 ) -> LocalEngine | SpawnEngine:
-    """Raises ConfigError for an unknown engine; `fork` is refused with its reason."""
+    """worker_timeout: seconds until a spawned worker that does not answer counts as hanging. spare: more slots in the ring.
+
+    Raises ConfigError for an unknown engine; `fork` is refused with its reason.
+    """
     if kind == "fork":
         raise ConfigError(
             "engine='fork' is not offered",
@@ -282,12 +332,14 @@ def make_engine(
     rows = max(1, min(sampler.batch_size, most))
     layout = BatchLayout.of(rows, {name: (split.specs[name].shape[1:], split.specs[name].dtype) for name in names})
     spawn = kind == "spawn" and num_workers > 0
-    reader, source = open_source(store, split, names, sampler, shared=spawn, verify=verify, prefetch=prefetch, threads=num_workers)
+    reader, source = open_source(
+        store, split, names, sampler, shared=spawn, verify=verify, prefetch=prefetch, threads=num_workers, patience_s=worker_timeout
+    )
     threads = num_workers if kind == "thread" else 0
     try:
         if spawn:
-            return SpawnEngine(reader, source, layout, num_workers, prefetch_factor)
-        return LocalEngine(reader, names, layout, threads, max(1, threads * prefetch_factor))
+            return SpawnEngine(reader, source, layout, num_workers, prefetch_factor, worker_timeout, spare)
+        return LocalEngine(reader, names, layout, threads, max(1, threads * prefetch_factor), spare)
     except (OSError, MemoryError) as error:
         size = f"{layout.size / 1e6:.0f} MB a batch"
         raise ConfigError(

@@ -1,7 +1,7 @@
 """`ChunkLoader`: batches of a split as tensors, in the sampler's order, decoded by threads, spawned workers or in line.
 
 Purpose: the one way from a published split to a training step.
-Used by: benchmarks.ours, benchmarks.scale, benchmarks.shuffle, scripts.infer_view, scripts.train_detector
+Used by: benchmarks.ours, benchmarks.scale, benchmarks.shuffle, scripts.infer_view, scripts.train_detector, scripts.train_vqvae
 Design notes: work is issued in order and delivered in order, so the order never depends on who decoded what. The state counts
   delivered batches, whatever was fetched ahead. A batch lives in a ring slot that comes back when nothing refers to it.
 Assistant guidance: when extending: engines live in utils.engines and know nothing of epochs; nothing here may depend on the number
@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from utils.device_copy import COPIES_PENDING, DeviceCopier, open_device
 from utils.engines import Batch, make_engine
 from utils.log import get_log
 from utils.samplers import BatchPlan, BatchSampler, ChunkBatchSampler
@@ -50,6 +51,7 @@ class LoaderSettings(Section):
     )
     prefetch: int = Field(2, ge=1, le=64, description="stored chunks fetched ahead by store=stream")
     verify: Literal["first_touch", "always", "off"] = Field("first_touch", description="when an inner chunk's crc32c is checked")
+    worker_timeout: int = Field(25, ge=1, le=86_400, description="seconds until a spawned worker that does not answer counts as hanging")
     interleave: int = Field(1, ge=1, description="chunks read in turn; more is a finer shuffle and more open files")
     chunks_per_batch: int = Field(1, ge=1, description="stored chunks whose samples are shuffled together")
 
@@ -70,9 +72,12 @@ class ChunkLoader:
     """Iterate a split as dicts of tensors: its arrays [B, ...] as stored (`image` uint8 [B, C, H, W]), and `index` int64 [B].
 
     With world_size > 1 and not drop_last, `pad` bool [B] is true in repeats that fill up a rank: leave them out of loss and metrics.
+    device="cuda": batches come from page-locked memory, copied on a stream of their own one batch ahead, and are safe to use on the
+    stream that is current when they are taken; so with any utils.device_copy.Device. Another torch device: a blocking copy.
     augment: callable(batch, seed=, epoch=) -> batch, a pure function of its arguments, run in this process on `device`.
     Workers start at the first epoch and live until `close()`. A second `iter()` ends the first. Raises ConfigError on impossible
-    options, CorruptError naming the file on damaged data, WorkerError when a worker dies.
+    options, CorruptError naming the file on damaged data, WorkerError naming a worker that died, raised, or
+    did not answer for `worker_timeout` seconds.
     """
 
     def __init__(
@@ -93,6 +98,7 @@ class ChunkLoader:
         store: Store = "auto",
         prefetch: int = 2,
         verify: Literal["first_touch", "always", "off"] = "first_touch",
+        worker_timeout: int = 25,
         augment: Callable[..., dict[str, Any]] | None = None,
         device: Any = None,
         rank: int = 0,
@@ -122,11 +128,13 @@ class ChunkLoader:
         unknown = [name for name in names if name not in split.arrays]
         if unknown:
             raise ConfigError(f"no array {unknown[0]!r}", where=repr(split), expected=f"some of {', '.join(split.arrays)}")
-        for name, value, least in (("num_workers", num_workers, 0), ("prefetch_factor", prefetch_factor, 1), ("prefetch", prefetch, 1)):
+        counts = {"prefetch_factor": prefetch_factor, "prefetch": prefetch, "worker_timeout": worker_timeout}
+        for name, value, least in (("num_workers", num_workers, 0), *((name, value, 1) for name, value in counts.items())):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ConfigError(f"{name} must be a whole number of at least {least}", found=repr(value))
         self.split, self.sampler, self.names = split, sampler, names
-        self.augment, self.device = augment, None if device is None else torch.device(device)
+        self.augment = augment
+        self.device, gpu = open_device(device)
         choice = choose_store(store, split, names, sampler)
         self.store, self.store_reason = choice.store, choice.why
         log.debug("store %s: %s", choice.store, choice.why)
@@ -140,13 +148,16 @@ class ChunkLoader:
             store=self.store,
             prefetch=prefetch,
             verify=verify,
+            worker_timeout=worker_timeout,
+            spare=COPIES_PENDING if gpu else 0,
         )
+        self.copier = DeviceCopier(gpu, self.engine.ring.memory) if gpu else None
         self.stats = LoaderStats()
         self._digest = 0
         self._running: Iterator[dict[str, Any]] | None = None
         self._pid = os.getpid()
         # Workers end before the interpreter tears its modules down, also when nobody calls close().
-        self._closing = weakref.finalize(self, self.engine.close)
+        self._closing = weakref.finalize(self, _close_all, self.copier, self.engine)
 
     def __len__(self) -> int:
         return len(self.sampler)
@@ -199,20 +210,23 @@ class ChunkLoader:
 
     def _epoch(self, start: int) -> Iterator[dict[str, Any]]:
         stats = self.stats = LoaderStats()
-        stream = self.engine.run(self.sampler.batches(start))
+        filled = self.engine.run(self.sampler.batches(start))
+        stream = self.copier.run(filled, self._tensors) if self.copier else ((batch, None) for batch in filled)
         try:
             for count in itertools.count(1):
                 waited = time.perf_counter()
-                batch = next(stream, None)
+                item = next(stream, None)
                 stats.waited_s += time.perf_counter() - waited
-                if batch is None:
+                if item is None:
                     return
+                batch, arrays = item
                 self._account(batch, stats)
                 self.sampler.position = self.sampler.after(start, count)
-                yield self._finish(batch)
-                del batch
+                yield self._finish(self._tensors(batch) if arrays is None else arrays)
+                del item, batch, arrays
         finally:
             stream.close()
+            filled.close()
 
     def _account(self, batch: Batch, stats: LoaderStats) -> None:
         plan = batch.plan
@@ -224,13 +238,19 @@ class ChunkLoader:
         if not plan.pad:
             self._digest = (self._digest + batch_digest(plan)) % (1 << 256)
 
-    def _finish(self, batch: Batch) -> dict[str, Any]:
+    def _tensors(self, batch: Batch) -> dict[str, Any]:
+        """The batch's tensors on the host, taken out of it: who holds them holds the slot."""
         arrays: dict[str, Any] = {name: torch.from_numpy(array) for name, array in batch.arrays.items()}
+        batch.arrays.clear()
         arrays["index"] = torch.from_numpy(batch.plan.indices.copy())
         if self.sampler.world_size > 1 and not self.sampler.drop_last:
             arrays["pad"] = torch.full((len(batch.plan.indices),), batch.plan.pad, dtype=torch.bool)
+        return arrays
+
+    def _finish(self, arrays: dict[str, Any]) -> dict[str, Any]:
         if self.device is not None:
-            arrays = {name: tensor.to(self.device, non_blocking=True) for name, tensor in arrays.items()}
+            # Blocking: the slot may be filled again as soon as these host tensors are gone.
+            arrays = {name: tensor.to(self.device) for name, tensor in arrays.items()}
         if self.augment is not None:
             arrays = self.augment(arrays, seed=self.sampler.seed, epoch=self.sampler.epoch)
         return arrays
@@ -250,6 +270,12 @@ class ChunkLoader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _close_all(copier: DeviceCopier | None, engine: Any) -> None:
+    if copier is not None:
+        copier.close()
+    engine.close()
 
 
 def batch_digest(plan: BatchPlan) -> int:

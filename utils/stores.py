@@ -29,13 +29,12 @@ from warehouse.remote import Remote
 from warehouse.store import ChunkReader, Split
 from warehouse.stream import SharedStreamReader, StreamReader, segment_bytes
 
-__all__ = ["STORES", "WORKER_TIMEOUT_S", "Source", "StoreChoice", "choose_store", "open_source"]
+__all__ = ["STORES", "Source", "StoreChoice", "choose_store", "open_source"]
 
 STORES = ("auto", "mmap", "pread", "memory", "stream", "library")
 NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "lustre", "ceph", "glusterfs", "9p", "beegfs", "gpfs", "afs"}
 ALIGN = 64
 TABLE_BYTES = 1 << 16
-WORKER_TIMEOUT_S = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +139,7 @@ class Source:
     names: list[str]
     store: str
     verify: Any
+    patience_s: float
     block: SharedBlock | None = None
     buffer_bytes: int = 0
 
@@ -150,8 +150,8 @@ class Source:
         if self.store == "stream":
             assert self.block is not None
             table, buffers = stream_views(self.block.map, self.buffer_bytes)
-            return SharedStreamReader(self.split, self.names, buffers, table, verify=self.verify, patience_s=WORKER_TIMEOUT_S)
-        return self.split.reader(access=self.store, verify=self.verify)  # type: ignore[arg-type]
+            return SharedStreamReader(self.split, self.names, buffers, table, verify=self.verify, patience_s=self.patience_s)
+        return open_reader(self.split, self.store, self.verify, 64)
 
 
 def decoded_views(split: Split, names: Sequence[str], memory: Any) -> dict[str, NDArray[Any]]:
@@ -176,19 +176,31 @@ def stream_views(memory: Any, buffer_bytes: int) -> tuple[NDArray[np.int64], lis
 
 
 def open_source(
-    store: str, split: Split, names: list[str], sampler: BatchSampler, *, shared: bool, verify: Any, prefetch: int, threads: int
+    store: str,
+    split: Split,
+    names: list[str],
+    sampler: BatchSampler,
+    *,
+    shared: bool,
+    verify: Any,
+    prefetch: int,
+    threads: int,
+    patience_s: float,
 ) -> tuple[ChunkReader, Source]:
     """The parent's reader and what its spawned workers (`shared`) need. Memory: the decoded split, or prefetch + chunks in turn."""
     in_turn = sampler.interleave * sampler.chunks_per_batch
-    source = Source(split, names, store, verify)
+    source = Source(split, names, store, verify, patience_s)
     if store == "memory":
         size = sum(-(-len(split) * split.specs[name].row_bytes // ALIGN) * ALIGN for name in names)
         source.block = SharedBlock(max(1, size)) if shared else None
         views = decoded_views(split, names, source.block.map if source.block else mmap.mmap(-1, max(1, size)))
         access = "library" if split.foreign(names) else "pread"
-        return MemoryReader(
-            split, views, lambda: decode_split(split, names, views, access=access, verify="always", threads=max(1, threads))
-        ), source
+
+        def load() -> int:
+            reader = open_reader(split, access, "always", 4 * max(1, threads) * len(names))
+            return decode_split(reader, names, views, threads=max(1, threads))
+
+        return MemoryReader(split, views, load), source
     if store == "stream":
         source.buffer_bytes = segment_bytes(split, names)
         size = TABLE_BYTES + source.buffer_bytes * (prefetch + in_turn)
@@ -196,4 +208,13 @@ def open_source(
         table, buffers = stream_views(source.block.map if source.block else mmap.mmap(-1, size), source.buffer_bytes)
         return StreamReader(split, names, buffers, table, in_turn=in_turn, verify=verify), source
     keep = min(1024, 64 + 2 * in_turn * len(names))
-    return split.reader(access=store, verify=verify, keep=keep), source  # type: ignore[arg-type]
+    return open_reader(split, store, verify, keep), source
+
+
+def open_reader(split: Split, access: str, verify: Any, keep: int) -> ChunkReader:
+    """access: mmap or pread for our codecs; library goes through zarr-python, whatever the codecs."""
+    if access == "library":
+        from warehouse.library import LibraryReader
+
+        return LibraryReader(split, verify=verify, keep=keep)
+    return split.reader(access=access, verify=verify, keep=keep)  # type: ignore[arg-type]

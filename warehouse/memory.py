@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from warehouse.store import ChunkReader, Split, Verify
+from warehouse.store import ChunkReader, Split
 
 __all__ = ["MemoryReader", "decode_split", "split_bytes"]
 
@@ -19,17 +19,19 @@ def split_bytes(split: Split, names: Sequence[str]) -> int:
     return sum(len(split) * split.specs[name].row_bytes for name in names)
 
 
-def decode_split(split: Split, names: Sequence[str], out: Mapping[str, NDArray[Any]], *, access: Any, verify: Verify, threads: int) -> int:
-    """Decode every sample of the split into out[name] ([samples, ...]), chunk by chunk; bytes read. Raises CorruptError."""
-    reader = split.reader(access=access, verify=verify, keep=4 * max(1, threads) * len(names))
-    starts = split.places.starts.tolist()
+def decode_split(reader: ChunkReader, names: Sequence[str], out: Mapping[str, NDArray[Any]], *, threads: int) -> int:
+    """Decode every sample of the reader's split into out[name] ([samples, ...]), chunk by chunk, and close it; bytes read.
+
+    Raises CorruptError.
+    """
+    starts = reader.split.places.starts.tolist()
 
     def one(chunk: int) -> int:
         part = slice(starts[chunk], starts[chunk + 1])
         return reader.fill(names, np.arange(part.start, part.stop), {name: out[name][part] for name in names})[1]
 
     with ThreadPoolExecutor(max(1, threads)) as pool:
-        read = sum(pool.map(one, range(len(split.chunk_sizes))))
+        read = sum(pool.map(one, range(len(starts) - 1)))
     reader.close()
     return read
 
