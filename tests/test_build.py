@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -18,6 +19,7 @@ import pytest
 from fakes import SMALL, Load, build, numbers, plan_of, sample
 
 from warehouse import Warehouse, builder, durable
+from warehouse.cluster import task_runner
 from warehouse.errors import BuildError, CorruptError, LockedError, SpaceError
 from warehouse.manifest import read_manifest
 from warehouse.publish import bake, open_root, published
@@ -330,3 +332,12 @@ def test_a_sample_of_the_wrong_shape_stops_the_build(tmp_path: Path) -> None:
     open_root(tmp_path)
     with pytest.raises(BuildError, match="does not fit the layout"):
         bake(lambda _: plan, lambda _: wrong, tmp_path, workers=0, cluster=None, trace=False, on_plan=lambda _: None)
+
+
+def test_what_tasks_need_is_imported_here_before_a_worker_starts() -> None:
+    """A worker that starts while OpenCV is being imported inherits a sys.path on which `typing` is OpenCV's, and dies."""
+    alive: list[int] = []
+    with task_runner(1, None, lambda: alive.append(len(multiprocessing.active_children()))) as run_all:
+        assert alive == [0]
+        assert list(run_all(abs, [-3])) == [(-3, 3)]
+    assert not multiprocessing.active_children()

@@ -62,6 +62,10 @@ class TaskRunner:
         self.local: Any = None
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="cluster")
         self.here = workers == 0 and cluster is None
+        if warm_up is not None and not self.here:
+            # OpenCV's import puts its own folder first in sys.path for a moment: workers started in that moment inherit it and die,
+            # for `typing` is then OpenCV's. Nothing is left to import when they start.
+            warm_up()
         self.started: Future[Any] | None = None if self.here else self.thread.submit(self._start)
 
     def __call__(self, function: Callable[[Any], Any], tasks: Sequence[Any], /) -> Iterator[tuple[Any, Any]]:
@@ -76,6 +80,10 @@ class TaskRunner:
             self.local.scale(min(self.workers, len(tasks)))
         count = self.workers if self.local is not None else len(client.scheduler_info(n_workers=-1)["workers"])
         yield from _run_on(client, function, tasks, max(1, count))
+
+    def meanwhile(self, function: Callable[[], None]) -> None:
+        """Call `function` in the background once the workers are up: until then it would only slow their start."""
+        self.thread.submit(function)
 
     def end_soon(self) -> None:
         self.thread.submit(self.stack.close)
@@ -126,7 +134,8 @@ class TaskRunner:
 def task_runner(workers: int, cluster: str | None, warm_up: Callable[[], None] | None = None) -> Iterator[TaskRunner]:
     """workers: local processes, 0 for this one. cluster: a scheduler's address, which wins over workers.
 
-    warm_up: called in each worker that is there at the start, before its first task; must be importable there.
+    warm_up: imports what tasks need. Called here before any worker starts, and in each worker that is there at the start, before its
+    first task; must be importable there.
     """
     runner = TaskRunner(workers, cluster, warm_up)
     try:
