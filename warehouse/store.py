@@ -30,7 +30,7 @@ from warehouse.shards import REMEDY, StoredChunk, chunk_key, foreign
 __all__ = ["ChunkReader", "Split", "Warehouse"]
 
 BUILD_HINT = "build one with python -m scripts.build_zarr --build.input_root FOLDER"
-Access = Literal["mmap", "pread", "library"]
+Access = Literal["mmap", "pread"]
 Verify = Literal["first_touch", "always", "off"]
 
 
@@ -259,11 +259,7 @@ class Split:
         return found
 
     def reader(self, *, access: Access = "mmap", verify: Verify = "first_touch", keep: int = 64) -> ChunkReader:
-        """access: mmap and pread decode our codecs here; library goes through zarr-python, whatever the codecs."""
-        if access == "library":
-            from warehouse.library import LibraryReader
-
-            return LibraryReader(self, verify=verify, keep=keep)
+        """For arrays of our codecs; warehouse/library.py has the one for any."""
         return ChunkReader(self, access=access, verify=verify, keep=keep)
 
     def __reduce__(self) -> tuple[Any, ...]:
