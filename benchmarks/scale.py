@@ -116,12 +116,12 @@ def first_batch(folder: Path, interleave: int) -> dict[str, Any]:
     loader.close()
     return {
         "interleave": interleave, "seconds": end - start, "open_s": opened - start, "loader_s": made - opened, "batch_s": end - made,
-        "peak_mb": memory_mb("VmHWM"), "imports_mb": before,
+        "peak_mb": memory_mb("VmHWM"), "imports_mb": before, "anonymous_mb": memory_mb("RssAnon"),
     }  # fmt: skip
 
 
 def memory_mb(key: str) -> float | None:
-    """VmRSS or VmHWM (peak) of this process; None off Linux."""
+    """VmRSS, VmHWM (its peak) or RssAnon (without mapped library files) of this process; None off Linux."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:

@@ -106,7 +106,7 @@ def test_the_limit_parses_the_shards_apart_from_the_store_and_agrees_with_it(sma
     expected = split.array("image")[:]
     for sample in (0, 7, 8, 28):
         out = np.empty(expected.shape[1:], np.uint8)
-        decode_into(chunks[sample], out, split.specs["image"].codec, check=True)
+        decode_into(chunks[sample], out, split.specs["image"].codec, True)
         assert np.array_equal(out, expected[sample])
 
 

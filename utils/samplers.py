@@ -1,7 +1,8 @@
 """Epoch orders as index arithmetic: which samples make batch g of an epoch, for any rank, from any place on.
 
 Purpose: `ChunkBatchSampler` keeps a batch inside one stored chunk; `RandomBatchSampler` ignores chunks, as a control.
-Used by: benchmarks.limits, benchmarks.scale, benchmarks.shuffle, utils.augment, utils.engines, utils.loader, utils.stores
+Used by: benchmarks.limits, benchmarks.scale, benchmarks.shuffle, utils.augment, utils.engines, utils.loader, utils.stores,
+  vqvae.chunking
 Design notes: the global order G is a pure function of (chunk sizes, batch size, options, seed, epoch). Any batch of it is computed
   on its own, without the ones before: permutations are argsorts of a 64-bit hash (stable over NumPy releases), lanes are searched
   in cumulative counts. Memory and start-up grow with the number of stored chunks, never with samples. From global batch d on,
@@ -42,9 +43,10 @@ class BatchPlan:
 def mix64(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """The splitmix64 step and finaliser (Steele, Lea, Flood 2014), elementwise."""
     value = value + np.uint64(0x9E3779B97F4A7C15)
-    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return value ^ (value >> np.uint64(31))
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
+        value ^= value >> np.uint64(shift)
+        value *= np.uint64(factor)
+    return value
 
 
 def permutation(size: int, *key: int) -> NDArray[np.int64]:
@@ -52,7 +54,10 @@ def permutation(size: int, *key: int) -> NDArray[np.int64]:
     base = np.zeros(1, np.uint64)
     for part in key:
         base = mix64(base ^ np.uint64(part & _MASK))
-    return np.argsort(mix64(np.arange(size, dtype=np.uint64) + base), kind="stable")
+    keys = np.arange(size, dtype=np.uint64)
+    for start in range(0, size, 1 << 16):  # in pieces, for small temporaries
+        keys[start : start + (1 << 16)] = mix64(keys[start : start + (1 << 16)] + base)
+    return np.argsort(keys)  # mix64 is a bijection: there are no ties, so that any sort gives the same
 
 
 class _ChunkOrder:
@@ -62,14 +67,18 @@ class _ChunkOrder:
         self.sizes, self.sampler, self.epoch = sizes, sampler, epoch
         self.starts = np.concatenate(([0], np.cumsum(sizes)))[:-1]
         chunks = permutation(len(sizes), sampler.seed, epoch, 0) if sampler.shuffle else np.arange(len(sizes))
-        per = sampler.chunks_per_batch
-        self.chunks = chunks
-        unit_samples = np.add.reduceat(sizes[chunks], np.arange(0, len(chunks), per)) if len(chunks) else np.empty(0, np.int64)
-        whole, rest = np.divmod(unit_samples, sampler.batch_size)
-        self.unit_batches = whole if sampler.drop_last else whole + (rest > 0)
-        lanes = sampler.interleave
-        self.lane_of = np.arange(len(unit_samples)) % lanes
-        self.lane_batches = np.bincount(self.lane_of, weights=self.unit_batches, minlength=lanes).astype(np.int64)
+        # All that grows with the stored chunks is kept small: there may be millions on each of a thousand ranks.
+        self.chunks = chunks = chunks.astype(np.int32)
+        per, lanes = sampler.chunks_per_batch, sampler.interleave
+        units = sizes[chunks]
+        if per > 1 and len(units):
+            units = np.add.reduceat(units, np.arange(0, len(chunks), per))
+        units += 0 if sampler.drop_last else sampler.batch_size - 1
+        units //= sampler.batch_size
+        self.unit_batches = units.astype(np.int32)
+        whole = len(units) // lanes * lanes
+        self.lane_batches = units[:whole].reshape(-1, lanes).sum(axis=0, dtype=np.int64)
+        self.lane_batches[: len(units) - whole] += units[whole:]
         # Rounds in which the same lanes are alive form a segment: from round `rounds[k]`, at place `places[k]` of G.
         self.rounds = np.concatenate(([0], np.unique(self.lane_batches)))
         alive = np.array([(self.lane_batches > start).sum() for start in self.rounds[:-1]], dtype=np.int64)

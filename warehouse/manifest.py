@@ -7,10 +7,12 @@ holds every data file's size, sha256 and seal. Nothing in them differs from run 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -34,6 +36,7 @@ __all__ = [
     "Manifest",
     "canonical",
     "code_version",
+    "open_table",
     "read_manifest",
     "read_table",
     "sha256_file",
@@ -170,16 +173,29 @@ def write_table(path: Path, columns: Mapping[str, Any], schema: pa.Schema) -> st
 
 def read_table(folder: Location, manifest: Manifest, name: str, columns: list[str] | None = None) -> pa.Table:
     """A table of a version, its sha256 checked against the manifest. Raises CorruptError naming the file."""
+    with open_table(folder, manifest, name) as table:
+        return table.read(columns)
+
+
+@contextmanager
+def open_table(folder: Location, manifest: Manifest, name: str) -> Iterator[pq.ParquetFile]:
+    """The same without reading it: a local table's row groups are read as they are asked for. `array` comes dictionary-encoded."""
     path = folder / name
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise CorruptError("a table is missing", where=path, found=error.strerror, remedy=_REMEDY) from None
-    if hashlib.sha256(data).hexdigest() != manifest.tables.get(name):
-        raise CorruptError(
-            "a table was changed after publishing", where=path, expected=f"sha256 {manifest.tables.get(name, 'none')[:12]}", remedy=_REMEDY
-        )
-    return pq.read_table(pa.BufferReader(data), columns=columns)
+    with ExitStack() as stack:
+        try:
+            file: Any = stack.enter_context(open(path, "rb")) if isinstance(path, Path) else io.BytesIO(path.read_bytes())
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise CorruptError("a table is missing", where=path, found=error.strerror, remedy=_REMEDY) from None
+        if found != manifest.tables.get(name):
+            raise CorruptError(
+                "a table was changed after publishing",
+                where=path,
+                expected=f"sha256 {manifest.tables.get(name, 'none')[:12]}",
+                remedy=_REMEDY,
+            )
+        file.seek(0)
+        yield stack.enter_context(pq.ParquetFile(file, read_dictionary=["array"] if name == FILES else None))
 
 
 def safe_relative(name: str, where: Location) -> PurePosixPath:
