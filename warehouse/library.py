@@ -48,23 +48,27 @@ class LibraryReader(ChunkReader):
         with self._lock:
             if name not in self._arrays:
                 try:
-                    opened = zarr.open_array(self.store, path=f"{self.store.prefix}{self.split.name}/{name}", mode="r", zarr_format=3)
+                    opened = zarr.open_array(self.store, path=f"{self.store.prefix}{self.split.group}/{name}", mode="r", zarr_format=3)
                 except WarehouseError:
                     raise
                 except Exception as error:
                     raise self._undecodable(name, error) from None
                 spec = self.split.specs[name]
-                if opened.shape != spec.shape or opened.dtype != np.dtype(spec.dtype):
+                # A cube's spec is by sample: of its shape only the features are the array's.
+                shape = spec.shape if self.split.warehouse.cube is None else (*opened.shape[:-1], spec.shape[-1])
+                if opened.shape != shape or opened.dtype != np.dtype(spec.dtype):
                     raise CorruptError(
-                        "an array and the manifest disagree", where=f"{self.split.warehouse.store}/{self.split.name}/{name}",
-                        expected=f"{spec.dtype} {spec.shape}", found=f"{opened.dtype} {opened.shape}", remedy=REMEDY,
+                        "an array and the manifest disagree", where=f"{self.split.warehouse.store}/{self.split.group}/{name}",
+                        expected=f"{spec.dtype} {shape}", found=f"{opened.dtype} {opened.shape}", remedy=REMEDY,
                     )  # fmt: skip
                 self._arrays[name] = opened
             return self._arrays[name]
 
     @property
     def chunk_sizes(self) -> list[int]:
-        """Samples in each stored chunk of the first sharded array, by its own chunk grid: what a sampler should follow."""
+        """Samples in each stored chunk of the first sharded array, by its own chunk grid. Cubes: the split's."""
+        if self.split.warehouse.cube is not None:
+            return self.split.chunk_sizes
         sharded = [name for name, spec in self.split.specs.items() if spec.inner is not None]
         array = self.array(sharded[0] if sharded else next(iter(self.split.specs)))
         size = int((array.shards or array.chunks)[0])
@@ -76,20 +80,30 @@ class LibraryReader(ChunkReader):
         for name in names:
             array = self.array(name)
             try:
-                out[name][:] = array.oindex[indices]
+                self._read(name, array, indices, out[name])
             except WarehouseError:
                 raise
             except Exception as error:
                 raise self._undecodable(name, error, indices) from None
-            if self.split.specs[name].inner is not None:
+            if self.split.warehouse.cube is None and self.split.specs[name].inner is not None:
                 inner = int(array.chunks[0])
                 first = np.unique(indices // inner) * inner
                 decoded = max(decoded, int(np.minimum(inner, len(self.split) - first).sum()))
         return decoded, self.store.take_counts(self)
 
+    def _read(self, name: str, array: Any, indices: NDArray[np.int64], out: NDArray[Any]) -> None:
+        if self.split.warehouse.cube is None:
+            out[:] = array.oindex[indices]
+            return
+        sides = self.split.specs[name].shape[1:4]
+        for row, origin in enumerate(self.split.origins(indices).tolist()):
+            found = array[tuple(slice(start, start + side) for start, side in zip(origin, sides, strict=True))]
+            out[row] = array.fill_value  # a sample at the cube's end reaches beyond it
+            out[row][tuple(slice(side) for side in found.shape)] = found
+
     def _undecodable(self, name: str, error: Exception, indices: Any = None) -> CorruptError:
         samples = "" if indices is None else f", a sample of {indices[:8].tolist()}{'...' if len(indices) > 8 else ''}"
-        where = f"{self.split.warehouse.store}/{self.split.name}/{name}{samples}"
+        where = f"{self.split.warehouse.store}/{self.split.group}/{name}{samples}"
         return CorruptError("zarr cannot decode this array", where=where, found=f"{type(error).__name__}: {error}"[:160], remedy=REMEDY)
 
     def close(self) -> None:
