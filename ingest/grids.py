@@ -37,27 +37,21 @@ class Grid:
 
         return CRS.from_wkt(self.crs_wkt)
 
-    @cached_property
-    def affine(self) -> Any:
-        from affine import Affine
-
-        return Affine(*self.transform)
-
     @property
     def is_north_up(self) -> bool:
         a, b, _, d, e, _ = self.transform
         return a > 0 and e < 0 and b == d == 0
 
     @property
-    def pixel(self) -> float:
-        """Edge of a pixel of the same area, in units of the CRS."""
-        a, b, _, d, e, _ = self.transform
-        return math.sqrt(abs(a * e - b * d))
+    def crs_code(self) -> str | None:
+        """Such as EPSG:32633, where the CRS has one."""
+        authority = self.crs.to_authority()
+        return ":".join(authority) if authority else None
 
     def bounds(self, window: Window | None = None) -> tuple[float, float, float, float]:
         """left, bottom, right, top of a window, or of all."""
         row, column, rows, columns = window or (0, 0, self.height, self.width)
-        corners = [self.affine * (x, y) for x in (column, column + columns) for y in (row, row + rows)]
+        corners = [self.place_of(x, y) for x in (column, column + columns) for y in (row, row + rows)]
         xs, ys = [x for x, _ in corners], [y for _, y in corners]
         return min(xs), min(ys), max(xs), max(ys)
 
@@ -65,7 +59,20 @@ class Grid:
         """The affine transform of a window."""
         from affine import Affine
 
-        return self.affine * Affine.translation(window[1], window[0])
+        a, b, _, d, e, _ = self.transform
+        c, f = self.place_of(window[1], window[0])
+        return Affine(a, b, c, d, e, f)
+
+    def place_of(self, column: float, row: float) -> tuple[float, float]:
+        """(x, y) of a pixel corner."""
+        a, b, c, d, e, f = self.transform
+        return a * column + b * row + c, d * column + e * row + f
+
+    def pixel_of(self, x: float, y: float) -> tuple[float, float]:
+        """(column, row), the inverse of place_of."""
+        a, b, c, d, e, f = self.transform
+        area = a * e - b * d
+        return (e * (x - c) - b * (y - f)) / area, (a * (y - f) - d * (x - c)) / area
 
     def window_of(self, other: Grid, window: Window) -> Window | None:
         """The part of this raster that a window of `other` needs, kernels included; None where they do not meet."""
@@ -80,8 +87,7 @@ class Grid:
                 return None
         if not all(map(math.isfinite, (left, bottom, right, top))):
             return None
-        inverse = ~self.affine
-        corners = [inverse * (x, y) for x in (left, right) for y in (bottom, top)]
+        corners = [self.pixel_of(x, y) for x in (left, right) for y in (bottom, top)]
         columns, rows = [x for x, _ in corners], [y for _, y in corners]
         # Filters reach two target pixels out when they shrink, two source pixels when they enlarge.
         reach_y = MARGIN * (1 + math.ceil((max(rows) - min(rows)) / window[2]))

@@ -216,7 +216,7 @@ def compute(spec: RasterFeature, inputs: dict[str, Plane]) -> Plane:
     """
     if spec.index == "classes":
         values = inputs["source"]
-        codes = np.array(spec.codes, np.float32)[np.searchsorted(np.array(spec.breaks), np.nan_to_num(values), side="right")]
+        codes = np.array(spec.codes, np.float32)[np.searchsorted(np.array(spec.breaks, np.float32), np.nan_to_num(values), side="right")]
         return np.where(np.isnan(values), np.float32(np.nan), codes)
     high, low = (inputs["green"], inputs["nir"]) if spec.index == "ndwi" else (inputs["nir"], inputs["red"])
     total = high + low

@@ -8,6 +8,7 @@ missing stored chunks alone; it is over every inner chunk in C order of the cube
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def cube_contents(plan: BuildPlan, results: Sequence[ChunkResult], store: Path) 
     layout, facts = plan.cube.cube.layout, [result.facts for result in results]
     _check_dates(plan, facts)
     source = plan.cube.cube
-    cube = Cube(layout, merge_features(source.features, facts), source.times, source.crs_wkt, source.transform, source.extent)
+    cube = replace(source, features=merge_features(source.features, facts))
     digests = np.zeros((layout.stored_chunks, layout.slots), "S64")
     shares = np.zeros((layout.stored_chunks, layout.slots), np.float32)
     for chunk, result in enumerate(results):
@@ -186,6 +187,7 @@ def georeference(cube: Cube) -> dict[str, Any]:
     a, b, c, d, e, f = cube.transform
     _, height, width, _ = cube.shape
     return {
+        "proj:code": cube.crs_code,
         "proj:wkt2": cube.crs_wkt,
         "spatial:dimensions": ["y", "x"],
         "spatial:transform_type": "affine",

@@ -166,6 +166,7 @@ class Cube:
     features: tuple[Feature, ...]
     times: tuple[str, ...]
     crs_wkt: str
+    crs_code: str | None
     transform: tuple[float, ...]
     extent: tuple[int, int]
 
@@ -182,6 +183,7 @@ class Cube:
             "features": [feature.to_json() for feature in self.features],
             "times": list(self.times),
             "crs_wkt": self.crs_wkt,
+            "crs_code": self.crs_code,
             "transform": list(self.transform),
             "extent": list(self.extent),
             "labels": {name: at for at, name in enumerate((*SPLIT_NAMES, "left_out"))},
@@ -191,7 +193,7 @@ class Cube:
     def of(cls, raw: dict[str, Any]) -> Cube:
         layout = CubeLayout(tuple(raw["shape"]), tuple(raw["inner"]), tuple(raw["shard"]), tuple(raw["block"]))
         features = tuple(Feature.of(each) for each in raw["features"])
-        return cls(layout, features, tuple(raw["times"]), raw["crs_wkt"], tuple(raw["transform"]), tuple(raw["extent"]))
+        return cls(layout, features, tuple(raw["times"]), raw["crs_wkt"], raw["crs_code"], tuple(raw["transform"]), tuple(raw["extent"]))
 
 
 @dataclass(frozen=True)
