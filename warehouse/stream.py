@@ -44,6 +44,8 @@ class StreamReader(ChunkReader):
     for processes that share the buffers. Raises CorruptError naming a file that ends early.
     """
 
+    divisible = False
+
     def __init__(
         self, split: Split, names: Sequence[str], buffers: Sequence[memoryview], table: NDArray[np.int64], *, in_turn: int, verify: Verify
     ) -> None:
@@ -124,7 +126,7 @@ class StreamReader(ChunkReader):
         self.chunks_opened += 1
         return opened
 
-    def files_of(self, chunk: int) -> Iterator[tuple[str, Location, int, tuple[int, int], int]]:
+    def files_of(self, chunk: int) -> Iterator[tuple[str, Location, int | NDArray[np.int64], tuple[int, int], int]]:
         """(array, file, samples, (size, seal), offset in the buffer) of each sharded array of a stored chunk."""
         yield from files_of(self, self.sharded, chunk)
 
@@ -177,7 +179,9 @@ class StreamReader(ChunkReader):
         super().close()
 
 
-def files_of(reader: ChunkReader, sharded: Sequence[str], chunk: int) -> Iterator[tuple[str, Location, int, tuple[int, int], int]]:
+def files_of(
+    reader: ChunkReader, sharded: Sequence[str], chunk: int
+) -> Iterator[tuple[str, Location, int | NDArray[np.int64], tuple[int, int], int]]:
     offset = 0
     for name in sharded:
         path, rows, expected = reader.locate(name, chunk)
