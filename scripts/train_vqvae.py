@@ -18,7 +18,7 @@ def main(settings: Any) -> dict[str, Any]:
     from utils.loader import ChunkLoader
     from utils.ranks import Ranks
     from utils.training import Trainer
-    from vqvae.chunking import cube_features, held_out_split, make_sampler
+    from vqvae.chunking import cube_features, drawn_blocks, held_out_split, make_sampler
     from vqvae.metrics import as_result
     from vqvae.task import VqvaeTask
     from warehouse import Warehouse
@@ -31,7 +31,7 @@ def main(settings: Any) -> dict[str, Any]:
         train = warehouse.split("train")
         features = cube_features(train)
         held_out = held_out_split(warehouse)
-        task = VqvaeTask(vqvae, features, train.specs["data"].shape[1:4])
+        task = VqvaeTask(vqvae, features, train.specs["data"].shape[1:4], drawn_blocks(train, vqvae.min_valid_share))
         options = settings.loader.model_dump()
         order = {key: options.pop(key) for key in ("interleave", "chunks_per_batch")}
         sampler = make_sampler(train, vqvae.batch_size, vqvae.min_valid_share, sampling=vqvae.sampling, seed=vqvae.seed, rank=ranks.rank,

@@ -22,15 +22,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from utils.augment import uniform
+from utils.loader import ChunkLoader
 from utils.log import get_log
 from utils.samplers import BatchSampler, ChunkBatchSampler, RandomBatchSampler
 from warehouse.cubes import Feature
 from warehouse.errors import ConfigError, TrainingError
 
-__all__ = ["cube_features", "cut", "held_out_split", "make_sampler", "sample_depth"]
+__all__ = ["cube_features", "cut", "drawn_blocks", "held_out_split", "make_sampler", "sample_depth"]
 
 log = get_log(__name__)
 TURN, MIRROR, WINDOW_T, WINDOW_Y, WINDOW_X, HAS_DEPTH, DEPTH = range(32, 39)
+START_BLOCKS = 128
 Triple = tuple[int, int, int]
 Sampling = Literal["chunk", "random"]
 
@@ -70,6 +72,12 @@ def make_sampler(split: Any, batch_size: int, min_valid_share: float, *, samplin
         options = {key: value for key, value in options.items() if key not in {"interleave", "chunks_per_batch"}}
         return KeptRandomSampler(split.chunk_sizes, batch_size, keep=keep, **options)
     return KeptChunkSampler(split.chunk_sizes, batch_size, keep=keep, **options)
+
+
+def drawn_blocks(split: Any, min_valid_share: float, count: int = START_BLOCKS) -> dict[str, Tensor]:
+    """One batch of up to `count` of these samples, drawn from all over the split; the same for every rank and seed."""
+    with ChunkLoader(split, sampler=make_sampler(split, count, min_valid_share, sampling="random"), engine="inline") as loader:
+        return {key: value.clone() for key, value in next(iter(loader)).items()}
 
 
 class _Kept(BatchSampler):

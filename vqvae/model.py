@@ -128,13 +128,52 @@ class VQVAE(nn.Module):
 
     def latent(self, data: Tensor, valid: Tensor) -> Tensor:
         """float32 [B, D, t, y, x]."""
+        fine = self.encoder(self.stem(space_to_depth(self._stacked(data, valid), self.shape.patch)))
+        return self.squeeze(space_to_depth(fine, self.inner)).float()
+
+    def _stacked(self, data: Tensor, valid: Tensor) -> Tensor:
+        """What the stem sees, [B, channels, T, Y, X]: the numbers first (continuous, then amounts), then flags, classes and masks."""
         truth = self.channels.truth(data, valid)
         embedded = [table(truth.classes[:, place] + 1).movedim(-1, 1) for place, table in enumerate(self.embed)]
         positive = (truth.amounts > 0).to(data.dtype)
         mask = valid.movedim(-1, 1).to(data.dtype)
-        stacked = torch.cat([truth.values, truth.amounts, positive, *embedded, mask], dim=1)
-        fine = self.encoder(self.stem(space_to_depth(stacked, self.shape.patch)))
-        return self.squeeze(space_to_depth(fine, self.inner)).float()
+        return torch.cat([truth.values, truth.amounts, positive, *embedded, mask], dim=1)
+
+    @torch.no_grad()
+    def linear_start(self, data: Tensor, valid: Tensor) -> None:
+        """Begin as principal component analysis of these blocks: float32 [B, T, Y, X, F] and bool.
+
+        The latent is then the first D components of a position's voxels, scaled to variance 1 in the mean, and the residual blocks,
+        which begin as the identity, learn the rest. From random weights the few strongest components hide the others from a
+        quantised encoder for thousands of steps. The head begins at a tenth, near the mean of every feature.
+        """
+        numbers = len(self.channels.continuous) + len(self.channels.canopy)
+        patch, inner = math.prod(self.shape.patch), math.prod(self.inner)
+        if numbers == 0:
+            return
+        folded = space_to_depth(self._stacked(data, valid)[:, :numbers], self.shape.patch)
+        mean, first = components(folded, min(self.shape.width // 2, numbers * patch))
+        kept = first.shape[1]
+        self.stem.weight[:kept] = 0
+        self.stem.weight[:kept, : numbers * patch, 0, 0, 0] = first.T
+        self.stem.bias[:kept] = -(mean @ first)
+        fine = torch.einsum("bctyx,ck->bktyx", folded, first) - (mean @ first).view(1, -1, 1, 1, 1)
+        latent = space_to_depth(fine, self.inner)
+        middle, second = components(latent, min(self.quantizer.dim, kept * inner))
+        spread = torch.einsum("bctyx,ck->bktyx", latent, second).movedim(1, -1).flatten(0, -2).var(dim=0)
+        # FSQ bounds each number on its own; codebooks measure distances, which equal scales keep those of the blocks.
+        scale = (spread if self.shape.quantizer == "fsq" else spread.mean().expand_as(spread)).clamp_min(1e-12).sqrt()
+        dims = second.shape[1]
+        self.squeeze.weight.zero_()
+        self.squeeze.weight[:dims, : kept * inner, 0, 0, 0] = (second / scale).T
+        self.squeeze.bias.zero_()
+        self.squeeze.bias[:dims] = -(middle @ second) / scale
+        self.spread.weight[: kept * inner] = 0
+        self.spread.weight[: kept * inner, :dims, 0, 0, 0] = second * scale
+        self.spread.bias[: kept * inner] = middle
+        shown = len(self.channels.continuous) * patch
+        self.head.weight[:shown] = 0
+        self.head.weight[:shown, :kept, 0, 0, 0] = 0.1 * first[:shown]
 
     def decoded(self, vectors: Tensor) -> Tensor:
         """vectors: float32 [B, D, t, y, x]; said [B, outputs, T, Y, X]."""
@@ -161,6 +200,14 @@ class VQVAE(nn.Module):
         """JSON that builds the same model again."""
         shape = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self.shape).items()}
         return {"kind": "vqvae", **shape, "features": [feature.to_json() for feature in self.channels.features]}
+
+
+def components(value: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Mean [C] and the strongest `count` principal components [C, count] of value [B, C, ...] over all but its channels."""
+    rows = value.movedim(1, -1).flatten(0, -2)
+    mean = rows.mean(dim=0)
+    _, vectors = torch.linalg.eigh((rows - mean).T @ (rows - mean))
+    return mean, vectors.flip(1)[:, :count]
 
 
 def space_to_depth(value: Tensor, patch: Triple) -> Tensor:

@@ -77,14 +77,19 @@ class VqvaeSettings(TrainSettings):
 
 
 class VqvaeTask:
-    """See utils.training.Task. features: the cube's table; chunk: its inner chunk (time, y, x)."""
+    """See utils.training.Task. features: the cube's table; chunk: its inner chunk (time, y, x); blocks: a batch of training blocks
+    from whose principal components the model begins; None: from random weights."""
 
     name, section, lr = "VQ-VAE", "vqvae", 1e-3
 
-    def __init__(self, settings: VqvaeSettings, features: Sequence[Feature], chunk: Sequence[int]) -> None:
+    def __init__(
+        self, settings: VqvaeSettings, features: Sequence[Feature], chunk: Sequence[int], blocks: dict[str, Tensor] | None = None
+    ) -> None:
         self.settings, self.weights = settings, settings.weights
         with seeded(settings.seed):
             self.model = VQVAE(features, settings.shape(chunk), settings.rules)
+        if blocks is not None:
+            self.model.linear_start(*cut(blocks, settings.window))
         self.shown: tuple[Tensor, Tensor, Tensor] | None = None
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor], epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
