@@ -78,8 +78,9 @@ def _ring(labels: NDArray[np.uint8], guard: int) -> NDArray[np.uint8]:
     """Left out: every inner chunk with one of a higher label within `guard` steps along y and x."""
     _, rows, columns = labels.shape
     highest = labels.copy()
-    for down in range(-guard, guard + 1):
-        for right in range(-guard, guard + 1):
+    tall, wide = min(guard, rows - 1), min(guard, columns - 1)
+    for down in range(-tall, tall + 1):
+        for right in range(-wide, wide + 1):
             to = slice(max(0, down), rows + min(0, down)), slice(max(0, right), columns + min(0, right))
             of = slice(max(0, -down), rows + min(0, -down)), slice(max(0, -right), columns + min(0, -right))
             highest[:, to[0], to[1]] = np.maximum(highest[:, to[0], to[1]], labels[:, of[0], of[1]])

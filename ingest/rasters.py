@@ -43,9 +43,17 @@ class RasterSource(Protocol):
         """Raises SourceError for a band that is not there."""
 
 
-@lru_cache(maxsize=OPEN_AT_ONCE)
 def open_raster(path: Path, extent: Path | None = None) -> RasterSource:
     """extent: GeoJSON rectangle of a .npy. Raises SourceError: unreadable, truncated, no CRS."""
+    try:
+        info = path.stat()
+    except OSError as error:
+        raise unreadable(path, error) from None
+    return _open(path, extent, (info.st_size, info.st_mtime_ns))
+
+
+@lru_cache(maxsize=OPEN_AT_ONCE)
+def _open(path: Path, extent: Path | None, stamp: tuple[int, int]) -> RasterSource:
     kind = SUFFIXES.get(path.suffix.lower())
     try:
         if kind == "npy":
@@ -154,7 +162,9 @@ class XarraySource:
         import xarray
 
         self.path = path
-        self.data = xarray.open_zarr(path, chunks=None) if path.suffix == ".zarr" else xarray.open_dataset(path)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Failed to open Zarr store with consolidated metadata", category=RuntimeWarning)
+            self.data = xarray.open_zarr(path, chunks=None) if path.suffix == ".zarr" else xarray.open_dataset(path)
         names = [str(name) for name in self.data.dims]
         self.y, self.x = (next((name for name in names if name.lower() in known), "") for known in (Y_NAMES, X_NAMES))
         if not self.y or not self.x:
