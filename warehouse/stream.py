@@ -44,8 +44,6 @@ class StreamReader(ChunkReader):
     for processes that share the buffers. Raises CorruptError naming a file that ends early.
     """
 
-    divisible = False
-
     def __init__(
         self, split: Split, names: Sequence[str], buffers: Sequence[memoryview], table: NDArray[np.int64], *, in_turn: int, verify: Verify
     ) -> None:
