@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
+from ingest.landscape import write_landscape
 from warehouse.errors import SourceError
 from warehouse.schema import Section
 
@@ -26,8 +27,8 @@ __all__ = ["CLASSES", "SampleSettings", "Scene", "draw_scene", "make_sample"]
 
 CLASSES = ("disc", "block", "ring")
 MARKER = "sample.json"
-OWN_FOLDERS = ("JPEGImages", "Annotations", "images", "labels", "annotations")
-OWN_FILES = ("data.yaml", MARKER)
+OWN_FOLDERS = ("JPEGImages", "Annotations", "images", "labels", "annotations", "scenes")
+OWN_FILES = ("data.yaml", "raster.yaml", "terrain.tif", "cover.tif", "height.tif", MARKER)
 EMPTY_EVERY = 33
 MOST_OBJECTS = 12
 JPEG_QUALITY = 92
@@ -36,7 +37,7 @@ JPEG_QUALITY = 92
 class SampleSettings(Section):
     """What `make_sample` draws, how many, and where to."""
 
-    kind: Literal["boxes"] = "boxes"
+    kind: Literal["boxes", "cube"] = "boxes"
     format: Literal["voc", "coco", "yolo"] = "voc"
     count: int = Field(64, ge=1, le=100_000)
     size: tuple[int, int] = (384, 384)
@@ -62,34 +63,45 @@ class Scene:
 
 
 def make_sample(settings: SampleSettings, *, progress: Callable[[int], None] | None = None) -> dict[str, Any]:
-    """Write the set into `output`; {"path", "count"}. Raises SourceError where `output` is a file or holds something else."""
-    import cv2
+    """Write the set into `output`; {"path", "count"}. A cube's `count` is its dates.
 
+    Raises SourceError where `output` is a file or holds something else.
+    """
     output = Path(settings.output)
     _make_room(output)
-    folder = output / ("JPEGImages" if settings.format == "voc" else "images")
     try:
-        folder.mkdir(parents=True)
+        output.mkdir(parents=True, exist_ok=True)
         # The marker comes first: a sample that was interrupted may be made again.
         (output / MARKER).write_text(
             json.dumps({"made_by": "make_sample", "settings": settings.model_dump(mode="json", exclude={"output"})}, indent=1)
         )
-        scenes: list[tuple[str, Scene]] = []
-        for index in range(settings.count):
-            scene = draw_scene(settings.seed, index, settings.size, single_box=settings.single_box)
-            name = f"scene_{index:05d}"
-            done, data = cv2.imencode(".jpg", scene.picture[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-            assert done
-            (folder / f"{name}.jpg").write_bytes(data.tobytes())
-            scenes.append((name, Scene(scene.picture[:0], scene.boxes_xyxy, scene.labels)))
-            if progress is not None:
-                progress(1)
-        {"voc": _write_voc, "coco": _write_coco, "yolo": _write_yolo}[settings.format](output, scenes, settings.size)
+        if settings.kind == "cube":
+            write_landscape(output, settings.count, settings.size, settings.seed, progress)
+        else:
+            _write_scenes(output, settings, progress)
     except OSError as error:
         raise SourceError(
             "the sample cannot be written", where=output, found=error.strerror, remedy="choose another --sample.output"
         ) from None
     return {"path": str(output), "count": settings.count}
+
+
+def _write_scenes(output: Path, settings: SampleSettings, progress: Callable[[int], None] | None) -> None:
+    import cv2
+
+    folder = output / ("JPEGImages" if settings.format == "voc" else "images")
+    folder.mkdir()
+    scenes: list[tuple[str, Scene]] = []
+    for index in range(settings.count):
+        scene = draw_scene(settings.seed, index, settings.size, single_box=settings.single_box)
+        name = f"scene_{index:05d}"
+        done, data = cv2.imencode(".jpg", scene.picture[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+        assert done
+        (folder / f"{name}.jpg").write_bytes(data.tobytes())
+        scenes.append((name, Scene(scene.picture[:0], scene.boxes_xyxy, scene.labels)))
+        if progress is not None:
+            progress(1)
+    {"voc": _write_voc, "coco": _write_coco, "yolo": _write_yolo}[settings.format](output, scenes, settings.size)
 
 
 def draw_scene(seed: int, index: int, size: tuple[int, int], *, single_box: bool = False) -> Scene:
@@ -218,7 +230,9 @@ def _make_room(output: Path) -> None:
         for name in OWN_FOLDERS:
             if name in names:
                 shutil.rmtree(output / name)
-        (output / "data.yaml").unlink(missing_ok=True)
+        for name in OWN_FILES:
+            if name != MARKER:
+                (output / name).unlink(missing_ok=True)
     except OSError as error:
         raise SourceError("the earlier sample cannot be removed", where=output, found=str(error)[:120], remedy=remedy) from None
 

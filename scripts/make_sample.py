@@ -1,6 +1,6 @@
 """python -m scripts.make_sample --config config.yaml [--sample.count 64]
 
-Draws a small labelled set from a seed, so that a build and a training can be tried without any data.
+Draws a small labelled set, or with --sample.kind cube a series of rasters, from a seed: a build and a training without any data.
 """
 
 from typing import Any
@@ -14,9 +14,12 @@ log = get_log(__name__)
 
 def main(settings: Any) -> dict[str, Any]:
     sample = settings.sample
-    with progress(sample.count, "pictures", "drawing") as bar:
+    cube = sample.kind == "cube"
+    noun = "dates" if cube else "pictures"
+    with progress(sample.count, noun, "drawing") as bar:
         result = make_sample(sample, progress=bar.advance)
-    log.info("%d pictures in %s; next: python -m scripts.build_zarr --build.input_root %s", result["count"], result["path"], result["path"])
+    how = f"--config {result['path']}/raster.yaml" if cube else f"--build.input_root {result['path']}"
+    log.info("%d %s in %s; next: python -m scripts.build_zarr %s", result["count"], noun, result["path"], how)
     return result
 
 

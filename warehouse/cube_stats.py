@@ -67,8 +67,8 @@ def _merge(feature: Feature, parts: list[dict[str, Any]], voxels: int) -> Featur
     count = moments[0]
     share = count / voxels if voxels else 0.0
     if feature.kind == "categorical":
-        counts = np.sum([part["counts"] for part in parts], axis=0, dtype=np.int64) if parts else np.zeros(len(feature.codes), np.int64)
-        return replace(feature, class_counts=tuple(counts.tolist()), valid_share=share)
+        counts = tuple(sum(column) for column in zip(*(part["counts"] for part in parts), strict=True))
+        return replace(feature, class_counts=counts, valid_share=share)
     if not count:
         return replace(feature, valid_share=share)
     ranges = [part["range"] for part in parts if part["range"]]

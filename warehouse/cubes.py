@@ -101,13 +101,14 @@ class CubeLayout:
         inside = [
             np.arange(start, start + count) < limit for start, count, limit in zip(corner, self.per_shard, self.inner_grid, strict=True)
         ]
-        return np.flatnonzero(inside[0][:, None, None] & inside[1][:, None] & inside[2])
+        return np.flatnonzero(inside[0][:, None, None] & inside[1][:, None] & inside[2]).astype(np.int64)
 
     def origins(self, chunks: NDArray[np.int64], slots: NDArray[np.int64]) -> NDArray[np.int64]:
         """(t, y, x) of the first voxel of inner chunks, int64 [n, 3]."""
         corner = np.stack(np.unravel_index(chunks, self.shard_grid), axis=1) * np.array(self.per_shard)
         within = np.stack(np.unravel_index(slots, self.per_shard), axis=1)
-        return ((corner + within) * np.array(self.inner)).astype(np.int64)
+        origins: NDArray[np.int64] = ((corner + within) * np.array(self.inner)).astype(np.int64)
+        return origins
 
     def by_chunk(self, values: NDArray[Any], fill: Any) -> NDArray[Any]:
         """One value an inner chunk, [inner grid] -> [stored chunks, slots]; slots outside the array hold `fill`."""

@@ -215,7 +215,8 @@ class Split:
         """Share of valid values of each sample, float32 [samples]. Raises StoreError for pictures."""
         places = self._cube_places
         shares = places.layout.by_chunk(self.warehouse.cube_table("valid_share"), np.float32(0))
-        return shares[places.numbers[places.chunks], places.slots]
+        chosen: NDArray[np.float32] = shares[places.numbers[places.chunks], places.slots]
+        return chosen
 
     def __len__(self) -> int:
         return int(self.info["samples"])
