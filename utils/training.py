@@ -15,7 +15,7 @@ import contextlib
 import copy
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -43,8 +43,7 @@ from warehouse.schema import Section
 __all__ = ["Task", "TrainSettings", "Trainer", "seeded"]
 
 log = get_log(__name__)
-DRAW_EVERY_S = 30.0
-SAVE_EVERY_S = 300.0
+DRAW_EVERY_S, SAVE_EVERY_S = 30.0, 300.0
 COUNTERS = ("epoch", "step", "batches", "epoch_loss", "epoch_samples")
 MAY_CHANGE = {"epochs", "max_minutes", "device", "log_interval", "evaluate_every", "status_file", "output", "resume", "warehouse"}
 """Settings a resumed run may have otherwise; all others decide its losses."""
@@ -130,7 +129,7 @@ class Trainer:
         self.copied = tuple(f"{name}." for name, module in self.model.named_modules() if getattr(module, "copied_by_average", False))
         self.lr = task.lr if settings.lr is None else settings.lr
         self.optimizer = torch.optim.AdamW(_groups(self.model, settings.weight_decay), lr=self.lr)
-        self.after_step = getattr(task, "after_step", lambda step, epoch: {})
+        self.after_step: Callable[[int, int], dict[str, float]] = getattr(task, "after_step", lambda step, epoch: {})
         self.autocast = autocast_dtype(settings.precision, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.autocast is torch.float16)
         self.phases = Phases()
@@ -271,8 +270,7 @@ class Trainer:
             values = self.ranks.total(torch.stack([count, total, *parts.values()]).double()).tolist()
             samples, means = values[0], [value / max(1.0, values[0]) for value in values[1:]]
             self._check_finite(means[0])
-            self._update(rate, size * self.ranks.count / max(1.0, samples))
-            figures = self.after_step(self.step, self.epoch)
+            figures = self._update(rate, size * self.ranks.count / max(1.0, samples))
         self.step, self.batches = self.step + 1, self.batches + taken
         self.epoch_loss, self.epoch_samples = self.epoch_loss + values[1], self.epoch_samples + int(samples)
         self._report(bar, dict(zip(names, means, strict=True)) | figures, rate, int(samples))
@@ -283,8 +281,8 @@ class Trainer:
             raise TrainingError("the loss is not finite", where=f"step {self.step}", found=loss,
                                 remedy=f"lower --{self.task.section}.lr (now {self.lr:g})")  # fmt: skip
 
-    def _update(self, rate: float, factor: float) -> None:
-        """Gradients become means over the step's samples, are clipped, applied, and the running average follows."""
+    def _update(self, rate: float, factor: float) -> dict[str, float]:
+        """Gradients become means over the step's samples, are clipped, applied, and the running average follows; the task's figures."""
         self.scaler.unscale_(self.optimizer)
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
         for gradient in gradients:
@@ -295,6 +293,7 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        figures = self.after_step(self.step, self.epoch)
         # Short memory at first, or the average would be of random weights.
         keep = min(self.settings.average, (1 + self.step) / (10 + self.step))
         fast = self.model.state_dict()
@@ -304,6 +303,7 @@ class Trainer:
                     slow.lerp_(fast[name], 1 - keep)
                 else:
                     slow.copy_(fast[name])
+        return figures
 
     def _report(self, bar: Any, means: dict[str, float], rate: float, samples: int) -> None:
         timing = self.phases.next_step()

@@ -58,9 +58,11 @@ def draw_sheet(truth: Array, guess: Array, valid: NDArray[np.bool_], features: S
     from matplotlib.figure import Figure
 
     times = sorted({int(at) for at in np.linspace(0, len(truth) - 1, min(dates, len(truth))).round()})
-    figure = Figure(figsize=(1.15 * 3 * len(times) + 1.6, 1.15 * len(features) + 0.7), dpi=110, layout="constrained")
+    width, height = 1.15 * 3 * len(times) + 1.6, 1.15 * len(features) + 0.5
+    figure = Figure(figsize=(width, height), dpi=110)
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(features), 3 * len(times), squeeze=False)
+    figure.subplots_adjust(left=1.5 / width, right=1 - 0.1 / width, bottom=0.1 / height, top=1 - 0.4 / height, wspace=0.06, hspace=0.06)
     for row, feature in enumerate(features):
         shown = np.where(valid[..., row], truth[..., row], np.nan)
         known = shown[np.isfinite(shown)]
