@@ -86,7 +86,7 @@ def _scene(
     shade = 1 + 0.12 * np.gradient(terrain, axis=1) * 20
     bands = np.stack([120 - 85 * green, 105 - 45 * green, 95 - 55 * green, 60 + 160 * green]) * shade
     picture = np.clip(bands + rng.normal(0, 2, bands.shape), 1, 255).astype(np.uint8)
-    clouds = _smooth(rng, terrain.shape, 3) > rng.uniform(0.6, 3)
+    clouds = _smooth(rng, terrain.shape, 3) > rng.uniform(0.3, 2.4)
     picture[:, clouds] = 0
     picture[3][rng.random(terrain.shape) < 0.002] = 0
     return picture

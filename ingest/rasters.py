@@ -136,22 +136,25 @@ class NumpySource:
         if data.dtype.kind not in "biuf" or data.ndim not in {2, 3, 4}:
             raise SourceError("a .npy is no raster", where=path, expected="numbers [time, y, x, band] or [y, x, band]",
                               found=f"{data.dtype} {data.shape}")  # fmt: skip
-        self.data = data[:, :, None] if data.ndim == 2 else data
-        self.steps = int(self.data.shape[0]) if self.data.ndim == 4 else None
-        height, width = self.data.shape[-3:-1]
+        shape = (*data.shape, 1) if data.ndim == 2 else data.shape
+        self.bands = int(shape[-1])
+        self.steps = int(shape[0]) if len(shape) == 4 else None
+        height, width = shape[-3:-1]
         wkt, (left, bottom, right, top) = read_extent(extent)
         self.grid = Grid(wkt, ((right - left) / width, 0.0, left, 0.0, (bottom - top) / height, top), height, width)
 
     def check(self, band: Band) -> None:
-        if not isinstance(band, int) or not 1 <= band <= self.data.shape[-1]:
-            raise no_band(self.path, band, range(1, self.data.shape[-1] + 1))
+        if not isinstance(band, int) or not 1 <= band <= self.bands:
+            raise no_band(self.path, band, range(1, self.bands + 1))
 
     def declares_nan(self, band: Band) -> bool:
         return False
 
     def read(self, step: int | None, bands: Sequence[Band], window: Window) -> list[NDArray[np.float32]]:
         row, column, rows, columns = window
-        plane = self.data if step is None else self.data[step]
+        # Mapped anew each time: pages of a map that is kept count as this process's memory.
+        data = np.load(self.path, mmap_mode="r", allow_pickle=False)
+        plane = data[:, :, None] if data.ndim == 2 else data if step is None else data[step]
         return [plane[row : row + rows, column : column + columns, int(band) - 1].astype(np.float32) for band in bands]
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -18,12 +20,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingest.cube_splits import block_labels, default_block, default_shard
+from ingest.synthetic import SampleSettings, make_sample
+from utils.argyaml import read_yaml
 from utils.loader import ChunkLoader
 from warehouse import Warehouse, builder
 from warehouse.cube_stats import block_facts, merge_features
 from warehouse.cubes import LEFT_OUT, CubeLayout, CubePlaces, Feature
 from warehouse.errors import CorruptError, StoreError
-from warehouse.publish import bake
 from warehouse.report import InspectSettings, manifest_tables, write_contact_sheet
 from warehouse.summary import export
 from warehouse.verify import verify
@@ -326,5 +329,34 @@ def test_a_version_is_known_before_a_raster_is_opened(source: Path, tmp_path: Pa
     one, two = job_of(source, SERIES), job_of(source, SERIES | {"guard": 1})
     assert one.recipe != two.recipe
     assert job_of(source, SERIES | {"empty_dates": "keep"}).recipe == one.recipe
-    json.dumps(one.recipe)
-    assert bake is not None
+    assert json.dumps(one.recipe)
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, "-m", *words]
+
+
+def test_a_made_landscape_survives_kill_9_and_goes_through_every_command(tmp_path: Path) -> None:
+    """Killed once a marker is there, built again, verified: the commands as a user types them."""
+    root = Path(__file__).parents[1]
+    sample, store = tmp_path / "sample", tmp_path / "store"
+    make_sample(SampleSettings(kind="cube", count=7, size=(96, 128), output=str(sample)))
+    build = command(
+        "scripts.build_zarr", "--config", str(sample / "raster.yaml"), "--build.output_root", str(store), "--build.workers", "0"
+    )
+    killed = subprocess.Popen(build, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while killed.poll() is None and not any(store.glob(".staging-*/done/*.json")):
+        pass
+    killed.kill()
+    killed.wait()
+    done = subprocess.run(build, cwd=root, capture_output=True, text=True, check=True)
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert sum(result["splits"].values()) == 2 * 3 * 4
+    assert "train_vqvae" in done.stderr
+    warehouse = Warehouse.open(store)
+    assert verify(warehouse)[1] == []
+    features = {feature.name: feature for feature in warehouse.split("train").features}
+    assert 0 < features["nir"].valid_share < features["height"].valid_share == 1
+    assert features["height"].static
+    again = build_cube(sample, tmp_path / "whole", read_yaml(sample / "raster.yaml")["raster"])
+    assert tree(again.folder) == tree(warehouse.folder)
