@@ -25,7 +25,8 @@ def main(settings: Any) -> dict[str, Any]:
         log.error("the version is damaged; build it again with python -m scripts.build_zarr --build.if_exists clear")
     else:
         log.info(f"{warehouse.version}: {files} files as published")
-        log.info(f"next: python -m scripts.train_detector --detector.warehouse {warehouse.folder}")
+        trainer = "train_detector --detector.warehouse" if warehouse.cube is None else "train_vqvae --vqvae.warehouse"
+        log.info(f"next: python -m scripts.{trainer} {warehouse.folder}")
     return {"ok": not faults, "files": files, "bad": [fault.path for fault in faults]}
 
 

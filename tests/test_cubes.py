@@ -102,7 +102,7 @@ def test_a_hole_in_one_band_leaves_the_other_and_the_static_layer_alone(cube: Wa
 
 @pytest.mark.filterwarnings("ignore:batch_size")
 @pytest.mark.parametrize(
-    ("engine", "store"), [("inline", "mmap"), ("thread", "pread"), ("thread", "memory"), ("thread", "stream"), ("inline", "auto")]
+    ("engine", "store"), [("inline", "mmap"), ("thread", "pread"), ("thread", "memory"), ("thread", "stream"), ("inline", "library")]
 )
 def test_every_reader_gives_the_samples_at_their_origins(cube: Warehouse, engine: Any, store: Any) -> None:
     truth = padded_truth()
