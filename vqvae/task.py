@@ -35,22 +35,22 @@ class VqvaeSettings(TrainSettings):
     warehouse: str | None = Field(None, description="a warehouse or one of its versions; null: the newest under build.output_root")
     quantizer: Literal["ema", "fsq"] = "ema"
     codebook_size: int = Field(512, ge=4, le=65_536)
-    code_dim: int = Field(16, ge=1, le=1024, description="numbers a latent vector; fsq takes its own from codebook_size")
+    code_dim: int = Field(8, ge=1, le=1024, description="numbers a latent vector; fsq takes its own from codebook_size")
     levels: int = Field(4, ge=1, le=32, description="residual levels")
     level_dropout: float = Field(0.5, ge=0, le=1, description="share of samples decoded from an even draw of 1..levels levels")
-    beta: float = Field(0.25, ge=0, description="weight of the commitment to the codes")
+    beta: float = Field(0.1, ge=0, description="weight of the commitment to the codes")
     cat_weight: float = Field(0.1, ge=0)
     canopy_weight: float = Field(0.2, ge=0)
     huber: float | None = Field(None, gt=0, description="standard deviations from where the squared error is linear; null: never")
     stride: Size = Field((5, 4, 4), description="voxels a latent position")
     patch: Size = Field((5, 4, 4), description="voxels the stem folds into channels; a divisor of stride")
-    width: int = Field(192, ge=8, le=4096, multiple_of=8)
+    width: int = Field(128, ge=8, le=4096, multiple_of=8)
     depth: int = Field(4, ge=0, le=64, description="residual blocks on each side")
     decay: float = Field(0.99, gt=0, lt=1, description="of the codebook's averages")
-    dead_share: float = Field(0.1, ge=0, lt=1, description="a code whose average count is under this share of the mean is replaced")
+    dead_share: float = Field(0.25, ge=0, lt=1, description="a code whose average count is under this share of the mean is replaced")
     collapse_share: float = Field(0.1, ge=0, lt=1, description="perplexity under this share of what is possible is a collapse")
     collapse_steps: int = Field(20, ge=1)
-    start_step: int = Field(20, ge=0, description="steps before the k-means start of the codebooks")
+    start_step: int = Field(5, ge=0, description="steps before the k-means start of the codebooks")
     window: Size | None = Field(None, description="part of an inner chunk that is a sample; null: all of it")
     min_valid_share: float = Field(0.1, ge=0, le=1, description="inner chunks with fewer valid voxels are left out")
     sampling: Literal["chunk", "random"] = "chunk"
@@ -80,7 +80,7 @@ class VqvaeTask:
     """See utils.training.Task. features: the cube's table; chunk: its inner chunk (time, y, x); blocks: a batch of training blocks
     from whose principal components the model begins; None: from random weights."""
 
-    name, section, lr = "VQ-VAE", "vqvae", 1e-3
+    name, section, lr = "VQ-VAE", "vqvae", 3e-3
 
     def __init__(
         self, settings: VqvaeSettings, features: Sequence[Feature], chunk: Sequence[int], blocks: dict[str, Tensor] | None = None
