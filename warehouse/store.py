@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from warehouse import manifest as tables
 from warehouse.cubes import LABELS, VALID_SHARE, Cube, CubePlaces, Feature, cube_arrays
-from warehouse.errors import CorruptError, NotAWarehouseError, StoreError
+from warehouse.errors import CorruptError, StoreError
+from warehouse.finding import find_version
 from warehouse.manifest import Manifest, read_manifest, read_table, safe_relative
 from warehouse.places import EvenPlaces, Places
 from warehouse.remote import Location, Remote, location_of
@@ -29,7 +30,6 @@ from warehouse.shards import REMEDY, StoredChunk, chunk_key, foreign
 
 __all__ = ["ChunkReader", "Split", "Warehouse"]
 
-BUILD_HINT = "build one with python -m scripts.build_zarr --build.input_root FOLDER"
 Access = Literal["mmap", "pread"]
 Verify = Literal["first_touch", "always", "off"]
 
@@ -142,34 +142,6 @@ def _present(column: Any) -> NDArray[np.bool_]:
         return np.ones(len(column), bool)
     bits = np.unpackbits(np.frombuffer(column.buffers()[0], np.uint8), bitorder="little")
     return bits[column.offset : column.offset + len(column)].astype(bool)
-
-
-def find_version(path: Location) -> Location:
-    """The version folder meant by a root, a version folder or a manifest.json."""
-    if path.name == tables.MANIFEST:
-        path = path.parent
-    if isinstance(path, Remote):
-        if (path / tables.MANIFEST).size() is not None:
-            return path
-    elif (path / tables.MANIFEST).exists():
-        return path
-    elif not path.exists():
-        raise NotAWarehouseError("no such warehouse", where=path, remedy=BUILD_HINT)
-    current = path / tables.CURRENT
-    if not _is_plain_file(current):
-        raise NotAWarehouseError("no published version here (no CURRENT file)", where=path, remedy=BUILD_HINT)
-    name = current.read_bytes()[:64].decode(errors="replace").strip()
-    if not tables.VERSION_NAME.fullmatch(name):
-        raise CorruptError(
-            "CURRENT does not name a version", where=current, expected="v and 12 hex digits", found=f"{name!r}", remedy=BUILD_HINT
-        )
-    if not _is_plain_file(path / name / tables.MANIFEST):
-        raise CorruptError("CURRENT names a version that is not there", where=current, found=name, remedy=BUILD_HINT)
-    return path / name
-
-
-def _is_plain_file(path: Location) -> bool:
-    return path.size() is not None if isinstance(path, Remote) else path.is_file() and not path.is_symlink()
 
 
 class Split:

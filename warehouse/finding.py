@@ -1,0 +1,39 @@
+"""Which version folder a path means: a root follows its CURRENT, a version folder and a manifest.json are themselves."""
+
+from __future__ import annotations
+
+from warehouse import manifest as tables
+from warehouse.errors import CorruptError, NotAWarehouseError
+from warehouse.remote import Location, Remote
+
+__all__ = ["find_version"]
+
+BUILD_HINT = "build one with python -m scripts.build_zarr --build.input_root FOLDER"
+
+
+def find_version(path: Location) -> Location:
+    """The version folder meant by a root, a version folder or a manifest.json."""
+    if path.name == tables.MANIFEST:
+        path = path.parent
+    if isinstance(path, Remote):
+        if (path / tables.MANIFEST).size() is not None:
+            return path
+    elif (path / tables.MANIFEST).exists():
+        return path
+    elif not path.exists():
+        raise NotAWarehouseError("no such warehouse", where=path, remedy=BUILD_HINT)
+    current = path / tables.CURRENT
+    if not _is_plain_file(current):
+        raise NotAWarehouseError("no published version here (no CURRENT file)", where=path, remedy=BUILD_HINT)
+    name = current.read_bytes()[:64].decode(errors="replace").strip()
+    if not tables.VERSION_NAME.fullmatch(name):
+        raise CorruptError(
+            "CURRENT does not name a version", where=current, expected="v and 12 hex digits", found=f"{name!r}", remedy=BUILD_HINT
+        )
+    if not _is_plain_file(path / name / tables.MANIFEST):
+        raise CorruptError("CURRENT names a version that is not there", where=current, found=name, remedy=BUILD_HINT)
+    return path / name
+
+
+def _is_plain_file(path: Location) -> bool:
+    return path.size() is not None if isinstance(path, Remote) else path.is_file() and not path.is_symlink()
