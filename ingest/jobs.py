@@ -18,9 +18,11 @@ __all__ = ["CubeJob", "Job", "PictureJob", "open_job"]
 
 
 class Job(Protocol):
-    """recipe: what names the version; noun: what its progress counts; found: one line on the sources; trainer: the next command."""
+    """recipe: what names the version; noun: what its progress counts; found: one line on the sources; trainer: the next command;
+    threads: whether chunks may be made beside each other in one process."""
 
     recipe: dict[str, Any]
+    threads: bool
     noun: str
     found: str
     trainer: str
@@ -46,7 +48,7 @@ def open_job(build: BuildSettings, raster: RasterSettings) -> Job:
 class PictureJob:
     """Labelled pictures in splits."""
 
-    noun, trainer = "pictures", "train_detector --detector.warehouse"
+    noun, trainer, threads = "pictures", "train_detector --detector.warehouse", True
 
     def __init__(self, build: BuildSettings) -> None:
         from ingest.plan import recipe_of
@@ -79,7 +81,8 @@ class PictureJob:
 class CubeJob:
     """Rasters stacked into one cube."""
 
-    noun, trainer = "stored chunks", "train_vqvae --vqvae.warehouse"
+    # GDAL's handles are not shared between threads.
+    noun, trainer, threads = "stored chunks", "train_vqvae --vqvae.warehouse", False
 
     def __init__(self, build: BuildSettings, raster: RasterSettings) -> None:
         from ingest.cube_plan import cube_recipe, list_rasters

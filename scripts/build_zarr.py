@@ -68,6 +68,7 @@ def bake_job(job: Any, build: Any, root: Path) -> Any:
             on_plan=on_plan,
             clear=build.if_exists == "clear",
             warm_up=job.warm_up,
+            threads=job.threads,
         )
 
 

@@ -1,6 +1,6 @@
-"""Where build tasks run: in this process, on local worker processes, or on a Dask cluster that is running already.
+"""Where build tasks run: in this process, on its threads, on local worker processes, or on a Dask cluster that is running already.
 
-All three give `run(function, tasks)`, an iterator of (task, result) in the order of completion. Local workers start in the
+All of them give `run(function, tasks)`, an iterator of (task, result) in the order of completion. Local workers start in the
 background as soon as a `task_runner` is entered, while the caller still plans, and may end in the background too; whatever ends
 the `with` block (an error, Ctrl-C) ends them. Given up: workers that start for a build that turns out to have nothing to do.
 """
@@ -12,7 +12,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
 from multiprocessing import resource_tracker
 from typing import Any, Protocol, TypeVar
@@ -23,6 +23,9 @@ __all__ = ["RunAll", "TaskRunner", "run_here", "task_runner"]
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+MOST_THREADS = 4
+"""Up to so many workers are threads where tasks allow it: decoders, Blosc and hashes let go of the GIL, and two Dask processes take a
+second of two cores to start. The share of a task that holds the GIL, about a tenth, is why more of them are processes."""
 FIRST_WORKERS = 2
 """Started before the number of tasks is known; the others follow with the first tasks."""
 OPTIONS = {
@@ -53,18 +56,30 @@ def run_here(function: Callable[[Task], Result], tasks: Sequence[Task]) -> Itera
         yield task, function(task)
 
 
+def _run_on_threads(function: Callable[[Task], Result], tasks: Sequence[Task], threads: int) -> Iterator[tuple[Task, Result]]:
+    """Whatever ends the iteration waits for the tasks under way."""
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="bake")
+    try:
+        futures = {pool.submit(function, task): task for task in tasks}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 class TaskRunner:
     """A `RunAll` over Dask workers that start in the background. `end_soon`: no more tasks will come. Not for several threads."""
 
-    def __init__(self, workers: int, cluster: str | None, warm_up: Callable[[], None] | None) -> None:
+    def __init__(self, workers: int, cluster: str | None, warm_up: Callable[[], None] | None, threads: bool) -> None:
         self.workers, self.cluster, self.warm_up = workers, cluster, warm_up
         self.stack = ExitStack()
         self.local: Any = None
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="cluster")
-        self.here = workers == 0 and cluster is None
-        if warm_up is not None and not self.here:
-            # OpenCV's import puts its own folder first in sys.path for a moment: workers started in that moment inherit it and die,
-            # for `typing` is then OpenCV's. Nothing is left to import when they start.
+        self.threads = workers if threads and cluster is None and workers <= MOST_THREADS else 0
+        self.here = cluster is None and (workers == 0 or self.threads > 0)
+        if warm_up is not None and (self.threads or not self.here):
+            # OpenCV's import puts its own folder first in sys.path for a moment: what is imported or started meanwhile inherits it, and
+            # takes OpenCV's `typing` and `utils`. Nothing is left to import when workers start.
             warm_up()
         self.started: Future[Any] | None = None if self.here else self.thread.submit(self._start)
 
@@ -73,7 +88,7 @@ class TaskRunner:
         if not tasks:
             return
         if self.started is None:
-            yield from run_here(function, tasks)
+            yield from _run_on_threads(function, tasks, self.threads) if self.threads else run_here(function, tasks)
             return
         client = self.started.result()
         if self.local is not None and min(self.workers, len(tasks)) > FIRST_WORKERS:
@@ -131,13 +146,17 @@ class TaskRunner:
 
 
 @contextmanager
-def task_runner(workers: int, cluster: str | None, warm_up: Callable[[], None] | None = None) -> Iterator[TaskRunner]:
-    """workers: local processes, 0 for this one. cluster: a scheduler's address, which wins over workers.
+def task_runner(
+    workers: int, cluster: str | None, warm_up: Callable[[], None] | None = None, *, threads: bool = False
+) -> Iterator[TaskRunner]:
+    """workers: local workers, 0 for none but this process. cluster: a scheduler's address, which wins over workers.
+
+    threads: whether tasks may run beside each other in one process; a few workers are threads then.
 
     warm_up: imports what tasks need. Called here before any worker starts, and in each worker that is there at the start, before its
     first task; must be importable there.
     """
-    runner = TaskRunner(workers, cluster, warm_up)
+    runner = TaskRunner(workers, cluster, warm_up, threads)
     try:
         yield runner
     finally:
@@ -160,7 +179,7 @@ def _inherited_deafness_to_ctrl_c() -> Iterator[None]:
 
 
 def _run_on(client: Any, function: Callable[[Task], Result], tasks: Sequence[Task], workers: int) -> Iterator[tuple[Task, Result]]:
-    from distributed import as_completed
+    from distributed import as_completed as as_computed
     from distributed.scheduler import KilledWorker
 
     # A few tasks a worker in flight: records travel just before they are needed, whatever the number of chunks.
@@ -176,7 +195,7 @@ def _run_on(client: Any, function: Callable[[Task], Result], tasks: Sequence[Tas
 
     first = min(ahead, len(tasks))
     left = len(tasks) - first
-    running = as_completed([submit() for _ in range(first)], loop=client.loop)
+    running = as_computed([submit() for _ in range(first)], loop=client.loop)
     for future in running:
         try:
             result = future.result()

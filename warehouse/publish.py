@@ -58,16 +58,17 @@ def bake(
     on_plan: Callable[[BuildPlan], Callable[[int], None] | None],
     clear: bool = False,
     warm_up: Callable[[], None] | None = None,
+    threads: bool = False,
 ) -> Manifest:
     """Bake and publish; the manifest. `make_plan(unreadable)` is called again once pictures turn out unreadable while being baked.
 
-    workers: processes; 0 bakes in this process. cluster: address of a running Dask scheduler that sees the same paths.
+    workers: local workers; 0 bakes without any. cluster: address of a running Dask scheduler that sees the same paths.
     clear: bake a version again that is there already, and swap it in whole; without it the one that is there is the answer.
-    warm_up: imports what the tasks need; see `task_runner`.
+    warm_up: imports what the tasks need; threads: whether they may run beside each other in one process; see `task_runner`.
 
     Raises LockedError, SpaceError, BuildError, and whatever `make_plan` raises.
     """
-    with task_runner(workers, cluster, warm_up) as run_all:
+    with task_runner(workers, cluster, warm_up, threads=threads) as run_all:
         return _bake(make_plan, load_for, root, run_all, workers, trace, on_plan, clear)
 
 
@@ -128,7 +129,7 @@ def _check_space(plan: BuildPlan, load: LoadSample, root: Path, staging: Path, w
 def _publish(plan: BuildPlan, results: list[ChunkResult], staging: Path, root: Path, trace: bool) -> Manifest:
     wanted = {staging / row["path"] for result in results for row in result.files}
     _drop_strays(staging / tables.STORE, wanted)
-    collect = picture_contents if plan.cube is None else cube_contents
+    collect = plan.contents or (picture_contents if plan.cube is None else cube_contents)
     contents = collect(plan, results, staging / tables.STORE)
     files = [row for result in results for row in result.files] + contents.files
     for torn in staging.glob(f"*{durable.TEMP_SUFFIX}"):
