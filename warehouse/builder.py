@@ -76,7 +76,10 @@ class SplitPlan:
 
 @dataclass(frozen=True, slots=True)
 class BuildPlan:
-    """Everything a version is made of but its pixels. `rejected`: lines of rejected.jsonl."""
+    """Everything a version is made of but its pixels. `rejected`: lines of rejected.jsonl.
+
+    contents: (plan, results, store) -> Contents, for a layout that is neither pictures nor a cube; it writes the metadata too.
+    """
 
     version: str
     key: str
@@ -92,6 +95,7 @@ class BuildPlan:
     group_summaries: dict[str, dict[str, Any]]
     warnings: tuple[str, ...] = ()
     cube: CubePlan | None = None
+    contents: Callable[..., Any] | None = None
 
     @property
     def split_sizes(self) -> dict[str, int]:

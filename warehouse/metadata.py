@@ -49,7 +49,7 @@ def create_array(group: Any, spec: ArraySpec) -> None:
     codec = spec.codec
     compressors: list[Any] = [Crc32cCodec()]
     if codec.cname is not None:
-        shuffle = "shuffle" if codec.shuffle else "noshuffle"
+        shuffle = ("noshuffle", "shuffle", "bitshuffle")[int(codec.shuffle)]
         blosc = BloscCodec(typesize=codec.typesize, cname=codec.cname, clevel=codec.clevel, shuffle=shuffle, blocksize=codec.blocksize)  # type: ignore[arg-type]
         compressors.insert(0, blosc)
     group.create_array(

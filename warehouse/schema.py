@@ -144,11 +144,12 @@ class Codec:
     """One inner chunk's codecs: `bytes` (little endian), optional Blosc, `crc32c`.
 
     blocksize 0 lets Blosc choose; a whole picture in one block decoded 3% faster than the default (docs/log.md).
+    shuffle: none, by bytes, or (2) by bits.
     """
 
-    cname: Literal["lz4", "lz4hc"] | None = "lz4"
+    cname: Literal["lz4", "lz4hc", "zstd"] | None = "lz4"
     clevel: int = 9
-    shuffle: bool = False
+    shuffle: bool | Literal[2] = False
     typesize: int = 1
     blocksize: int = 0
 

@@ -1,0 +1,68 @@
+"""python -m scripts.compress_zarr --config config.yaml --compress.checkpoint FOLDER [--compress.reconstruct FOLDER --compress.report FOLDER]
+
+Encodes a whole cube with a trained VQ-VAE into a published version of codes, under compress.output_root. On wish decodes it again into a
+cube version, and compares the codes with other codecs on held-out blocks. Killed, it goes on where it stopped.
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from utils.argyaml import run
+from utils.log import get_log, progress
+
+log = get_log("compress_zarr")
+
+
+def main(settings: Any) -> dict[str, Any]:
+    from vqvae.compress import plan_codes
+    from vqvae.rate import stored_rate
+    from vqvae.reconstruct import plan_reconstruction
+    from warehouse import Warehouse
+
+    compress, start = settings.compress, time.monotonic()
+    cube = Warehouse.open(compress.warehouse or settings.build.output_root)
+    root = Path(compress.output_root)
+    plan, load = plan_codes(cube, compress)
+    manifest = publish(plan, load, root, compress)
+    codes = root / manifest.version
+    encoded = time.monotonic()
+    rate = stored_rate(codes, compress.checkpoint)
+    log.info("%s: %.4f bits a valid value, %.1f MB for %.1f MB of float32", manifest.version, rate["bits_per_value"], rate["bytes"] / 1e6,
+             rate["float32_bytes"] / 1e6)  # fmt: skip
+    result: dict[str, Any] = {**rate, "psnr": None, "points": [], "path": str(codes), "version": manifest.version,
+                              "encode_seconds": round(encoded - start, 3)}  # fmt: skip
+    if compress.reconstruct:
+        at = time.monotonic()
+        plan, load = plan_reconstruction(codes, compress.checkpoint, device=compress.device)
+        again = publish(plan, load, Path(compress.reconstruct), compress)
+        result |= {"reconstruction": str(Path(compress.reconstruct) / again.version), "decode_seconds": round(time.monotonic() - at, 3)}
+    if compress.report:
+        from vqvae.rate_report import write_report
+
+        result |= write_report(cube, codes, compress, Path(compress.report))
+    log.info("next: python -m scripts.inspect_zarr --inspect.path %s", root)
+    return result | {"seconds": round(time.monotonic() - start, 3)}
+
+
+def publish(plan: Any, load: Any, root: Path, compress: Any) -> Any:
+    from contextlib import ExitStack
+
+    from warehouse.publish import bake, open_root, published
+
+    manifest = None if compress.if_exists == "clear" else published(root, plan.version)
+    if manifest is not None:
+        log.info("already there: %s; --compress.if_exists clear makes it again", plan.version)
+        return manifest
+    open_root(root)
+    with ExitStack() as stack:
+
+        def on_plan(plan: Any) -> Any:
+            return stack.enter_context(progress(plan.samples, "stored chunks", f"baking {plan.version}")).advance
+
+        return bake(lambda _: plan, lambda _: load, root, workers=compress.workers, cluster=None, trace=True, on_plan=on_plan,
+                    clear=compress.if_exists == "clear")  # fmt: skip
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main, __doc__, compress="vqvae.compress:CompressSettings", build="warehouse.schema:BuildSettings"))

@@ -1,0 +1,278 @@
+"""A cube as a published version of codes: one sample an inner chunk of the cube, in the cube's splits.
+
+    <split>/codes   u1|u2 [sample, level, latent_t, latent_y, latent_x]   indices into the codebooks, the smallest type that holds them
+            valid   u1    [sample, byte]                                  bits of `valid` [time, y, x, feature], C order, first bit highest
+            origin  i4    [sample, axis]                                  first voxel (t, y, x) in the cube
+
+What lies in no split of the cube is a split `left_out` here, so that all of it comes back. A stored chunk is one Blosc-zstd buffer of
+`shard_samples` samples and decodes alone: an inner chunk a sample would cost 36 bytes of header, checksum and index for about 300 of
+codes. Memory: one stored chunk, and a batch in the encoder. The manifest names cube, checkpoint digest and levels in its recipe.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor
+
+from vqvae.codec import CubeCodec, restore_vqvae
+from warehouse.builder import Block, BuildPlan, SplitPlan
+from warehouse.contents import Contents, array_info
+from warehouse.cubes import CubePlaces, cube_arrays
+from warehouse.errors import StateError, TrainingError
+from warehouse.manifest import code_version, toolchain, version_name
+from warehouse.metadata import consolidated, create_array
+from warehouse.schema import FORMAT_VERSION, SPLIT_NAMES, ArraySpec, Codec, Section
+from warehouse.store import ChunkReader, Warehouse
+
+__all__ = [
+    "CODES_SAMPLES_SCHEMA",
+    "LABEL_NAMES",
+    "CodeLoader",
+    "CompressSettings",
+    "CubePart",
+    "checkpoint_digest",
+    "code_arrays",
+    "code_contents",
+    "encode_blocks",
+    "open_codec",
+    "plan_codes",
+]
+
+LABEL_NAMES = (*SPLIT_NAMES, "left_out")
+CODES_SAMPLES_SCHEMA = pa.schema(
+    [("split", pa.string()), ("index", pa.int64()), ("t", pa.int64()), ("y", pa.int64()), ("x", pa.int64()), ("sha256", pa.string())]
+)
+"""t, y, x: first voxel in the cube; sha256: of codes, valid and origin, decoded."""
+BATCH = 32
+
+
+class CompressSettings(Section):
+    """What `compress_zarr` makes of a cube and a trained VQ-VAE."""
+
+    warehouse: str | None = Field(None, description="a cube's warehouse or one of its versions; null: the newest under build.output_root")
+    checkpoint: str = Field("checkpoints/vqvae", description="of the model: its folder or checkpoint.json")
+    output_root: str = Field("artifacts/codes", description="where versions of codes are published")
+    levels: int | None = Field(None, ge=1, le=32, description="residual levels kept; null: all the model has")
+    shard_samples: int = Field(256, ge=1, le=65_536, description="samples of a stored chunk of codes, the unit that decodes alone")
+    reconstruct: str | None = Field(None, description="folder where the reconstruction is published as a cube; null: none")
+    report: str | None = Field(None, description="folder of the rate-distortion report on held-out blocks; null: none")
+    report_samples: int = Field(2048, ge=1, description="held-out blocks the report looks at, at most")
+    workers: int = Field(0, ge=0, le=256, description="processes; 0: this one, with all of PyTorch's threads")
+    if_exists: Literal["skip", "clear"] = "skip"
+    device: str = Field("cpu", description="cpu, cuda, cuda:1, ...")
+
+
+class CubePart:
+    """The samples of a cube under one label (0 train, 1 val, 2 test, 3 left out), as a ChunkReader reads them."""
+
+    group = "cube"
+
+    def __init__(self, warehouse: Warehouse, label: int, labels: NDArray[np.uint8] | None = None) -> None:
+        assert warehouse.cube is not None
+        self.warehouse, self.name = warehouse, LABEL_NAMES[label]
+        layout = warehouse.cube.layout
+        self.places = CubePlaces(layout, warehouse.cube_table("split") if labels is None else labels, label)
+        compressor = warehouse.manifest.arrays["data"]["codec"]["cname"] or "none"
+        self.specs = {spec.name: spec for spec in cube_arrays(layout, compressor, len(self.places))}
+        self.info = {"chunks": len(self.places.chunk_sizes)}
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def reader(self) -> ChunkReader:
+        part: Any = self
+        return ChunkReader(part, access="pread", verify="always", keep=4)
+
+
+def checkpoint_digest(codec: CubeCodec) -> str:
+    """sha256 of the checkpoint's safetensors file."""
+    return str(json.loads(codec.path.read_bytes())["sha256"])
+
+
+@lru_cache(maxsize=2)
+def open_codec(path: str, digest: str | None, device: str = "cpu") -> CubeCodec:
+    """The codec of a checkpoint, once a process. Raises StateError when it is not the one of that digest; else as `restore_vqvae`."""
+    codec = restore_vqvae(path, device=device)
+    found = checkpoint_digest(codec)
+    if digest is not None and found != digest:
+        raise StateError("these codes were made with another checkpoint", where=codec.path, expected=f"sha256 {digest[:12]}",
+                         found=found[:12], remedy="name the one they were made with: --compress.checkpoint FOLDER")  # fmt: skip
+    return codec
+
+
+def encode_blocks(codec: CubeCodec, data: NDArray[np.float32], valid: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """data, valid: [B, T, Y, X, F] of whole inner chunks; codes int64 [B, L, t, y, x]. Blocks of a windowed model are tiles of them."""
+    tiles = [size // part for size, part in zip(data.shape[1:4], codec.block, strict=True)]
+    codes = codec.encode(_cut(torch.from_numpy(data), tiles), _cut(torch.from_numpy(valid), tiles))
+    grid = codes.shape[2:]
+    joined = codes.reshape(len(data), *tiles, codes.shape[1], *grid).permute(0, 4, 1, 5, 2, 6, 3, 7)
+    return joined.reshape(len(data), codes.shape[1], *(n * g for n, g in zip(tiles, grid, strict=True))).numpy()
+
+
+def _cut(value: Tensor, tiles: Sequence[int]) -> Tensor:
+    """[B, T, Y, X, F] to [B * tiles, T / nt, Y / ny, X / nx, F]."""
+    batch, t, y, x, count = value.shape
+    nt, ny, nx = tiles
+    parts = value.reshape(batch, nt, t // nt, ny, y // ny, nx, x // nx, count).permute(0, 1, 3, 5, 2, 4, 6, 7)
+    return parts.reshape(-1, t // nt, y // ny, x // nx, count).contiguous()
+
+
+def code_arrays(samples: int, size: int, levels: int, grid: Sequence[int], codebook_size: int, valid_bits: int) -> tuple[ArraySpec, ...]:
+    """Arrays of one split. size: samples of a stored chunk; grid: latent positions (t, y, x) of a sample."""
+    dtype = "uint8" if codebook_size <= 256 else "uint16"
+    row, width = (levels, *grid), -(-valid_bits // 8)
+    dims = ("sample", "level", "latent_t", "latent_y", "latent_x")
+    # Zstd's Huffman stage works on bytes: bytes of equal weight side by side beat planes of bits (docs/compression.md).
+    codes = Codec("zstd", 9, dtype != "uint8", np.dtype(dtype).itemsize)
+    text = {"codes": "indices into the codebooks, first level first", "valid": "bits of valid [time, y, x, feature], first bit highest",
+            "origin": "first voxel (time, y, x) in the cube"}  # fmt: skip
+    return (
+        ArraySpec("codes", (samples, *row), dtype, dims, (size, *row), None, codes, {"long_name": text["codes"]}),
+        ArraySpec("valid", (samples, width), "uint8", ("sample", "byte"), (size, width), None, Codec("zstd", 9), {"long_name": text["valid"]}),
+        ArraySpec("origin", (samples, 3), "int32", ("sample", "axis"), (size, 3), None, Codec("zstd", 9, True, 4),
+                  {"long_name": text["origin"]}),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class CodeLoader:
+    """`load` of the builder: (label, stored chunk of its split) -> its samples. Travels to workers; opens cube and model there."""
+
+    cube: Path
+    checkpoint: str
+    digest: str
+    device: str
+    levels: int
+    size: int
+
+    def __call__(self, payload: tuple[int, int]) -> Block:
+        label, chunk = payload
+        part, reader = _part(self.cube, label)
+        start = time.perf_counter()
+        indices = np.arange(chunk * self.size, min((chunk + 1) * self.size, len(part)))
+        codec = open_codec(self.checkpoint, self.digest, self.device)
+        rows = list(self._rows(part, reader, codec, indices))
+        facts = {"valid": [int(number) for number in np.sum([row.pop("count") for row in rows], axis=0)]}
+        return Block(range(len(rows)), iter(rows), {"decode": time.perf_counter() - start}, facts)
+
+    def _rows(self, part: CubePart, reader: ChunkReader, codec: CubeCodec, indices: NDArray[np.int64]) -> Iterator[dict[str, NDArray[Any]]]:
+        origins = part.places.origins(indices).astype(np.int32)
+        dtype = np.uint8 if codec.codebook_size <= 256 else np.uint16
+        for first in range(0, len(indices), BATCH):
+            some = indices[first : first + BATCH]
+            out: dict[str, NDArray[Any]] = {name: np.empty((len(some), *spec.shape[1:]), spec.dtype) for name, spec in part.specs.items()}
+            reader.fill(list(out), some, out)
+            codes = encode_blocks(codec, out["data"], out["valid"])[:, : self.levels].astype(dtype)
+            bits = np.packbits(out["valid"].reshape(len(some), -1), axis=1)
+            counts = out["valid"].sum(axis=(1, 2, 3))
+            for at in range(len(some)):
+                yield {"codes": codes[at], "valid": bits[at], "origin": origins[first + at], "count": counts[at]}
+
+
+@lru_cache(maxsize=len(LABEL_NAMES))
+def _part(cube: Path, label: int) -> tuple[CubePart, ChunkReader]:
+    part = CubePart(Warehouse.open(cube), label)
+    return part, part.reader()
+
+
+def plan_codes(warehouse: Warehouse, settings: CompressSettings) -> tuple[BuildPlan, CodeLoader]:
+    """The build of a cube's codes and its `load`.
+
+    Raises TrainingError for a warehouse of pictures; StateError for a checkpoint of other features, block or fewer levels; as
+    `restore_vqvae` for one that is absent or damaged.
+    """
+    cube = warehouse.cube
+    if cube is None:
+        raise TrainingError("this warehouse holds no cube", where=warehouse.location,
+                            remedy="build one with python -m scripts.build_zarr --build.format raster")  # fmt: skip
+    codec = restore_vqvae(settings.checkpoint, cube.features, settings.device)
+    inner = cube.layout.inner
+    if any(size % part for size, part in zip(inner, codec.block, strict=True)):
+        raise StateError("the checkpoint was trained on other blocks", where=codec.path, expected=f"divisors of {list(inner)}",
+                         found=list(codec.block), remedy="train on this cube with python -m scripts.train_vqvae")  # fmt: skip
+    levels = codec.levels if settings.levels is None else settings.levels
+    if levels > codec.levels:
+        raise StateError("the checkpoint has fewer levels", where=codec.path, expected=f"at least {levels}", found=codec.levels,
+                         remedy="lower --compress.levels")  # fmt: skip
+    grid = tuple(size // part * cells for size, part, cells in zip(inner, codec.block, codec.grid, strict=True))
+    digest = checkpoint_digest(codec)
+    recipe = {
+        "format_version": FORMAT_VERSION,
+        "code_version": code_version(),
+        "format": "codes",
+        "source": {
+            "version": warehouse.version, "digest": warehouse.manifest.digest, "cube": cube.to_json(), "summary": warehouse.manifest.summary,
+        },
+        "checkpoint": digest,
+        "settings": {"levels": levels, "shard_samples": settings.shard_samples},
+    }  # fmt: skip
+    version, key = version_name(recipe)
+    labels = warehouse.cube_table("split")
+    splits, total = [], 0
+    for label, name in enumerate(LABEL_NAMES):
+        samples = len(CubePlaces(cube.layout, labels, label))
+        if not samples:
+            continue
+        total += samples
+        specs = code_arrays(samples, settings.shard_samples, levels, grid, codec.codebook_size, math.prod(inner) * cube.shape[3])
+        chunks = -(-samples // settings.shard_samples)
+        payloads = tuple((label, chunk) for chunk in range(chunks))
+        splits.append(SplitPlan(name, specs, payloads, ("",) * chunks, ({},) * chunks, whole_chunks=True))
+    summary = {
+        "source": warehouse.version, "checkpoint": digest, "levels": levels, "codebook_size": codec.codebook_size,
+        "inner": list(inner), "features": [feature.name for feature in cube.features],
+    }  # fmt: skip
+    tools = toolchain() | {"torch": torch.__version__}
+    plan = BuildPlan(version, key, recipe, {}, tools, tuple(splits), (), total, total, (), summary, {}, contents=code_contents)
+    loader = CodeLoader(warehouse.folder, settings.checkpoint, digest, settings.device, levels, settings.shard_samples)
+    return plan, loader
+
+
+def code_contents(plan: BuildPlan, results: Sequence[Any], store: Path) -> Contents:
+    """What a version of codes says about itself; writes the groups' metadata."""
+    source = plan.recipe["source"]
+    summary = plan.summary | {"valid": [int(n) for n in np.sum([result.facts["valid"] for result in results], axis=0)]}
+    with consolidated(store, [split.name for split in plan.splits], {"layout": "codes", "version": plan.version}) as groups:
+        for split in plan.splits:
+            groups[split.name].attrs.update({"class_names": [], "layout": "codes", "split": split.name, "summary": summary})
+            for spec in split.specs:
+                create_array(groups[split.name], spec)
+    waiting = iter(results)
+    parts, splits = [], {}
+    warehouse_labels = {name: label for label, name in enumerate(LABEL_NAMES)}
+    for split in plan.splits:
+        digests = [digest for _ in split.payloads for digest in next(waiting).samples]
+        origins = _origins(store, split, len(digests))
+        parts.append({"split": np.full(len(digests), split.name), "index": np.arange(len(digests)), "t": origins[:, 0], "y": origins[:, 1],
+                      "x": origins[:, 2], "sha256": np.array(digests)})  # fmt: skip
+        splits[split.name] = {"samples": len(digests), "shard_samples": split.shard_samples, "chunks": len(split.payloads),
+                              "label": warehouse_labels[split.name]}  # fmt: skip
+    columns = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    arrays = array_info(plan.splits[0].specs)
+    digested = [plan.recipe["checkpoint"], source["digest"], [[split.name, len(split.payloads)] for split in plan.splits],
+                [part["sha256"].tolist() for part in parts]]  # fmt: skip
+    return Contents(columns, CODES_SAMPLES_SCHEMA, digested, splits, arrays, summary)
+
+
+def _origins(store: Path, split: SplitPlan, samples: int) -> NDArray[np.int64]:
+    """int64 [samples, 3], from the chunks just written."""
+    from warehouse.shards import chunk_key, decode_into
+
+    spec = next(spec for spec in split.specs if spec.name == "origin")
+    out = np.empty((len(split.payloads), *spec.chunk), spec.dtype)
+    for chunk in range(len(out)):
+        decode_into(memoryview((store / split.name / spec.name / chunk_key(spec, chunk)).read_bytes()), out[chunk], spec.codec, True)
+    return out.reshape(-1, 3)[:samples].astype(np.int64)
