@@ -44,7 +44,7 @@ demo: setup
 	$(PY) -m scripts.make_sample --sample.output $(DEMO)/sample --sample.count 320 --sample.size "[256, 256]"
 	$(PY) -m scripts.build_zarr --build.input_root $(DEMO)/sample --build.output_root $(DEMO)/warehouse --build.target_size "[128, 128]"
 	$(PY) -m scripts.inspect_zarr --inspect.path $(DEMO)/warehouse --inspect.output $(DEMO)/sheet.png
-	$(PY) -m scripts.train_detector --detector.model big --detector.warehouse $(DEMO)/warehouse --detector.epochs null --detector.max_minutes 2.5 --detector.evaluate_every 5 --detector.output $(DEMO)/bigdet
+	$(PY) -m scripts.train_detector --detector.model big --detector.warehouse $(DEMO)/warehouse --detector.epochs null --detector.max_minutes 2.5 --detector.evaluate_every 5 --detector.output $(DEMO)/bigdet --experiments.db $(DEMO)/experiments.db
 	$(PY) -m scripts.infer_view --infer.checkpoint $(DEMO)/bigdet --infer.threshold 0.4 --infer.input $(DEMO)/warehouse --infer.output $(DEMO)/view
 	@echo
 	@echo "Look at:  $(DEMO)/sheet.png               what was baked"

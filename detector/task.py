@@ -69,6 +69,7 @@ class DetectorTask:
     """TinyDet or BigDet with its loss and metrics; see utils.training.Task."""
 
     section = "detector"
+    headline = ("ap50", "max")
 
     def __init__(self, settings: DetectorSettings, facts: DataFacts) -> None:
         self.settings, self.facts = settings, facts

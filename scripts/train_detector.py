@@ -37,7 +37,9 @@ def main(settings: Any) -> dict[str, Any]:
             ChunkLoader(held_out, min(detector.batch_size, max(held_out.chunk_sizes)), shuffle=False, **options) as scored,
         ):
             output = Path(detector.output or f"checkpoints/{detector.model}det")
-            result = Trainer(task, detector, batches, scored, output, ranks=ranks, open_seconds=time.monotonic() - start).run()
+            trainer = Trainer(task, detector, batches, scored, output, ranks=ranks, open_seconds=time.monotonic() - start,
+                              book=settings.experiments)  # fmt: skip
+            result = trainer.run()
     finally:
         ranks.close()
     log.info(
@@ -57,4 +59,4 @@ def held_out_name(warehouse: Any) -> str:
 
 if __name__ == "__main__":
     raise SystemExit(run(main, __doc__, detector="detector.task:DetectorSettings", loader="utils.loader:LoaderSettings",
-                         build="warehouse.schema:BuildSettings"))  # fmt: skip
+                         build="warehouse.schema:BuildSettings", experiments="utils.experiments:ExperimentSettings"))  # fmt: skip

@@ -42,7 +42,9 @@ def main(settings: Any) -> dict[str, Any]:
             ChunkLoader(held_out, sampler=scored_by, **options) as scored,
         ):
             output = Path(vqvae.output or "checkpoints/vqvae")
-            result = Trainer(task, vqvae, batches, scored, output, ranks=ranks, open_seconds=time.monotonic() - start).run()
+            trainer = Trainer(task, vqvae, batches, scored, output, ranks=ranks, open_seconds=time.monotonic() - start,
+                              book=settings.experiments)  # fmt: skip
+            result = trainer.run()
     finally:
         ranks.close()
     log.info("checkpoint in %s; next: python -m scripts.compress_zarr --compress.checkpoint %s --compress.warehouse %s", output, output,
@@ -52,4 +54,4 @@ def main(settings: Any) -> dict[str, Any]:
 
 if __name__ == "__main__":
     raise SystemExit(run(main, __doc__, vqvae="vqvae.task:VqvaeSettings", loader="utils.loader:LoaderSettings",
-                         build="warehouse.schema:BuildSettings"))  # fmt: skip
+                         build="warehouse.schema:BuildSettings", experiments="utils.experiments:ExperimentSettings"))  # fmt: skip

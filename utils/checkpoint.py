@@ -33,6 +33,7 @@ __all__ = [
     "load_checkpoint",
     "load_module",
     "optimizer_tensors",
+    "parameter_groups",
     "prefixed",
     "restore_optimizer",
     "same_run",
@@ -169,6 +170,13 @@ def load_module(module: nn.Module, tensors: dict[str, Tensor], where: Path) -> N
             raise StateError("the checkpoint is of another model", where=where, expected=f"{name} of shape {list(own[name].shape)}",
                              found=list(tensors[name].shape))  # fmt: skip
     module.load_state_dict(tensors)
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """An optimizer's groups: decay matrices and kernels, leave biases and norms alone. Optimizer state is numbered in this order."""
+    decayed, plain = ([parameter for parameter in model.parameters() if (parameter.ndim > 1) is matrix] for matrix in (True, False))
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

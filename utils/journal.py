@@ -1,6 +1,7 @@
 """What a run leaves behind while it goes: a line a step, a status file for watchers, and where the time went.
 
-Purpose: `Journal` writes log.jsonl and the status file; `Phases` adds up the seconds of loading, forward, backward, optimizer.
+Purpose: `Journal` writes log.jsonl, the status file and the run's entry in the experiment book; `Phases` adds up the seconds of
+  loading, forward, backward, optimizer.
 Used by: utils.training
 Design notes: log.jsonl is append-only and is cut back to the checkpoint's step on resume, so that it never tells a step twice.
   The status file is replaced atomically and not fsynced: a watcher sees whole JSON, and a crash may lose the last second.
@@ -17,9 +18,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from utils.experiments import Run, open_run
 from warehouse.errors import TrainingError
 
-__all__ = ["PHASES", "Journal", "Phases"]
+__all__ = ["PHASES", "Journal", "Phases", "begin_run"]
 
 PHASES = ("load", "fwd", "bwd", "opt")
 
@@ -62,10 +64,11 @@ class Phases:
 
 
 class Journal:
-    """log.jsonl and the status file of one run. `active` is false on every rank but the first: nothing is written then."""
+    """log.jsonl, the status file and the book's entry of one run. `active` is false on every rank but the first: nothing is written."""
 
-    def __init__(self, folder: Path, status_file: str | None, *, active: bool, after_step: int | None) -> None:
-        """after_step: keep the former log's lines up to this step; None starts a new log."""
+    def __init__(self, folder: Path, status_file: str | None, *, active: bool, after_step: int | None, book: Run | None = None) -> None:
+        """after_step: keep the former log's lines up to this step; None starts a new log. book: the run, ended by close()."""
+        self.folder, self.book, self.state, self.error = folder, book, "running", ""
         self.path = folder / "log.jsonl"
         self.status_path = Path(status_file) if status_file else None
         self.active = active
@@ -79,11 +82,14 @@ class Journal:
             if self.status_path is not None:
                 self.status_path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
+            self._end_book("failed", str(error))
             raise TrainingError("the run's log cannot be written", where=error.filename, found=error.strerror,
                                 remedy="choose another output folder") from None  # fmt: skip
 
     def line(self, kind: str, **values: Any) -> None:
         if self.active:
+            if self.book is not None:
+                self.book.log(kind, values["step"], values)
             try:
                 self.file.write(json.dumps({"kind": kind, **values}, allow_nan=False) + "\n")
                 self.file.flush()
@@ -93,6 +99,7 @@ class Journal:
 
     def status(self, state: str, **values: Any) -> None:
         """state: running, done, interrupted or failed."""
+        self.state, self.error = state, values.get("error", "")
         if not self.active or self.status_path is None:
             return
         text = json.dumps({"state": state, "time": round(time.time(), 3), "pid": os.getpid(), **values})
@@ -104,9 +111,36 @@ class Journal:
             raise TrainingError("the status file cannot be written", where=self.status_path, found=str(error)[:120],
                                 remedy="give the path of a file in a folder that can be written") from None  # fmt: skip
 
+    def saved(self, state: str, **values: Any) -> None:
+        """The status after a checkpoint was written to the folder."""
+        self.status(state, **values)
+        if self.book is not None:
+            self.book.saved(self.folder, values["step"])
+
     def close(self) -> None:
         if self.active:
             self.file.close()
+        self._end_book(self.state, self.error)
+
+    def _end_book(self, state: str, error: str) -> None:
+        if self.book is not None:
+            self.book.finish("done" if state == "done" else "interrupted" if state == "interrupted" else "failed", error or None)
+
+
+def begin_run(trainer: Any, after_step: int | None) -> Run | None:
+    """The entry of a utils.training.Trainer in its book, or None without one. Raises DatabaseError."""
+    task, state = trainer.task, trainer.loader.state_dict()
+    how = {"device": str(trainer.device), "ranks": trainer.ranks.count, "parameters": sum(p.numel() for p in trainer.model.parameters())}
+    return open_run(
+        trainer.book,
+        trainer=task.section,
+        name=task.name,
+        params={**trainer.settings.model_dump(mode="json"), "lr": trainer.lr, "model": task.describe(), "run": how},
+        data=(state.get("version"), state.get("split")),
+        output=trainer.output,
+        headline=getattr(task, "headline", ("loss", "min")),
+        after_step=after_step,
+    )
 
 
 def _lines_until(path: Path, step: int) -> list[str]:

@@ -28,12 +28,14 @@ from utils.checkpoint import (
     load_checkpoint,
     load_module,
     optimizer_tensors,
+    parameter_groups,
     prefixed,
     restore_optimizer,
     same_run,
     save_checkpoint,
 )
-from utils.journal import Journal, Phases
+from utils.experiments import ExperimentSettings
+from utils.journal import Journal, Phases, begin_run
 from utils.log import get_log, progress
 from utils.ranks import Ranks, autocast_dtype, to_device
 from utils.signals import stop_requests
@@ -83,6 +85,7 @@ class Task(Protocol):
 
     A task may have `after_step(step, epoch) -> dict[str, float]`: called on every rank after each optimizer step, to update what follows
     no gradient; its figures go into the step's line. The running average copies modules with `copied_by_average` instead of averaging.
+    It may have a `headline`, the metric that tells the book which epoch and run is best, such as ("ap50", "max"); else it is the loss.
     """
 
     name: str
@@ -115,20 +118,20 @@ class Trainer:
     """One run. `run()` trains to the end of the schedule and returns the result; see TrainSettings for what decides the end.
 
     loader, held_out: objects with the ChunkLoader contract (iteration, len, set_epoch, state_dict, load_state_dict); held_out is
-    used by the first rank only. open_seconds: what opening the store took, for the log.
+    used by the first rank only. open_seconds: what opening the store took, for the log. book: where the run is written down; None: nowhere.
     """
 
     def __init__(self, task: Task, settings: TrainSettings, loader: Any, held_out: Any, output: Path, *, ranks: Ranks | None = None,
-                 open_seconds: float = 0.0) -> None:  # fmt: skip
+                 open_seconds: float = 0.0, book: ExperimentSettings | None = None) -> None:  # fmt: skip
         self.task, self.settings, self.loader, self.held_out, self.output = task, settings, loader, held_out, output
         self.ranks = ranks or Ranks.start(settings.device)
-        self.device, self.open_seconds = self.ranks.device, open_seconds
+        self.device, self.open_seconds, self.book = self.ranks.device, open_seconds, book
         flat = all(parameter.ndim < 5 for parameter in task.model.parameters())
         self.model = task.model.to(self.device, memory_format=torch.channels_last if flat else torch.preserve_format)
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.copied = tuple(f"{name}." for name, module in self.model.named_modules() if getattr(module, "copied_by_average", False))
         self.lr = task.lr if settings.lr is None else settings.lr
-        self.optimizer = torch.optim.AdamW(_groups(self.model, settings.weight_decay), lr=self.lr)
+        self.optimizer = torch.optim.AdamW(parameter_groups(self.model, settings.weight_decay), lr=self.lr)
         self.after_step: Callable[[int, int], dict[str, float]] = getattr(task, "after_step", lambda step, epoch: {})
         self.autocast = autocast_dtype(settings.precision, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.autocast is torch.float16)
@@ -153,7 +156,9 @@ class Trainer:
         if self.settings.resume:
             self._resume()
         self.wrapped = self.ranks.wrap(self.model)
-        self.journal = Journal(self.output, self.settings.status_file, active=self.ranks.first, after_step=self.step if self.step else None)
+        first, at = self.ranks.first, self.step or None
+        run = begin_run(self, at) if first else None
+        self.journal = Journal(self.output, self.settings.status_file, active=first, after_step=at, book=run)
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         precision = str(self.autocast or torch.float32).removeprefix("torch.")
         log.info("%s: %s parameters, %s, %s; store opened in %.2f s", self.task.name, parameters, self.device, precision, self.open_seconds)
@@ -166,7 +171,8 @@ class Trainer:
                     self._note_epoch()
             self._save("interrupted" if self.stop else "done")
         except BaseException as error:
-            self.journal.status("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", **self._where())
+            state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            self.journal.status(state, error=str(error) or type(error).__name__, **self._where())
             raise
         finally:
             self.journal.close()
@@ -355,7 +361,7 @@ class Trainer:
         meta = {"model": self.task.describe(), "settings": self._agreed(), "loader": self.loader.state_dict(), "counters": counters,
                 "seconds": self.seconds, "history": self.history, "scaler": self.scaler.state_dict()}  # fmt: skip
         save_checkpoint(self.output, tensors, meta)
-        self.journal.status(state, **self._where())
+        self.journal.saved(state, **self._where())
         if self.history and (state != "running" or time.monotonic() - self.drawn > DRAW_EVERY_S):
             self.task.draw(self.history, self.output / "curve.png")
             self.drawn = time.monotonic()
@@ -391,10 +397,3 @@ class Trainer:
     def _ask_to_stop(self) -> None:
         self.stop = True
         log.info("stopping after this step")
-
-
-def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Decay matrices and kernels; leave biases and norms alone."""
-    decayed, plain = ([parameter for parameter in model.parameters() if (parameter.ndim > 1) is matrix] for matrix in (True, False))
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]

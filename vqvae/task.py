@@ -81,6 +81,7 @@ class VqvaeTask:
     from whose principal components the model begins; None: from random weights."""
 
     name, section, lr = "VQ-VAE", "vqvae", 3e-3
+    headline = ("total", "min")
 
     def __init__(
         self, settings: VqvaeSettings, features: Sequence[Feature], chunk: Sequence[int], blocks: dict[str, Tensor] | None = None

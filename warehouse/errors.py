@@ -14,6 +14,7 @@ WarehouseError
 │   └── CorruptError       bytes that disagree with their digest, size or checksum
 ├── StateError         a loader, sampler or checkpoint state that belongs to something else
 ├── WorkerError        a loader worker that died, raised or hung
+├── DatabaseError      a SQLite file of ours: locked, of a newer schema, not a database, damaged, or the disk refuses
 └── TrainingError      training cannot go on: out of memory, loss not finite, store and model disagree
 """
 
@@ -26,6 +27,7 @@ __all__ = [
     "BuildError",
     "ConfigError",
     "CorruptError",
+    "DatabaseError",
     "LockedError",
     "NotAWarehouseError",
     "PictureError",
@@ -121,6 +123,10 @@ class StateError(WarehouseError, ValueError):
 
 class WorkerError(WarehouseError):
     """A loader worker died, raised or hung."""
+
+
+class DatabaseError(WarehouseError):
+    """A SQLite file of ours is locked, of a newer schema, not a database, damaged, or cannot be written. `where` names it."""
 
 
 class TrainingError(WarehouseError):
