@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BatchLayout", "BatchRing", "SharedBlock"]
+__all__ = ["BatchLayout", "BatchRing", "SharedBlock", "private_memory"]
 
 ALIGN = 4096
 MADV_POPULATE_WRITE = 23

@@ -11,7 +11,6 @@ Assistant guidance: when extending: every store fills batches through `fill(name
 from __future__ import annotations
 
 import math
-import mmap
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from utils.loader_utils import SharedBlock
+from utils.loader_utils import SharedBlock, private_memory
 from utils.samplers import BatchSampler, RandomBatchSampler
 from warehouse.errors import ConfigError
 from warehouse.memory import MemoryReader, decode_split, split_bytes
@@ -193,7 +192,7 @@ def open_source(
     if store == "memory":
         size = sum(-(-len(split) * split.specs[name].row_bytes // ALIGN) * ALIGN for name in names)
         source.block = SharedBlock(max(1, size)) if shared else None
-        views = decoded_views(split, names, source.block.map if source.block else mmap.mmap(-1, max(1, size)))
+        views = decoded_views(split, names, source.block.map if source.block else private_memory(max(1, size)))
         access = "library" if split.foreign(names) else "pread"
 
         def load() -> int:
@@ -205,7 +204,7 @@ def open_source(
         source.buffer_bytes = segment_bytes(split, names)
         size = TABLE_BYTES + source.buffer_bytes * (prefetch + in_turn)
         source.block = SharedBlock(size) if shared else None
-        table, buffers = stream_views(source.block.map if source.block else mmap.mmap(-1, size), source.buffer_bytes)
+        table, buffers = stream_views(source.block.map if source.block else private_memory(size), source.buffer_bytes)
         return StreamReader(split, names, buffers, table, in_turn=in_turn, verify=verify), source
     keep = min(1024, 64 + 2 * in_turn * len(names))
     return open_reader(split, store, verify, keep), source

@@ -231,18 +231,18 @@ class StoredChunk:
         """
         index, verified, codec, view = self.index, self.verified, self.spec.codec, self.view
         always, never = verify == "always", verify == "off"
-        count = 0
-        for row, place in zip(rows, places, strict=True):
-            offset, length = index[row]
+        # Slices are made before the first call, so that little is left to do between two of them.
+        sources = None if view is None else [view[offset : offset + length] for offset, length in map(index.__getitem__, rows)]
+        targets = [out[place] for place in places]
+        for at, row in enumerate(rows):
             check = always or not (never or verified[row])
             try:
-                decode_into(view[offset : offset + length] if view is not None else self._bytes(offset, length), out[place], codec, check)
+                decode_into(sources[at] if sources is not None else self._bytes(*index[row]), targets[at], codec, check)
             except (ValueError, RuntimeError) as error:
                 raise CorruptError(f"inner chunk {row} does not decode: {error}", where=self.path, remedy=REMEDY) from None
             if check:
                 verified[row] = 1
-            count += length
-        return count
+        return sum(index[row][1] for row in rows)
 
     def read_all(self) -> NDArray[Any]:
         """A plain array's whole chunk, cut to its rows: [rows, ...]. Decoded once, then kept: a few KB. Do not write into it."""
