@@ -1,4 +1,4 @@
-"""python -m scripts.compress_zarr --config config.yaml --compress.checkpoint FOLDER [--compress.reconstruct FOLDER --compress.report FOLDER]
+"""python -m scripts.compress_zarr --config config.yaml --compress.checkpoint FOLDER [--compress.report FOLDER]
 
 Encodes a whole cube with a trained VQ-VAE into a published version of codes, under compress.output_root. On wish decodes it again into a
 cube version, and compares the codes with other codecs on held-out blocks. Killed, it goes on where it stopped.
@@ -41,7 +41,7 @@ def main(settings: Any) -> dict[str, Any]:
         from vqvae.rate_report import write_report
 
         result |= write_report(cube, codes, compress, Path(compress.report))
-    log.info("next: python -m scripts.inspect_zarr --inspect.path %s", root)
+    log.info("next: python -m scripts.verify_zarr --verify.path %s", root)
     return result | {"seconds": round(time.monotonic() - start, 3)}
 
 

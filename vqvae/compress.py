@@ -137,14 +137,15 @@ def code_arrays(samples: int, size: int, levels: int, grid: Sequence[int], codeb
     dims = ("sample", "level", "latent_t", "latent_y", "latent_x")
     # Zstd's Huffman stage works on bytes: bytes of equal weight side by side beat planes of bits (docs/compression.md).
     codes = Codec("zstd", 9, dtype != "uint8", np.dtype(dtype).itemsize)
-    text = {"codes": "indices into the codebooks, first level first", "valid": "bits of valid [time, y, x, feature], first bit highest",
-            "origin": "first voxel (time, y, x) in the cube"}  # fmt: skip
-    return (
-        ArraySpec("codes", (samples, *row), dtype, dims, (size, *row), None, codes, {"long_name": text["codes"]}),
-        ArraySpec("valid", (samples, width), "uint8", ("sample", "byte"), (size, width), None, Codec("zstd", 9), {"long_name": text["valid"]}),
-        ArraySpec("origin", (samples, 3), "int32", ("sample", "axis"), (size, 3), None, Codec("zstd", 9, True, 4),
-                  {"long_name": text["origin"]}),
-    )  # fmt: skip
+    rows: list[tuple[str, tuple[int, ...], str, tuple[str, ...], Codec, str]] = [
+        ("codes", row, dtype, dims, codes, "indices into the codebooks, first level first"),
+        ("valid", (width,), "uint8", ("sample", "byte"), Codec("zstd", 9), "bits of valid [time, y, x, feature], first bit highest"),
+        ("origin", (3,), "int32", ("sample", "axis"), Codec("zstd", 9, True, 4), "first voxel (time, y, x) in the cube"),
+    ]
+    return tuple(
+        ArraySpec(name, (samples, *shape), kind, axes, (size, *shape), None, codec, {"long_name": text})
+        for name, shape, kind, axes, codec, text in rows
+    )
 
 
 @dataclass(frozen=True)
@@ -214,7 +215,8 @@ def plan_codes(warehouse: Warehouse, settings: CompressSettings) -> tuple[BuildP
         "code_version": code_version(),
         "format": "codes",
         "source": {
-            "version": warehouse.version, "digest": warehouse.manifest.digest, "cube": cube.to_json(), "summary": warehouse.manifest.summary,
+            "version": warehouse.version, "digest": warehouse.manifest.digest, "cube": cube.to_json(),
+            "summary": warehouse.manifest.summary,
         },
         "checkpoint": digest,
         "settings": {"levels": levels, "shard_samples": settings.shard_samples},
@@ -252,17 +254,15 @@ def code_contents(plan: BuildPlan, results: Sequence[Any], store: Path) -> Conte
                 create_array(groups[split.name], spec)
     waiting = iter(results)
     parts, splits = [], {}
-    warehouse_labels = {name: label for label, name in enumerate(LABEL_NAMES)}
     for split in plan.splits:
         digests = [digest for _ in split.payloads for digest in next(waiting).samples]
         origins = _origins(store, split, len(digests))
         parts.append({"split": np.full(len(digests), split.name), "index": np.arange(len(digests)), "t": origins[:, 0], "y": origins[:, 1],
                       "x": origins[:, 2], "sha256": np.array(digests)})  # fmt: skip
-        splits[split.name] = {"samples": len(digests), "shard_samples": split.shard_samples, "chunks": len(split.payloads),
-                              "label": warehouse_labels[split.name]}  # fmt: skip
+        splits[split.name] = {"samples": len(digests), "shard_samples": split.shard_samples, "chunks": len(split.payloads)}
     columns = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     arrays = array_info(plan.splits[0].specs)
-    digested = [plan.recipe["checkpoint"], source["digest"], [[split.name, len(split.payloads)] for split in plan.splits],
+    digested = [plan.recipe["checkpoint"], source["digest"], [split.name for split in plan.splits],
                 [part["sha256"].tolist() for part in parts]]  # fmt: skip
     return Contents(columns, CODES_SAMPLES_SCHEMA, digested, splits, arrays, summary)
 

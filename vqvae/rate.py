@@ -50,7 +50,6 @@ class Distortion:
         self.continuous = [at for at, feature in enumerate(self.features) if feature.kind == "continuous"]
         self.ranges = feature_ranges(self.features)
         self.squared, self.absolute, self.count = (np.zeros(len(self.features)) for _ in range(3))
-        self.right = np.zeros(len(self.features))
         self.confusion = {
             at: np.zeros((len(each.codes),) * 2, np.int64) for at, each in enumerate(self.features) if each.kind == "categorical"
         }
@@ -75,7 +74,7 @@ class Distortion:
         return int(self.count[self.continuous].sum())
 
     def figures(self) -> dict[str, Any]:
-        """psnr in dB; rmse {feature: physical units}; accuracy, miou (means over categorical features) and canopy_mae where there are any."""
+        """psnr in dB; rmse {feature: physical units}; accuracy, miou (means over categorical features), canopy_mae."""
         count = np.maximum(self.count, 1)
         some = self.continuous
         out: dict[str, Any] = {"psnr": None, "rmse": {self.features[at].name: float(np.sqrt(self.squared[at] / count[at])) for at in some}}
@@ -115,8 +114,9 @@ def stored_rate(codes: Path, checkpoint: str) -> dict[str, Any]:
         by_array[name] = by_array.get(name, 0) + size
     total = sum(by_array.values())
     apart = {"decoder": codec.decoder_bytes, "codebook": codec.codebook_bytes,
-             "tables": sum((warehouse.folder / name).stat().st_size for name in (tables.MANIFEST, tables.FILES, tables.SAMPLES))}  # fmt: skip
+             "tables": sum((warehouse.folder / name).stat().st_size for name in (tables.MANIFEST, *warehouse.manifest.tables))}  # fmt: skip
     return {
-        "bits_per_value": 8 * total / max(1, values), "bytes": total, "values": values, "float32_bytes": 4 * values, "bytes_by_array": by_array,
+        "bits_per_value": 8 * total / max(1, values), "bytes": total, "values": values, "float32_bytes": 4 * values,
+        "bytes_by_array": by_array,
         "bytes_apart": apart, "bits_per_value_apart": {name: 8 * size / max(1, values) for name, size in apart.items()},
     }  # fmt: skip

@@ -137,7 +137,7 @@ def reconstruct(codes_path: Path | str, checkpoint: Path | str, *, levels: int |
     block = partial(_block, path=path, checkpoint=str(checkpoint), levels=levels)
     data = dask.array.map_blocks(block, chunks=(*sizes, (cube.shape[3],)), dtype=np.float32, meta=np.empty((0, 0, 0, 0), np.float32))
     a, _, c, _, e, f = cube.transform
-    _, height, width, count = cube.shape
+    _, height, width, _ = cube.shape
     coords = {
         "time": cube.dates.astype("datetime64[ns]"),
         "y": f + e * (np.arange(height) + 0.5),
@@ -220,8 +220,9 @@ def plan_reconstruction(codes_path: Path | str, checkpoint: Path | str, *, level
     nothing: tuple[dict[str, Any], ...] = ({},) * len(numbers)
     split = SplitPlan("cube", tuple(cube_arrays(layout, compressor)), numbers, ("",) * len(numbers), nothing, whole_chunks=True)
     summary = {key: value for key, value in codes.source["summary"].items() if key != "samples"}
+    summary |= {"codes": codes.warehouse.version}
     plan = BuildPlan(
-        version, key, recipe, {}, toolchain() | {"torch": torch.__version__}, (split,), (), 1, 1, (), summary | {"codes": codes.warehouse.version},
+        version, key, recipe, {}, toolchain() | {"torch": torch.__version__}, (split,), (), 1, 1, (), summary,
         {}, cube=CubePlan(cube, labels, ("",) * len(cube.times), keep_empty_dates=True),
     )  # fmt: skip
     return plan, ReconstructionLoader(path, str(checkpoint), codes.levels, device)

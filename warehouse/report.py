@@ -89,6 +89,12 @@ def manifest_tables(warehouse: Warehouse) -> Iterable[Any]:
             name, raw["dtype"], str(raw["row"]), ", ".join(raw["dims"]), f"{codec}, one sample an inner chunk" if raw["sharded"] else codec
         )
     yield arrays
+    if "all" not in manifest.summary:
+        counts = Table("split", "samples", title="splits")
+        for name, info in manifest.splits.items():
+            counts.add_row(name, str(info["samples"]))
+        yield counts
+        return
     splits = Table("scope", "pictures", "boxes", "a picture", "size p50 px", "empty", "clipped", "dropped", "duplicates", title="summary")
     for name, part in (
         ("all", manifest.summary["all"]),

@@ -1,0 +1,303 @@
+"""A cube as codes and back: the whole cube, its holes, its splits; rates and errors against plain arithmetic; the baselines."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import zarr
+from cube_fakes import SERIES, build_cube, write_series
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scripts import compress_zarr
+from utils.argyaml import SECTIONS, run
+from utils.checkpoint import prefixed, save_checkpoint
+from utils.loader import ChunkLoader
+from vqvae.baselines import Mosaic, baseline_points, components
+from vqvae.codec import restore_vqvae
+from vqvae.compress import CompressSettings, encode_blocks, plan_codes
+from vqvae.model import VQVAE, Shape
+from vqvae.rate import Distortion, entropy_bits, packed_bytes
+from vqvae.rate_report import seam_steps
+from vqvae.reconstruct import CodesOfCube, decode_blocks, reconstruct
+from warehouse import Warehouse
+from warehouse.cubes import Feature
+from warehouse.errors import BuildError, ConfigError, StateError, StoreError, TrainingError
+from warehouse.publish import bake, open_root
+from warehouse.schema import ArraySpec, Codec
+from warehouse.verify import verify
+
+GUARDED = {**SERIES, "guard": 1, "block": {"y": 24, "x": 24}}
+
+
+def checkpoint(folder: Path, features: Any, *, block: tuple[int, int, int] = (3, 8, 8), seed: int = 0) -> str:
+    """An untrained model with a fixed grid of codes: it uses many of them, and says something else for every seed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = VQVAE(features, Shape(block, (3, 4, 4), (3, 4, 4), width=8, depth=1, quantizer="fsq", codebook_size=512, levels=2))
+    save_checkpoint(folder, prefixed("average", model.state_dict()), {"model": model.describe()})
+    return str(folder)
+
+
+def compressed(cube: Warehouse, model: str, root: Path, **options: Any) -> Warehouse:
+    plan, load = plan_codes(cube, CompressSettings(checkpoint=model, output_root=str(root), **{"shard_samples": 16, **options}))
+    open_root(root)
+    bake(lambda _: plan, lambda _: load, root, workers=0, cluster=None, trace=True, on_plan=lambda _: None)
+    return Warehouse.open(root)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Warehouse, str, Warehouse]:
+    """(cube with blocks in no split, checkpoint, its codes)."""
+    folder = tmp_path_factory.mktemp("codes")
+    cube = build_cube(write_series(folder / "raw"), folder / "cube", GUARDED)
+    assert cube.cube is not None
+    model = checkpoint(folder / "model", cube.cube.features)
+    return cube, model, compressed(cube, model, folder / "codes")
+
+
+def whole(cube: Warehouse) -> np.ndarray:
+    return zarr.open_array(cube.folder / "warehouse.zarr", path="cube/data", mode="r")[:]
+
+
+def test_codes_open_in_the_loader_with_the_cube_s_splits(made: tuple[Warehouse, str, Warehouse]) -> None:
+    cube, model, codes = made
+    codec = restore_vqvae(model)
+    assert set(cube.splits) < set(codes.splits)
+    for name in cube.splits:
+        mine, other = codes.split(name), cube.split(name)
+        assert len(mine) == len(other)
+        assert mine.class_names == []
+        seen = {}
+        with ChunkLoader(mine, 2, engine="inline") as batches, ChunkLoader(other, 2, shuffle=False, engine="inline") as blocks:
+            for batch in batches:
+                assert batch["codes"].dtype == torch.uint16
+                seen |= {int(at): {key: value[i].clone() for key, value in batch.items()} for i, at in enumerate(batch["index"])}
+            for batch in blocks:
+                expected = codec.encode(batch["data"], batch["valid"])
+                for i, at in enumerate(batch["index"].tolist()):
+                    assert torch.equal(seen[at]["codes"].long(), expected[i])
+                    assert seen[at]["origin"].tolist() == other.origins(np.array([at]))[0].tolist()
+                    bits = np.unpackbits(seen[at]["valid"].numpy(), count=batch["valid"][i].numel())
+                    assert np.array_equal(bits, batch["valid"][i].numpy().reshape(-1))
+
+
+def test_any_stored_chunk_of_codes_is_one_zarr_chunk_that_zarr_python_reads(made: tuple[Warehouse, str, Warehouse]) -> None:
+    _, _, codes = made
+    split = codes.split("train")
+    array = zarr.open_array(codes.folder / "warehouse.zarr", path="train/codes", mode="r")
+    assert array.shards is None
+    assert array.chunks[0] == 16
+    assert np.array_equal(array[:16], split.reader(access="pread").small("codes", 0))
+
+
+def test_the_whole_cube_comes_back_lazily_and_as_a_version_with_its_holes(made: tuple[Warehouse, str, Warehouse], tmp_path: Path) -> None:
+    cube, model, codes = made
+    lazy = reconstruct(codes.folder, model)
+    assert lazy["data"].dims == ("time", "y", "x", "feature")
+    assert lazy["data"].data.chunksize[:3] == cube.cube.layout.shard
+    back, truth = lazy["data"].values, whole(cube)
+    assert np.array_equal(np.isnan(back), np.isnan(truth))
+    codec, split = restore_vqvae(model), cube.split("test")
+    reader, out = split.reader(), {name: np.empty((1, *spec.shape[1:]), spec.dtype) for name, spec in split.specs.items()}
+    reader.fill(list(out), np.array([3]), out)
+    t, y, x = split.origins(np.array([3]))[0]
+    expected = codec.decode(codec.encode(torch.from_numpy(out["data"]), torch.from_numpy(out["valid"])))[0].numpy()
+    found = back[t : t + 3, y : y + 8, x : x + 8]
+    np.testing.assert_allclose(found[out["valid"][0]], expected[out["valid"][0]], rtol=1e-4, atol=1e-4)
+    argv = ["--compress.warehouse", str(cube.folder), "--compress.checkpoint", model, "--compress.output_root", str(codes.folder.parent),
+            "--compress.shard_samples", "16", "--compress.reconstruct", str(tmp_path / "again")]  # fmt: skip
+    assert run(compress_zarr.main, None, argv=argv, compress=SECTIONS["compress"], build=SECTIONS["build"]) == 0
+    again = Warehouse.open(tmp_path / "again")
+    np.testing.assert_allclose(whole(again), back, rtol=1e-4, atol=1e-4)
+    assert verify(again)[1] == []
+    assert again.cube.layout == cube.cube.layout
+    assert np.array_equal(again.cube_table("split"), cube.cube_table("split"))
+    red, values = again.cube.features[0], whole(again)[..., 0]
+    assert values[~np.isnan(values)].min() - 1e-3 <= red.minimum <= red.maximum <= values[~np.isnan(values)].max() + 1e-3
+
+
+def test_codes_are_the_same_for_any_stored_chunk_size_and_a_flipped_byte_is_found(
+    made: tuple[Warehouse, str, Warehouse], tmp_path: Path
+) -> None:
+    cube, model, codes = made
+    other = compressed(cube, model, tmp_path / "other", shard_samples=7)
+    assert other.manifest.digest == codes.manifest.digest
+    assert verify(other)[1] == []
+    path = next((other.folder / "warehouse.zarr" / "train" / "codes" / "c").rglob("0"))
+    path = path if path.is_file() else next(part for part in path.rglob("*") if part.is_file())
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(raw)
+    assert verify(other)[1]
+
+
+def test_fewer_levels_are_a_prefix(made: tuple[Warehouse, str, Warehouse], tmp_path: Path) -> None:
+    cube, model, codes = made
+    one = compressed(cube, model, tmp_path / "one", levels=1)
+    assert np.array_equal(one.split("train").array("codes")[:], codes.split("train").array("codes")[:, :1])
+    both = CodesOfCube(codes.folder, model, levels=1).decoded(0)[1]
+    assert np.array_equal(both, CodesOfCube(one.folder, model).decoded(0)[1], equal_nan=True)
+
+
+def test_refusals_name_what_is_wrong(made: tuple[Warehouse, str, Warehouse], tmp_path: Path) -> None:
+    cube, model, codes = made
+    features = cube.cube.features
+    stranger = checkpoint(tmp_path / "stranger", features, seed=1)
+    with pytest.raises(StateError, match="another checkpoint"):
+        reconstruct(codes.folder, stranger)
+    with pytest.raises(StateError, match="other features"):
+        plan_codes(cube, CompressSettings(checkpoint=checkpoint(tmp_path / "fewer", features[:3])))
+    with pytest.raises(StateError, match="other blocks"):
+        plan_codes(cube, CompressSettings(checkpoint=checkpoint(tmp_path / "wide", features, block=(3, 16, 16))))
+    with pytest.raises(StateError, match="fewer levels"):
+        plan_codes(cube, CompressSettings(checkpoint=model, levels=3))
+    with pytest.raises(TrainingError, match="holds no cube"):
+        plan_codes(codes, CompressSettings(checkpoint=model))
+    with pytest.raises(ConfigError, match="no checkpoint"):
+        plan_codes(cube, CompressSettings(checkpoint=str(tmp_path / "nowhere")))
+    with pytest.raises(StoreError, match="holds no codes"):
+        reconstruct(cube.folder, model)
+    (tmp_path / "file").touch()
+    with pytest.raises(BuildError, match="is a file"):
+        compress_zarr.main(_settings(cube, model, output_root=str(tmp_path / "file")))
+
+
+def _settings(cube: Warehouse, model: str, **options: Any) -> Any:
+    import types
+
+    return types.SimpleNamespace(compress=CompressSettings(warehouse=str(cube.folder), checkpoint=model, **options), build=None)
+
+
+def test_a_model_of_windows_codes_whole_inner_chunks_tile_by_tile(made: tuple[Warehouse, str, Warehouse], tmp_path: Path) -> None:
+    cube, _, _ = made
+    codec = restore_vqvae(checkpoint(tmp_path / "window", cube.cube.features, block=(3, 4, 8)))
+    data = np.random.default_rng(0).uniform(1, 200, (2, 3, 8, 8, 6)).astype(np.float32)
+    valid = np.ones(data.shape, bool)
+    codes = encode_blocks(codec, data, valid)
+    assert codes.shape == (2, 2, 1, 2, 2)
+    lower = codec.encode(torch.from_numpy(data[:, :, 4:]), torch.from_numpy(valid[:, :, 4:]))
+    assert np.array_equal(codes[:, :, :, 1:], lower.numpy())
+    assert np.allclose(decode_blocks(codec, codes, (3, 8, 8))[:, :, 4:], codec.decode(lower).numpy(), atol=1e-4)
+
+
+def test_memory_does_not_grow_with_the_cube(tmp_path: Path) -> None:
+    peaks = []
+    for size in ((48, 48), (96, 192)):
+        cube = build_cube(write_series(tmp_path / f"raw{size[0]}", size=size), tmp_path / f"cube{size[0]}")
+        model = checkpoint(tmp_path / f"model{size[0]}", cube.cube.features)
+        _, load = plan_codes(cube, CompressSettings(checkpoint=model, shard_samples=16))
+        list(load((0, 0)).samples)
+        tracemalloc.start()
+        plan, load = plan_codes(cube, CompressSettings(checkpoint=model, shard_samples=16))
+        for payload in plan.splits[0].payloads:
+            for _ in load(payload).samples:
+                pass
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.5 * peaks[0], "eight times the voxels"
+
+
+@given(st.lists(st.integers(0, 15), min_size=1, max_size=200))
+def test_entropy_is_that_of_the_frequencies(codes: list[int]) -> None:
+    expected = -sum(np.log2(codes.count(code) / len(codes)) for code in codes)
+    assert entropy_bits(np.array(codes), 16) == pytest.approx(expected, abs=1e-6)
+
+
+def test_packed_bytes_are_those_on_disk(made: tuple[Warehouse, str, Warehouse]) -> None:
+    _, _, codes = made
+    split = codes.split("train")
+    files = codes.files("train/codes")[0]
+    raw = codes.manifest.arrays["codes"]
+    spec = ArraySpec("codes", (len(split), *raw["row"]), raw["dtype"], tuple(raw["dims"]), (16, *raw["row"]), None, Codec(**raw["codec"]))
+    assert packed_bytes(split.array("codes")[:], spec) == int(files.sum())
+
+
+def test_psnr_of_one_full_range_byte_feature_is_the_usual_one() -> None:
+    byte = Feature("byte", "continuous", minimum=0.0, maximum=255.0)
+    land = Feature("land", "categorical", codes=(4, 2))
+    rng = np.random.default_rng(0)
+    truth = np.stack([rng.integers(0, 256, 500), rng.choice([2, 4], 500)], axis=-1).astype(np.float32)
+    guess = truth + np.stack([rng.normal(0, 5, 500), np.zeros(500)], axis=-1).astype(np.float32)
+    guess[:100, 1] = 4
+    valid = rng.random(truth.shape) > 0.1
+    errors = Distortion((byte, land))
+    errors.add(truth[:200], guess[:200], valid[:200])
+    errors.add(truth[200:], guess[200:], valid[200:])
+    found, mask = errors.figures(), valid[:, 0]
+    mse = float(np.square((guess - truth)[mask, 0].astype(np.float64)).mean())
+    assert found["psnr"] == pytest.approx(10 * np.log10(255**2 / mse))
+    assert found["rmse"] == {"byte": pytest.approx(np.sqrt(mse))}
+    one, other = truth[valid[:, 1], 1], guess[valid[:, 1], 1]
+    unions = [np.mean((one == code) & (other == code)) / np.mean((one == code) | (other == code)) for code in (2, 4)]
+    assert found["miou"] == pytest.approx(np.mean(unions))
+    assert found["accuracy"] == pytest.approx(np.mean(one == other))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 9), st.integers(0, 99))
+def test_a_mosaic_gives_its_blocks_back(count: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    grid = np.stack(np.unravel_index(rng.permutation(2 * 4 * 4)[:count], (2, 4, 4)), axis=1)
+    mosaic = Mosaic(grid * np.array([5, 8, 8]), (5, 8, 8), (10, 16, 16))
+    blocks = rng.normal(size=(count, 5, 8, 8, 2)).astype(np.float32)
+    assert np.array_equal(mosaic.cut(mosaic.lay(blocks)), blocks)
+
+
+def test_baselines_spend_more_bits_for_less_error() -> None:
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[0:32, 0:32] / 32
+    field = np.sin(6 * y[None, None] + rng.uniform(0, 6, (8, 5, 1, 1))) * np.cos(5 * x) / 4
+    blocks = np.stack([field, 0.8 * field, -0.5 * field], axis=-1).astype(np.float32)
+    blocks += rng.normal(0, 0.01, blocks.shape).astype(np.float32)
+    basis = components(blocks.reshape(-1, 3))
+    assert np.allclose(basis.T @ basis, np.eye(3), atol=1e-5)
+    mosaic = Mosaic(np.stack([np.zeros(8, int), np.zeros(8, int), np.arange(8) * 32], axis=1), (5, 32, 32), (5, 32, 256))
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for coded in baseline_points(blocks, blocks, mosaic):
+        assert coded.guess.shape == blocks.shape
+        curves.setdefault(coded.codec, []).append((coded.bytes, float(np.square(coded.guess - blocks).mean())))
+    assert {name: len(curve) for name, curve in curves.items() if "+ zstd" not in name and len(curve) < 5} == {}
+    for name, curve in curves.items():
+        sizes, errors = zip(*sorted(curve), strict=True)
+        assert all(later <= earlier * 1.05 + 1e-9 for earlier, later in itertools.pairwise(errors)), (name, sizes, errors)
+    assert min(error for _, error in curves["PCA + JPEG 2000"]) < 10**-3.3
+    assert max(error for _, error in curves["int8 + zstd"]) < (1 / 127) ** 2
+
+
+def test_a_seam_is_a_step_of_the_error_at_borders_only() -> None:
+    feature = (Feature("red", "continuous", minimum=0.0, maximum=1.0),)
+    origins = np.array([[0, 0, 0], [0, 0, 8], [0, 8, 0], [0, 8, 8]])
+    mosaic = Mosaic(origins, (2, 8, 8), (2, 16, 16))
+    truth = np.zeros((4, 2, 8, 8, 1), np.float32)
+    valid = np.ones(truth.shape, bool)
+    ramp = (np.arange(8) / 100).astype(np.float32)[:, None]
+    steps = seam_steps(mosaic, truth, truth + ramp[None, None, None], valid, feature)
+    assert steps["x"]["border"] == pytest.approx(0.07, rel=1e-3)
+    assert steps["x"]["inside"] == pytest.approx(0.01, rel=1e-3)
+    assert "y" not in steps, "no error changes along y: nothing to compare"
+
+
+def test_the_command_reports_rates_beside_other_codecs(
+    made: tuple[Warehouse, str, Warehouse], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cube, model, _ = made
+    argv = ["--compress.warehouse", str(cube.folder), "--compress.checkpoint", model, "--compress.output_root", str(tmp_path / "codes"),
+            "--compress.report", str(tmp_path / "report")]  # fmt: skip
+    assert run(compress_zarr.main, compress_zarr.__doc__, argv=argv, compress=SECTIONS["compress"], build=SECTIONS["build"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert {"bits_per_value", "psnr", "points", "path"} <= set(result)
+    rows = Warehouse.open(result["path"]).table("files.parquet", ["size"])["size"].to_pylist()
+    assert result["bits_per_value"] == pytest.approx(8 * sum(rows) / np.isfinite(whole(cube)).sum())
+    ours = [point for point in result["points"] if point["codec"] == "VQ-VAE"]
+    assert [point["levels"] for point in ours] == [1, 2]
+    assert all({"bits_per_value", "psnr", "rmse", "miou", "canopy_mae"} <= set(point) for point in ours)
+    assert ours[0]["bytes"] < ours[1]["bytes"]
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {"report.json", "report.md", "report.png"}
