@@ -19,6 +19,7 @@ from ingest.boxes import to_canvas
 from ingest.headers import Header, ends_cleanly, open_with_pillow, read_header
 from ingest.letterbox import Geometry, letterbox_into, plan_letterbox
 from ingest.records.base import PictureRecord
+from ingest.records.masks import load_mask
 from ingest.sources import read_ends, read_inside
 from warehouse.errors import PictureError
 from warehouse.schema import BuildSettings
@@ -96,7 +97,8 @@ def load_sample(
     """One sample (the rows of `warehouse.schema.picture_arrays`) and the seconds of its stages `read`, `decode`, `letterbox`.
 
     image: `dtype` [3, H, W]; box: float32 [max_boxes, 4], xyxy normalised to the canvas; box_mask: bool [max_boxes];
-    box_flags: uint8 [max_boxes]; label: int16 [max_boxes], -1 padded; letterbox: float32 [6].
+    box_flags: uint8 [max_boxes]; label: int16 [max_boxes], -1 padded; letterbox: float32 [6];
+    of class folders target: int16 []; of pictures with masks mask: uint8 [H, W].
     Raises PictureError, and SourceError where the file is no longer the one that was planned.
     """
     start = time.perf_counter()
@@ -119,6 +121,10 @@ def load_sample(
         "label": np.full(slots, -1, np.int16),
         "letterbox": geometry.row(),
     }
+    if record.target is not None:
+        sample["target"] = np.array(record.target, np.int16)
+    if record.mask is not None:
+        sample["mask"] = load_mask(record, root, settings, geometry)
     if count:
         sample["box"][:count] = to_canvas(record.boxes_xyxy, geometry, settings.target_size)
         sample["box_mask"][:count] = True

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from ingest.raster_settings import RasterSettings
 from warehouse.builder import BuildPlan, LoadSample
-from warehouse.schema import BuildSettings
+from warehouse.schema import BOXLESS, BuildSettings
 
 __all__ = ["CubeJob", "Job", "PictureJob", "open_job"]
 
@@ -48,7 +48,7 @@ def open_job(build: BuildSettings, raster: RasterSettings) -> Job:
 class PictureJob:
     """Labelled pictures in splits."""
 
-    noun, trainer, threads = "pictures", "train_detector --detector.warehouse", True
+    noun, threads = "pictures", True
 
     def __init__(self, build: BuildSettings) -> None:
         from ingest.plan import recipe_of
@@ -56,6 +56,8 @@ class PictureJob:
 
         self.build, self.listing = build, list_sources(build)
         self.recipe = recipe_of(self.listing, build)
+        boxless = self.listing.format in BOXLESS
+        self.trainer = "extract_features --features.warehouse" if boxless else "train_detector --detector.warehouse"
         self.found = f"{len(self.listing.pictures)} pictures as {self.listing.format} in {self.listing.root}"
 
     def plan(self, unreadable: Mapping[str, Any]) -> BuildPlan:

@@ -9,13 +9,19 @@ annotation files (`<filename>`), which are often stale and would let a file name
 from __future__ import annotations
 
 import posixpath
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["ANNOTATION_FOLDERS", "Pairs", "in_annotation_folder", "pair_by_stem"]
+__all__ = ["ANNOTATION_FOLDERS", "Pairs", "in_annotation_folder", "is_mask", "mask_place", "pair_by_stem"]
 
 ANNOTATION_FOLDERS = frozenset({"annotation", "annotations", "label", "labels", "xml", "xmls", "ann", "anns"})
+MASK_FOLDERS = frozenset(
+    {"mask", "masks", "label", "labels", "gt", "groundtruth", "ground_truth", "annotation", "annotations", "segmentation"}
+)
+PICTURE_FOLDERS = frozenset({"image", "images", "img", "imgs", "picture", "pictures", "jpegimages"})
+MASK_SUFFIX = re.compile(r"[_-](?:mask|label|gt|seg)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +36,21 @@ class Pairs:
 def in_annotation_folder(path: str) -> bool:
     """Whether any folder of a relative path is one that holds annotations by its name."""
     return any(part.lower() in ANNOTATION_FOLDERS for part in path.split("/")[:-1])
+
+
+def is_mask(path: str) -> bool:
+    """Whether a relative path names a mask and not a picture: by a folder such as `masks`, or a stem that ends in `_mask`."""
+    folders = path.split("/")[:-1]
+    return any(part.lower() in MASK_FOLDERS for part in folders) or bool(
+        MASK_SUFFIX.search(posixpath.splitext(posixpath.basename(path))[0])
+    )
+
+
+def mask_place(path: str) -> tuple[str, str]:
+    """What a picture and its mask have in common: folders but for `images`, `masks` and the like, and the stem without `_mask`."""
+    *folders, name = path.split("/")
+    kept = [part for part in folders if part.lower() not in MASK_FOLDERS | PICTURE_FOLDERS]
+    return "/".join(kept), MASK_SUFFIX.sub("", posixpath.splitext(name)[0])
 
 
 def pair_by_stem(pictures: Sequence[str], annotations: Iterable[str]) -> Pairs:

@@ -28,7 +28,7 @@ __all__ = ["make_loader", "make_plan", "recipe_of"]
 
 def recipe_of(listing: SourceListing, settings: BuildSettings) -> dict[str, Any]:
     """Everything that decides a version's content. Its hash is the version's name, so it is known before a picture is decoded."""
-    return {
+    recipe = {
         "format_version": FORMAT_VERSION,
         "code_version": code_version(),
         "sources": listing.fingerprint,
@@ -36,6 +36,9 @@ def recipe_of(listing: SourceListing, settings: BuildSettings) -> dict[str, Any]
         "settings": settings.content(),
         "decoder": decoder_versions(),
     }
+    if listing.format == "masks":
+        recipe["mask_values"] = {str(value): index for value, index in sorted(settings.mask_values.items())}
+    return recipe
 
 
 def make_plan(listing: SourceListing, scan: Scan, settings: BuildSettings) -> BuildPlan:
@@ -54,7 +57,7 @@ def make_plan(listing: SourceListing, scan: Scan, settings: BuildSettings) -> Bu
         facts += known
         rows = tuple(_row(record, fact) for record, fact in zip(records, known, strict=True))
         digests = tuple(_digest(record, scan.class_names) for record in records)
-        splits.append(SplitPlan(name, tuple(picture_arrays(len(records), settings)), tuple(records), digests, rows))
+        splits.append(SplitPlan(name, tuple(picture_arrays(len(records), settings, listing.format)), tuple(records), digests, rows))
     by_split = summarise_by(facts, scan.class_names, "split")
     summary = {"all": summarise(facts, scan.class_names), "splits": by_split, "folders": summarise_by(facts, scan.class_names, "folder")}
     thresholds = {key: getattr(settings, key) for key in ("max_invalid", "max_missing", "max_empty_ratio")}
@@ -73,6 +76,8 @@ def _digest(record: PictureRecord, class_names: Sequence[str]) -> str:
     digest = hashlib.sha256(json.dumps(list(class_names)).encode())
     for array in (record.boxes_xyxy, record.labels, record.flags):
         digest.update(np.ascontiguousarray(array).tobytes())
+    if record.target is not None or record.mask is not None:
+        digest.update(f"{record.target}\0{record.mask}\0{record.mask_sha256}".encode())
     return digest.hexdigest()
 
 
@@ -90,4 +95,5 @@ def _facts(record: PictureRecord, settings: BuildSettings) -> PictureFacts:
     counts = dict(record.counts)
     clipped, duplicates = counts.pop("clipped", 0), counts.pop("duplicate", 0)
     folder = str(PurePosixPath(record.source).parent)
-    return PictureFacts(record.split, folder, record.labels, np.sqrt(sides.prod(axis=1)), clipped, duplicates, counts)
+    return PictureFacts(record.split, folder, record.labels, np.sqrt(sides.prod(axis=1)), clipped, duplicates, counts,
+                        record.target)  # fmt: skip

@@ -19,7 +19,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 
 from ingest.hashes import hash_files
-from ingest.pairing import in_annotation_folder, pair_by_stem
+from ingest.pairing import in_annotation_folder, is_mask, pair_by_stem
 from warehouse.errors import SourceError
 from warehouse.schema import BuildSettings
 
@@ -35,6 +35,7 @@ LOOKED_FOR = {
     "voc": "*.xml beside the pictures or in Annotations/",
     "coco": "_annotations.coco.json beside the pictures or annotations/instances_*.json",
     "yolo": "*.txt beside the pictures or in labels/",
+    "masks": "images in masks/ or label/, or named *_mask beside the pictures",
 }
 
 
@@ -89,7 +90,8 @@ def list_sources(settings: BuildSettings, *, progress: Callable[[int], None] | N
     """
     root = input_root(settings)
     found = dict(_walk(root, Path(settings.output_root)))
-    pictures = tuple(sorted(path for path in found if path.lower().endswith(PICTURE_EXTENSIONS)))
+    images = sorted(path for path in found if path.lower().endswith(PICTURE_EXTENSIONS))
+    pictures = tuple(path for path in images if settings.format != "masks" or not is_mask(path))
     if not pictures:
         raise SourceError(
             "no pictures found", where=root, expected=f"files ending in {' '.join(PICTURE_EXTENSIONS)}", found=f"{len(found)} other files",
@@ -223,7 +225,9 @@ def _recognise(
     """(format, its annotation files)."""
     found = {"voc": _stem_files(pictures, others, ".xml"), "coco": _coco_files(root, others, wanted == "coco"),
              "yolo": _stem_files(pictures, others, ".txt")}  # fmt: skip
-    if wanted == "folder":
+    if wanted == "masks":
+        found[wanted] = tuple(path for path in others if path.lower().endswith(PICTURE_EXTENSIONS))
+    if wanted in {"folder", "classes"}:
         return wanted, ()
     if wanted != "auto":
         if not found[wanted]:

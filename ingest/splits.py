@@ -49,12 +49,23 @@ def given_split(source: str) -> str | None:
     return None
 
 
-def assign_splits(sources: Sequence[str], sha256s: Sequence[str], settings: BuildSettings) -> Assignment:
-    """Given split folders where there is more than one, else `settings.splits` by seeded group."""
+def assign_splits(
+    sources: Sequence[str], sha256s: Sequence[str], settings: BuildSettings, strata: Sequence[int | None] | None = None
+) -> Assignment:
+    """Given split folders where there is more than one, else `settings.splits` by seeded group.
+
+    strata: each source's class; the shares then hold within each class. A group of several classes goes by the first.
+    """
     groups = group_keys(sources, sha256s, settings.group_pattern)
     given = [given_split(source) for source in sources]
     if len(set(given) - {None}) < 2:
-        chosen = split_by_group(groups, settings.splits, settings.seed)
+        members: dict[int | None, list[str]] = defaultdict(list)
+        first: dict[str, int | None] = {}
+        for group, stratum in zip(groups, strata or [None] * len(groups), strict=True):
+            members[first.setdefault(group, stratum)].append(group)
+        chosen: dict[str, str] = {}
+        for part in members.values():
+            chosen |= split_by_group(part, settings.splits, settings.seed)
         return Assignment(tuple(chosen[group] for group in groups), groups, False)
     warnings = []
     stray = sum(split is None for split in given)

@@ -20,19 +20,22 @@ from ingest.headers import Header
 from ingest.images import probe
 from ingest.letterbox import plan_letterbox
 from ingest.records.base import Parsed, PictureRecord, RawPicture, Rejection
+from ingest.records.classes import parse_classes
 from ingest.records.coco import parse_coco
 from ingest.records.folder import parse_folder
+from ingest.records.masks import parse_masks
 from ingest.records.voc import parse_voc
 from ingest.records.yolo import parse_yolo
 from ingest.sources import SourceListing
 from ingest.splits import assign_splits
 from warehouse.errors import AnnotationError, PictureError, ThresholdError
-from warehouse.schema import BuildSettings
+from warehouse.schema import BOXLESS, BuildSettings
 
 __all__ = ["Scan", "check_thresholds", "scan"]
 
 log = logging.getLogger(__name__)
-PARSERS: dict[str, Callable[[SourceListing], Parsed]] = {"voc": parse_voc, "coco": parse_coco, "yolo": parse_yolo, "folder": parse_folder}
+PARSERS: dict[str, Callable[[SourceListing], Parsed]] = {"voc": parse_voc, "coco": parse_coco, "yolo": parse_yolo, "folder": parse_folder,
+                                                          "classes": parse_classes, "masks": parse_masks}  # fmt: skip
 EXTENSIONS = {
     "JPEG": ("jpg", "jpeg", "jpe", "jfif"),
     "PNG": ("png",),
@@ -114,7 +117,7 @@ def scan(listing: SourceListing, settings: BuildSettings, *, unreadable: Mapping
     rejected = [*parsed.rejected, *(item.refused for item in judged if item.refused is not None)]
     final = {item.raw.source: item for item in kept}
     rejected += [box for item in judged for box in final.get(item.raw.source, item).boxes]
-    records, warnings = _records(kept, listing, settings)
+    records, warnings = _records(kept, listing, settings, names)
     warnings += _oddities(kept, rejected)
     result = Scan(
         listing.format, records, sorted(rejected, key=lambda item: (item.path, item.kind, item.reason, item.detail)), names,
@@ -128,7 +131,7 @@ def check_thresholds(result: Scan, settings: BuildSettings) -> None:
     counts = result.counts
     _check_count("invalid", counts["invalid"], settings.max_invalid, "pictures that cannot be used",
                  [item for item in result.rejected if item.kind == "picture" and item.reason not in (MISSING, SKIPPED)])  # fmt: skip
-    if result.format != "folder":
+    if result.format not in BOXLESS:
         absent = [item for item in result.rejected if item.reason in (MISSING, "missing_picture")]
         what = f"{counts['missing_annotations']} without annotation, {counts['missing_pictures']} annotations without picture"
         hint = ", or --build.missing_is_empty true to take such pictures as background" if counts["missing_annotations"] else ""
@@ -137,7 +140,7 @@ def check_thresholds(result: Scan, settings: BuildSettings) -> None:
         raise ThresholdError("no picture is left", expected="at least one", found=f"{result.found} found, all rejected",
                              remedy=f"the first: {_offenders(result.rejected)}")  # fmt: skip
     empty = [record.source for record in result.records if not len(record.labels)]
-    if result.format == "folder" or not empty:
+    if result.format in BOXLESS or not empty:
         return
     ratio = len(empty) / result.kept
     text = f"{len(empty)} of {result.kept} kept pictures have no boxes ({', '.join(empty[:3])}{', ...' if len(empty) > 3 else ''})"
@@ -170,7 +173,9 @@ def _judge(raw: RawPicture, listing: SourceListing, settings: BuildSettings, ids
         header = probe(listing.root, raw.source, max_pixels=settings.max_pixels)
     except PictureError as error:
         return _Judged(raw, refused=Rejection(raw.source, "picture", error.reason, str(error.found or "")))
-    if raw.annotation is None and listing.format != "folder" and not settings.missing_is_empty:
+    if raw.class_name is not None and raw.class_name not in ids:
+        return _Judged(raw, header, refused=Rejection(raw.source, "picture", "unknown_class", raw.class_name))
+    if raw.annotation is None and listing.format not in BOXLESS and not settings.missing_is_empty:
         return _Judged(raw, header, refused=Rejection(raw.source, "picture", MISSING, "no annotation of this picture"))
     boxes = np.array([box.box_xyxy for box in raw.boxes], np.float64).reshape(-1, 4)
     size = (header.width, header.height)
@@ -259,21 +264,25 @@ def _drop_unused(
     return tuple(names[at] for at in stays), kept
 
 
-def _records(kept: list[_Judged], listing: SourceListing, settings: BuildSettings) -> tuple[list[PictureRecord], list[str]]:
+def _records(
+    kept: list[_Judged], listing: SourceListing, settings: BuildSettings, names: Sequence[str]
+) -> tuple[list[PictureRecord], list[str]]:
     kept = sorted(kept, key=lambda item: item.raw.source)
     sources = [item.raw.source for item in kept]
     digests = [listing.sha256_of(source) for source in sources]
-    places = assign_splits(sources, digests, settings)
+    targets = [None if item.raw.class_name is None else names.index(item.raw.class_name) for item in kept]
+    places = assign_splits(sources, digests, settings, targets)
     records = []
-    for item, digest, split, group in zip(kept, digests, places.splits, places.groups, strict=True):
-        header, clean = item.header, item.clean
+    for item, target, digest, split, group in zip(kept, targets, digests, places.splits, places.groups, strict=True):
+        header, clean, mask = item.header, item.clean, item.raw.mask
         assert header is not None
         assert clean is not None
         counts = dict(Counter(reason for _, reason in clean.dropped))
         if clean.clipped:
             counts["clipped"] = clean.clipped
         records.append(PictureRecord(item.raw.source, split, group, digest, header.width, header.height, header.orientation,
-                                     clean.boxes_xyxy, clean.labels, clean.flags, counts))  # fmt: skip
+                                     clean.boxes_xyxy, clean.labels, clean.flags, counts, target, mask,
+                                     None if mask is None else listing.sha256_of(mask)))  # fmt: skip
     return records, list(places.warnings)
 
 
@@ -281,7 +290,7 @@ def _count(result: Scan, kept: Sequence[_Judged], settings: BuildSettings) -> di
     pictures = Counter(item.reason for item in result.rejected if item.kind == "picture")
     missing = pictures.pop(MISSING, 0)
     skipped = pictures.pop(SKIPPED, 0)
-    background = sum(item.raw.annotation is None for item in kept) if settings.missing_is_empty and result.format != "folder" else 0
+    background = sum(item.raw.annotation is None for item in kept) if settings.missing_is_empty and result.format not in BOXLESS else 0
     boxes = Counter(item.reason for item in result.rejected if item.kind == "box")
     return {
         "kept": result.kept, "invalid": sum(pictures.values()), "missing_annotations": missing,

@@ -31,7 +31,20 @@ from warehouse.errors import BuildError, PictureError, SpaceError, WarehouseErro
 from warehouse.schema import ArraySpec
 from warehouse.shards import ShardWriter, chunk_key, encode, padded
 
-__all__ = ["Block", "BuildPlan", "ChunkTask", "Estimate", "LoadSample", "SplitPlan", "bake_chunks", "estimate"]
+__all__ = [
+    "DONE",
+    "Block",
+    "BuildPlan",
+    "ChunkTask",
+    "Estimate",
+    "LoadSample",
+    "SplitPlan",
+    "bake_chunk",
+    "bake_chunks",
+    "estimate",
+    "plan_tasks",
+    "read_marker",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +185,7 @@ def bake_chunks(
     results: dict[tuple[str, int], ChunkResult] = {}
     open_tasks: list[ChunkTask] = []
     for task in plan_tasks(plan):
-        done = _read_marker(task, staging)
+        done = read_marker(task, staging)
         if done is None:
             open_tasks.append(task)
         else:
@@ -188,7 +201,7 @@ def bake_chunks(
     return [results[task.split, task.chunk] for task in plan_tasks(plan) if (task.split, task.chunk) in results], failures
 
 
-def _read_marker(task: ChunkTask, staging: Path) -> ChunkResult | None:
+def read_marker(task: ChunkTask, staging: Path) -> ChunkResult | None:
     """The result of an earlier run when its marker is of this very task and its files still have their sizes."""
     try:
         data = json.loads((staging / task.marker).read_bytes())

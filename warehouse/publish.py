@@ -23,7 +23,7 @@ from warehouse.cube_contents import cube_contents
 from warehouse.errors import BuildError, PictureError, SpaceError
 from warehouse.manifest import Manifest, read_manifest
 
-__all__ = ["bake", "open_root", "published", "set_current"]
+__all__ = ["bake", "open_root", "published", "set_current", "staging_folder"]
 
 LockFile = ".lock-{}"
 Staging = ".staging-{}"
@@ -162,6 +162,11 @@ def _publish(plan: BuildPlan, results: list[ChunkResult], staging: Path, root: P
         durable.replace(staging, target)
         set_current(root, plan.version)
     return manifest
+
+
+def staging_folder(root: Path, version: str) -> Path:
+    """Where a version is made before it is published."""
+    return root / Staging.format(version)
 
 
 def set_current(root: Path, version: str) -> None:

@@ -15,12 +15,14 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 __all__ = [
+    "BOXLESS",
     "CLIPPED",
     "CROWD",
     "DIFFICULT",
     "FORMAT_VERSION",
     "GEOMETRY",
     "IGNORED",
+    "MASK_PADDING",
     "SPLIT_NAMES",
     "TRUNCATED",
     "ArraySpec",
@@ -37,6 +39,10 @@ IGNORED = CROWD | DIFFICULT
 """Boxes with any of these flags are left out of loss and AP."""
 GEOMETRY = ("scale_x", "scale_y", "pad_x", "pad_y", "raw_width", "raw_height")
 """The columns of `letterbox`: canvas = source * scale + pad, in pixels; raw size after EXIF orientation."""
+MASK_PADDING = 255
+"""In `mask`, where the canvas shows no picture."""
+BOXLESS = frozenset({"folder", "classes", "masks"})
+"""Formats without boxes: nothing can be missing or empty."""
 CHUNK_BYTES = 128 << 20
 MIN_SHARD_SAMPLES = 64
 SPLIT_NAMES = ("train", "val", "test")
@@ -52,7 +58,7 @@ class BuildSettings(Section):
     """What `build_zarr` bakes, from where, into what."""
 
     input_root: str | None = None
-    format: Literal["auto", "voc", "coco", "yolo", "folder", "raster"] = "auto"
+    format: Literal["auto", "voc", "coco", "yolo", "folder", "classes", "masks", "raster"] = "auto"
     output_root: str = "artifacts/tensor_warehouse"
     target_size: tuple[int, int] = (384, 384)
     resize_mode: Literal["letterbox", "stretch"] = "letterbox"
@@ -69,6 +75,7 @@ class BuildSettings(Section):
     seed: int = Field(0, ge=0)
     group_pattern: str | None = r"^(.+)\.rf\.[0-9a-f]+\.[A-Za-z]+$"
     max_pixels: int = Field(178_956_970, ge=1)
+    mask_values: dict[int, int] = {0: 0, 255: 1}
     if_exists: Literal["skip", "clear"] = "skip"
     max_invalid: int = Field(0, ge=0)
     max_missing: int = Field(0, ge=0)
@@ -94,6 +101,13 @@ class BuildSettings(Section):
             raise ValueError(f"unknown split {unknown[0]!r}; known ones are {', '.join(SPLIT_NAMES)}")
         if any(share < 0 for share in value.values()) or not math.isclose(sum(value.values()), 1.0, abs_tol=1e-6):
             raise ValueError(f"shares must be non-negative and add up to 1, not {value}")
+        return value
+
+    @field_validator("mask_values")
+    @classmethod
+    def _mask_values_fit(cls, value: dict[int, int]) -> dict[int, int]:
+        if not value or not all(0 <= found <= 255 and 0 <= index < MASK_PADDING for found, index in value.items()):
+            raise ValueError(f"maps values 0..255 of the mask files to classes 0..{MASK_PADDING - 1}, not {value}")
         return value
 
     @field_validator("classes")
@@ -191,8 +205,11 @@ def image_codec(compressor: str, dtype: str, row_bytes: int) -> Codec:
     return Codec(cname, 5 if cname == "lz4hc" else 9, itemsize > 1, itemsize, row_bytes)
 
 
-def picture_arrays(samples: int, settings: BuildSettings) -> list[ArraySpec]:
-    """The arrays of one split of pictures, all with the same stored-chunk length. Sharded by sample: `image` only."""
+def picture_arrays(samples: int, settings: BuildSettings, source_format: str | None = None) -> list[ArraySpec]:
+    """The arrays of one split of pictures, all with the same stored-chunk length. Sharded by sample: `image` and `mask`.
+
+    source_format: `classes` adds `target`, `masks` adds `mask`.
+    """
     height, width = settings.target_size
     slots = settings.max_boxes
     image_bytes = 3 * height * width * np.dtype(settings.dtype).itemsize
@@ -219,6 +236,13 @@ def picture_arrays(samples: int, settings: BuildSettings) -> list[ArraySpec]:
         ("label", (slots,), "int16", ("sample", "slot"), "index into class_names, -1 in padded slots"),
         ("letterbox", (len(GEOMETRY),), "float32", ("sample", "geometry"), ", ".join(GEOMETRY)),
     ]
+    if source_format == "classes":
+        small.append(("target", (), "int16", ("sample",), "class of the picture, index into class_names"))
+    if source_format == "masks":
+        codec = image_codec(settings.compressor, "uint8", height * width)
+        attrs = {"long_name": f"class of each pixel; {MASK_PADDING} where the canvas shows no picture"}
+        shape = (height, width)
+        specs.append(ArraySpec("mask", (samples, *shape), "uint8", ("sample", "y", "x"), (size, *shape), (1, *shape), codec, attrs))
     for name, row, dtype, dims, text in small:
         itemsize = np.dtype(dtype).itemsize
         codec = Codec(None if settings.compressor == "none" else "lz4", 9, itemsize > 1, itemsize)

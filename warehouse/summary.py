@@ -55,7 +55,8 @@ class ExportSettings(Section):
 
 @dataclass(frozen=True, slots=True)
 class PictureFacts:
-    """What a summary needs to know of one kept picture. box_sizes_px: sqrt of each box's area on the canvas, in pixels."""
+    """What a summary needs to know of one kept picture. box_sizes_px: sqrt of each box's area on the canvas, in pixels; target: its
+    class, of sources that give one a picture."""
 
     split: str
     folder: str
@@ -64,6 +65,7 @@ class PictureFacts:
     clipped: int = 0
     duplicates: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
+    target: int | None = None
 
 
 def summarise(pictures: Sequence[PictureFacts], class_names: Sequence[str]) -> dict[str, Any]:
@@ -74,7 +76,8 @@ def summarise(pictures: Sequence[PictureFacts], class_names: Sequence[str]) -> d
     dropped: Counter[str] = Counter()
     for picture in pictures:
         dropped.update(picture.dropped)
-    per_class = np.bincount(labels.astype(np.int64), minlength=len(class_names))
+    targets = np.array([picture.target for picture in pictures if picture.target is not None], np.int64)
+    per_class = np.bincount(np.concatenate([labels.astype(np.int64), targets]), minlength=len(class_names))
     percentiles = np.percentile(sizes, PERCENTILES).round(2).tolist() if sizes.size else []
     return {
         "pictures": len(pictures),

@@ -30,7 +30,8 @@ class RawPicture:
     source: posix path relative to the input root; split: a given split folder's name (train, val, test) or None;
     declared_size: (width, height) in the annotation file, None where absent; annotation: its relative path, None when the
     picture has none (`boxes` is then empty and the picture counts as missing, unless the format has no boxes);
-    normalised: coordinates are fractions of the oriented picture instead of pixels (YOLO).
+    normalised: coordinates are fractions of the oriented picture instead of pixels (YOLO). class_name: of the whole picture, of class
+    folders; mask: relative path of its mask.
     """
 
     source: str
@@ -39,6 +40,8 @@ class RawPicture:
     declared_size: tuple[int, int] | None = None
     annotation: str | None = None
     normalised: bool = False
+    class_name: str | None = None
+    mask: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,8 @@ class PictureRecord:
 
     raw_width, raw_height: size after EXIF orientation (1..8). boxes_xyxy: float64 [n, 4], source pixels of the oriented
     picture, finite, ordered, inside. labels: int16 [n]. flags: uint8 [n] (warehouse.schema bits). group: pictures of one
-    group are in one split. counts: what cleaning did to this picture (clipped, duplicate, dropped reasons).
+    group are in one split. counts: what cleaning did to this picture (clipped, duplicate, dropped reasons). target: the picture's
+    class, an index into class_names, None where the format has none; mask: relative path of its mask, with the file's sha256.
     """
 
     source: str
@@ -86,3 +90,6 @@ class PictureRecord:
     labels: NDArray[np.int16]
     flags: NDArray[np.uint8]
     counts: dict[str, int] = field(default_factory=dict)
+    target: int | None = None
+    mask: str | None = None
+    mask_sha256: str | None = None

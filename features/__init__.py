@@ -1,0 +1,3 @@
+"""Pictures to features once, in micro-jobs; heads on cached features in seconds."""
+
+__all__: list[str] = []

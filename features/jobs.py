@@ -1,0 +1,300 @@
+"""A warehouse of pictures as a published version of features, made in micro-jobs.
+
+    <split>/feature      f2 [sample, feature]          a stored chunk is a job
+            feature_map  f2 [sample, feature, y, x]    where asked for; sharded, one sample an inner chunk
+            target       i2 [sample]                   class of the picture, -1 where it has none
+
+A job bakes one stored chunk with the builder's own task and marker, so a job that was killed is done again and no other; whoever finishes
+the last one checks every chunk against its marker and publishes. Samples keep their order and names. Batches never cross a job: what a
+job computes does not depend on who ran it. Memory: the encoder, `batch_size` pictures on their way, a job's features.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+
+from features.encoders import Encoder
+from features.queue import JobQueue
+from utils.log import get_log
+from warehouse import durable
+from warehouse import manifest as tables
+from warehouse.builder import Block, BuildPlan, ChunkTask, SplitPlan, bake_chunk, plan_tasks, read_marker
+from warehouse.contents import Contents, array_info
+from warehouse.errors import TrainingError, WarehouseError
+from warehouse.manifest import Manifest, code_version, toolchain, version_name
+from warehouse.metadata import consolidated, create_array
+from warehouse.publish import bake, published, staging_folder
+from warehouse.schema import FORMAT_VERSION, IGNORED, ArraySpec, Codec, Section
+from warehouse.store import ChunkReader, Warehouse
+from warehouse.summary import SAMPLES_SCHEMA
+
+__all__ = ["FeatureLoader", "FeatureSettings", "open_queue", "plan_features", "publish_features", "run_jobs"]
+
+log = get_log(__name__)
+MOST = float(np.finfo(np.float16).max)
+
+
+class FeatureSettings(Section):
+    """What `extract_features` encodes, with what, in how many jobs."""
+
+    warehouse: str | None = Field(
+        None, description="a warehouse of pictures or one of its versions; null: the newest under build.output_root"
+    )
+    encoder: str = Field("efficientnet_b0", description="a hub name, a folder, random:efficientnet_b0, or a checkpoint of ours")
+    size: int | None = Field(None, ge=16, le=4096, description="side pictures are resized to; null: what suits the encoder")
+    seed: int = Field(0, ge=0, lt=2**63, description="of random weights")
+    offline: bool = Field(False, description="never ask the hub")
+    feature_map: bool = Field(False, description="keep the spatial map too")
+    picture_label: Literal["largest", "commonest"] = Field("largest", description="which box names its picture, where classes are of boxes")
+    job_size: int = Field(64, ge=1, le=65_536, description="samples of a job, which is one stored chunk")
+    jobs: int | None = Field(None, ge=1, description="do at most so many jobs now; null: all")
+    batch_size: int = Field(8, ge=1, le=4096)
+    output_root: str = Field("artifacts/features", description="where versions of features are published")
+    work: str = Field("artifacts/feature_jobs", description="queues and exports, a folder a version")
+    export_npz: bool = Field(False, description="also a float16 .npz a picture")
+
+
+def plan_features(warehouse: Warehouse, encoder: Encoder, settings: FeatureSettings) -> tuple[BuildPlan, FeatureLoader]:
+    """The build of a version's features, and its `load`. Raises TrainingError for a warehouse without pictures."""
+    if not {"image"} <= set(warehouse.manifest.arrays):
+        raise TrainingError("this warehouse holds no pictures", where=warehouse.location,
+                            remedy="build one with python -m scripts.build_zarr")  # fmt: skip
+    fingerprint = encoder.fingerprint()
+    labels = "target" if "target" in warehouse.manifest.arrays else settings.picture_label
+    recipe = {
+        "format_version": FORMAT_VERSION,
+        "code_version": code_version(),
+        "format": "features",
+        "source": {"version": warehouse.version, "digest": warehouse.manifest.digest},
+        "encoder": fingerprint,
+        "settings": {
+            "job_size": settings.job_size, "batch_size": settings.batch_size, "feature_map": settings.feature_map, "labels": labels,
+            "seed": settings.seed if encoder.random else None,
+        },
+    }  # fmt: skip
+    version, key = version_name(recipe)
+    grid = _grid(warehouse, encoder) if settings.feature_map else None
+    splits, total = [], 0
+    for name in warehouse.splits:
+        samples = len(warehouse.split(name))
+        total += samples
+        chunks = -(-samples // settings.job_size)
+        specs = _arrays(samples, settings.job_size, encoder.width, grid)
+        splits.append(SplitPlan(name, specs, tuple((name, at) for at in range(chunks)), ("",) * chunks, ({},) * chunks, whole_chunks=True))
+    manifest = warehouse.manifest
+    summary = manifest.summary | {"encoder": fingerprint, "source": warehouse.version}
+    rows = warehouse.table(tables.SAMPLES).to_pylist()
+
+    def contents(plan: BuildPlan, results: Sequence[Any], store: Path) -> Contents:
+        return _contents(plan, results, store, rows)
+
+    plan = BuildPlan(
+        version, key, recipe, {}, toolchain() | {"torch": torch.__version__}, tuple(splits), tuple(manifest.class_names), total, total, (),
+        summary, {}, tuple(manifest.warnings) + (("random features: the encoder was never trained",) if encoder.random else ()),
+        contents=contents,
+    )  # fmt: skip
+    return plan, FeatureLoader(warehouse, encoder, settings)
+
+
+@dataclass
+class FeatureLoader:
+    """`load` of the builder: (split, job) -> that job's samples, encoded. Raises TrainingError for features that are of no use."""
+
+    warehouse: Warehouse
+    encoder: Encoder
+    settings: FeatureSettings
+
+    @cached_property
+    def _readers(self) -> dict[str, ChunkReader]:
+        return {name: self.warehouse.split(name).reader(verify="always", keep=8) for name in self.warehouse.splits}
+
+    def __call__(self, payload: tuple[str, int]) -> Block:
+        name, chunk = payload
+        reader, size = self._readers[name], self.settings.job_size
+        indices = np.arange(chunk * size, min((chunk + 1) * size, len(reader.split)))
+        pooled, spatial, decode, forward, alike = [], [], 0.0, 0.0, True
+        first: NDArray[Any] | None = None
+        for start in range(0, len(indices), self.settings.batch_size):
+            at = time.perf_counter()
+            pictures = _read(reader, ["image"], indices[start : start + self.settings.batch_size])["image"]
+            first = pictures[0] if first is None else first
+            alike = alike and bool((pictures == first).all())
+            read = time.perf_counter()
+            with torch.inference_mode():
+                said = self.encoder(torch.from_numpy(pictures))
+            pooled.append(said.pooled.numpy())
+            if self.settings.feature_map:
+                spatial.append(said.spatial.numpy())
+            decode, forward = decode + read - at, forward + time.perf_counter() - read
+        features = np.concatenate(pooled)
+        self._check(features, alike, f"{name}, job {chunk}")
+        rows = {"feature": features.astype(np.float16), "target": self._targets(reader, indices)}
+        if spatial:
+            rows["feature_map"] = np.ascontiguousarray(np.concatenate(spatial)).astype(np.float16)
+            self._check(np.concatenate(spatial).reshape(len(indices), -1), alike, f"{name}, job {chunk}, feature_map")
+        samples = ({key: value[row] for key, value in rows.items()} for row in range(len(indices)))
+        return Block(range(len(indices)), samples, {"decode": decode, "encode": forward}, {})
+
+    def _check(self, features: NDArray[np.float32], alike: bool, where: str) -> None:
+        if not np.isfinite(features).all() or np.abs(features).max() > MOST:
+            raise TrainingError("features do not fit float16", where=where, expected=f"finite, up to {MOST:.0f}",
+                                found=f"{np.abs(features).max()}", remedy="choose another --features.encoder")  # fmt: skip
+        if not alike and float(features.astype(np.float16).std(axis=0, dtype=np.float64).max()) == 0:
+            raise TrainingError("features without variance: every picture got the same vector", where=where, found=self.encoder.name,
+                                remedy="choose another --features.encoder")  # fmt: skip
+
+    def _targets(self, reader: ChunkReader, indices: NDArray[np.int64]) -> NDArray[np.int16]:
+        if "target" in reader.split.specs:
+            return _read(reader, ["target"], indices)["target"]
+        found = _read(reader, ["box", "box_mask", "box_flags", "label"], indices)
+        return picture_labels(found["box"], found["label"], found["box_mask"] & ((found["box_flags"] & IGNORED) == 0),
+                              self.settings.picture_label)  # fmt: skip
+
+
+def picture_labels(box_xyxy: NDArray[np.float32], label: NDArray[np.int16], counted: NDArray[np.bool_], how: str) -> NDArray[np.int16]:
+    """Class of each picture, int16 [n], -1 without boxes: of its largest box, or the commonest among its boxes (ties: the smaller id).
+
+    box_xyxy: [n, slot, 4]; label: [n, slot]; counted: bool [n, slot].
+    """
+    out = np.full(len(label), -1, np.int16)
+    area = np.where(counted, (box_xyxy[..., 2] - box_xyxy[..., 0]) * (box_xyxy[..., 3] - box_xyxy[..., 1]), -1)
+    for at in np.flatnonzero(counted.any(axis=1)):
+        out[at] = label[at, area[at].argmax()] if how == "largest" else np.bincount(label[at][counted[at]]).argmax()
+    return out
+
+
+def open_queue(plan: BuildPlan, settings: FeatureSettings) -> JobQueue:
+    """The queue of a plan, made where there is none."""
+    jobs = [(split.name, at, min(split.shard_samples, split.specs[0].shape[0] - at * split.shard_samples))
+            for split in plan.splits for at in range(len(split.payloads))]  # fmt: skip
+    return JobQueue(Path(settings.work) / plan.version / "jobs.db", jobs)
+
+
+def run_jobs(plan: BuildPlan, load: Callable[[Any], Block], queue: JobQueue, root: Path, *, limit: int | None = None,
+             progress: Callable[..., None] | None = None) -> int:  # fmt: skip
+    """Claim and do jobs until none is free or `limit` are done; how many were done. What a job raises is written down, then raised."""
+    tasks, staging = list(plan_tasks(plan)), staging_folder(root, plan.version)
+    count = 0
+    while limit is None or count < limit:
+        job = queue.claim()
+        if job is None:
+            break
+        try:
+            seconds, digest = _do(tasks[job.id], load, staging)
+        except KeyboardInterrupt:
+            queue.release(job)
+            raise
+        except WarehouseError as error:
+            queue.fail(job, str(error))
+            raise
+        queue.finish(job, seconds, digest)
+        count += 1
+        if progress is not None:
+            progress(1, left=queue.left())
+    return count
+
+
+def _do(task: ChunkTask, load: Callable[[Any], Block], staging: Path) -> tuple[float, str]:
+    start = time.monotonic()
+    result = read_marker(task, staging)  # a process killed after its marker did all of it
+    if result is None:
+        result = bake_chunk(task, load=load, staging=staging)
+    return round(time.monotonic() - start, 6), chunk_digest(result.files)
+
+
+def chunk_digest(files: Sequence[dict[str, Any]]) -> str:
+    """sha256 of a job's files: paths and their sha256."""
+    return hashlib.sha256(tables.canonical([[row["path"], row["sha256"]] for row in files])).hexdigest()
+
+
+def publish_features(plan: BuildPlan, load: Callable[[Any], Block], queue: JobQueue, root: Path) -> Manifest | None:
+    """Check every chunk of a finished queue and publish; None when a chunk was damaged: its job is open again.
+
+    Of several processes that come at once one publishes and the others wait for it.
+    """
+    with durable.lock(queue.path.with_name("publish.lock"), wait_s=600):
+        manifest = published(root, plan.version)
+        if manifest is not None:
+            return manifest
+        staging = staging_folder(root, plan.version)
+        bad = [row["id"] for row, task in zip(queue.rows(), plan_tasks(plan), strict=True) if not _whole(task, row["digest"], staging)]
+        for job in bad:
+            queue.reopen(job, "its stored chunk was changed or lost")
+        if bad:
+            log.warning("%d finished jobs were damaged and are open again", len(bad))
+            return None
+        return bake(lambda _: plan, lambda _: load, root, workers=0, cluster=None, trace=True, on_plan=lambda _: None)
+
+
+def _whole(task: ChunkTask, digest: str, staging: Path) -> bool:
+    """Whether a job's marker is the one its queue knows and its files still have their sha256; drops the marker otherwise."""
+    result = read_marker(task, staging)
+    known = result is not None and chunk_digest(result.files) == digest
+    if result is not None and known and all(tables.sha256_file(staging / row["path"]) == row["sha256"] for row in result.files):
+        return True
+    (staging / task.marker).unlink(missing_ok=True)
+    return False
+
+
+def _read(reader: ChunkReader, names: list[str], indices: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+    specs = reader.split.specs
+    out: dict[str, NDArray[Any]] = {name: np.empty((len(indices), *specs[name].shape[1:]), specs[name].dtype) for name in names}
+    reader.fill(names, indices, out)
+    return out
+
+
+def _grid(warehouse: Warehouse, encoder: Encoder) -> tuple[int, int]:
+    height, width = warehouse.manifest.arrays["image"]["row"][1:]
+    with torch.inference_mode():
+        shape = encoder(torch.zeros(1, 3, height, width, dtype=torch.uint8)).spatial.shape
+    return int(shape[2]), int(shape[3])
+
+
+def _arrays(samples: int, size: int, width: int, grid: tuple[int, int] | None) -> tuple[ArraySpec, ...]:
+    codec = Codec("lz4", 9, True, 2)
+    specs = [
+        ArraySpec(
+            "feature", (samples, width), "float16", ("sample", "feature"), (size, width), None, codec, {"long_name": "pooled feature"}
+        ),
+        ArraySpec("target", (samples,), "int16", ("sample",), (size,), None, codec, {"long_name": "class of the picture, -1 without one"}),
+    ]
+    if grid is not None:
+        row = (width, *grid)
+        specs.append(ArraySpec("feature_map", (samples, *row), "float16", ("sample", "feature", "y", "x"), (size, *row), (1, *row),
+                               Codec("lz4", 9, True, 2), {"long_name": "spatial feature"}))  # fmt: skip
+    return tuple(specs)
+
+
+def _contents(plan: BuildPlan, results: Sequence[Any], store: Path, rows: Sequence[dict[str, Any]]) -> Contents:
+    """What a version of features says about itself: the source's rows under the features' own digests."""
+    shared = {"class_names": list(plan.class_names), "layout": "features", "version": plan.version, "encoder": plan.recipe["encoder"]}
+    with consolidated(store, [split.name for split in plan.splits], shared | {"summary": plan.summary}) as groups:
+        for split in plan.splits:
+            groups[split.name].attrs.update(shared | {"split": split.name})
+            for spec in split.specs:
+                create_array(groups[split.name], spec)
+    digests = [digest for result in results for digest in result.samples]
+    lines = [row | {"sha256": digest} for row, digest in zip(rows, digests, strict=True)]
+    arrays = array_info(plan.splits[0].specs)
+    splits = {split.name: {"samples": split.specs[0].shape[0], "shard_samples": split.shard_samples, "chunks": len(split.payloads)}
+              for split in plan.splits}  # fmt: skip
+    digested = [
+        plan.recipe["encoder"],
+        plan.recipe["source"]["digest"],
+        [[name, info["samples"]] for name, info in splits.items()],
+        digests,
+    ]
+    return Contents(
+        {key: [row[key] for row in lines] for key in SAMPLES_SCHEMA.names}, SAMPLES_SCHEMA, digested, splits, arrays, plan.summary
+    )

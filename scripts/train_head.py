@@ -1,0 +1,58 @@
+"""python -m scripts.train_head --config config.yaml [--head.features FOLDER --head.epochs 50]
+
+Trains heads on a published version of features, one after another as head.ablations says, and compares them on the held-out split. Every
+run has its checkpoint and confusion matrix under head.output, and its figures in the experiment book.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from utils.argyaml import run
+from utils.log import get_log
+
+log = get_log("train_head")
+
+
+def main(settings: Any) -> dict[str, Any]:
+    from features.head import ablated, read_cached, train_head
+    from warehouse import Warehouse
+
+    head = settings.head
+    warehouse = Warehouse.open(head.features or settings.features.output_root)
+    wanted = ablated(head)
+    cached = read_cached(warehouse, spatial=any(one.kind == "attention" for one in wanted))
+    name, random = cached.encoder["name"], " (random weights)" if cached.encoder["random"] else ""
+    log.info("%d features by %s%s, scored on %s", sum(map(len, cached.pooled.values())), name, random, cached.held_out)
+    runs = []
+    for one in wanted:
+        runs.append(train_one(train_head, one, cached, settings.experiments))
+        log.info("%-16s accuracy %.3f  macro F1 %.3f  %.1f s", one.name, runs[-1]["accuracy"], runs[-1]["macro_f1"], runs[-1]["seconds"])
+    # Chosen by the split that chose the epochs: the held-out one only tells.
+    best = max(runs, key=lambda result: result["selection_accuracy"])
+    log.info("best: %s in %s; next: python -m scripts.inspect_runs", best["name"], best["path"])
+    return {"runs": runs, "best": best["name"], "features": warehouse.version, "encoder": name, "random": cached.encoder["random"]}
+
+
+def train_one(train_head: Any, one: Any, cached: Any, experiments: Any) -> dict[str, Any]:
+    from contextlib import ExitStack
+
+    from utils.experiments import open_run
+
+    with ExitStack() as stack:
+        about = one.model_dump(mode="json", exclude={"ablations"}) | {"encoder": cached.encoder}
+        book = open_run(experiments, trainer="head", name=one.name, params=about, data=(cached.version, "train"),
+                        headline=("accuracy", "max"))  # fmt: skip
+        folder = Path(one.output) / f"head_{one.name}"
+        if book is not None:
+            stack.enter_context(book)
+            folder = book.folder / "checkpoints"
+        result = train_head(one, cached, folder, log_epoch=None if book is None else lambda step, line: book.log("epoch", step, line))
+        if book is not None:
+            book.log("held_out", result["best_epoch"], result)
+            book.artefact(folder / "confusion.png")
+    return {**result, "path": str(folder), "run": None if book is None else book.id}
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main, __doc__, head="features.head:HeadSettings", features="features.jobs:FeatureSettings",
+                         experiments="utils.experiments:ExperimentSettings"))  # fmt: skip
