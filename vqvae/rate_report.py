@@ -28,10 +28,10 @@ from warehouse.store import Warehouse
 __all__ = ["EARLIER", "seam_steps", "write_report"]
 
 EARLIER = {
-    "prototype VQ-VAE (other scale)": ((0.006, 24.8), (0.013, 26.1), (0.028, 27.4), (0.057, 28.3)),
-    "prototype PCA + JPEG 2000 (other scale)": ((0.012, 26.1), (0.042, 28.8), (0.124, 32.6), (0.28, 35.5)),
+    "prototype VQ-VAE (its own PSNR scale)": ((0.006, 24.8), (0.013, 26.1), (0.028, 27.4), (0.057, 28.3)),
+    "prototype PCA + JPEG 2000 (its own PSNR scale)": ((0.012, 26.1), (0.042, 28.8), (0.124, 32.6), (0.28, 35.5)),
 }
-"""Measured before on NAIP (bits a value, PSNR in dB), against another declared range: shapes of curves to compare, not heights."""
+"""Measured before on NAIP (bits a value, PSNR in dB); over which range was not noted: shapes of curves to compare, not heights."""
 Draw = tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.int64]]
 
 
