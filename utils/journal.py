@@ -21,7 +21,7 @@ from typing import Any
 from utils.experiments import Run, open_run
 from warehouse.errors import TrainingError
 
-__all__ = ["PHASES", "Journal", "Phases", "begin_run"]
+__all__ = ["PHASES", "Journal", "Phases", "begin_journal"]
 
 PHASES = ("load", "fwd", "bwd", "opt")
 
@@ -111,6 +111,10 @@ class Journal:
             raise TrainingError("the status file cannot be written", where=self.status_path, found=str(error)[:120],
                                 remedy="give the path of a file in a folder that can be written") from None  # fmt: skip
 
+    def failed(self, error: BaseException, **values: Any) -> None:
+        state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        self.status(state, error=str(error) or type(error).__name__, **values)
+
     def saved(self, state: str, **values: Any) -> None:
         """The status after a checkpoint was written to the folder."""
         self.status(state, **values)
@@ -127,8 +131,14 @@ class Journal:
             self.book.finish("done" if state == "done" else "interrupted" if state == "interrupted" else "failed", error or None)
 
 
-def begin_run(trainer: Any, after_step: int | None) -> Run | None:
-    """The entry of a utils.training.Trainer in its book, or None without one. Raises DatabaseError."""
+def begin_journal(trainer: Any) -> Journal:
+    """The journal of a utils.training.Trainer, with its entry in the book where it has one. Raises DatabaseError, TrainingError."""
+    first, after_step = trainer.ranks.first, trainer.step or None
+    book = _begin_run(trainer, after_step) if first else None
+    return Journal(trainer.output, trainer.settings.status_file, active=first, after_step=after_step, book=book)
+
+
+def _begin_run(trainer: Any, after_step: int | None) -> Run | None:
     task, state = trainer.task, trainer.loader.state_dict()
     how = {"device": str(trainer.device), "ranks": trainer.ranks.count, "parameters": sum(p.numel() for p in trainer.model.parameters())}
     return open_run(

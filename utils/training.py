@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from utils.cached_passes import CachedPasses
 from utils.checkpoint import (
     has_checkpoint,
     load_checkpoint,
@@ -35,7 +37,7 @@ from utils.checkpoint import (
     save_checkpoint,
 )
 from utils.experiments import ExperimentSettings
-from utils.journal import Journal, Phases, begin_run
+from utils.journal import Phases, begin_journal
 from utils.log import get_log, progress
 from utils.ranks import Ranks, autocast_dtype, to_device
 from utils.signals import stop_requests
@@ -48,6 +50,7 @@ log = get_log(__name__)
 DRAW_EVERY_S, SAVE_EVERY_S = 30.0, 300.0
 COUNTERS = ("epoch", "step", "batches", "epoch_loss", "epoch_samples")
 MAY_CHANGE = {"epochs", "max_minutes", "device", "log_interval", "evaluate_every", "status_file", "output", "resume", "warehouse"}
+MAY_CHANGE |= {"cache_transformed_tensors", "cache_limit_mb"}
 """Settings a resumed run may have otherwise; all others decide its losses."""
 
 
@@ -70,6 +73,8 @@ class TrainSettings(Section):
     evaluate_every: int = Field(1, ge=1, description="epochs")
     status_file: str | None = None
     limit_batches: int | None = Field(None, ge=1)
+    cache_transformed_tensors: bool | None = Field(None, description="held-out batches after their first pass; null: where all fit")
+    cache_limit_mb: int = Field(1024, ge=1)
     output: str | None = None
     resume: bool = False
 
@@ -123,7 +128,8 @@ class Trainer:
 
     def __init__(self, task: Task, settings: TrainSettings, loader: Any, held_out: Any, output: Path, *, ranks: Ranks | None = None,
                  open_seconds: float = 0.0, book: ExperimentSettings | None = None) -> None:  # fmt: skip
-        self.task, self.settings, self.loader, self.held_out, self.output = task, settings, loader, held_out, output
+        self.task, self.settings, self.loader, self.output = task, settings, loader, output
+        self.held_out = CachedPasses(held_out, settings.cache_transformed_tensors, settings.cache_limit_mb << 20, f"{task.name}, held-out")
         self.ranks = ranks or Ranks.start(settings.device)
         self.device, self.open_seconds, self.book = self.ranks.device, open_seconds, book
         flat = all(parameter.ndim < 5 for parameter in task.model.parameters())
@@ -156,9 +162,7 @@ class Trainer:
         if self.settings.resume:
             self._resume()
         self.wrapped = self.ranks.wrap(self.model)
-        first, at = self.ranks.first, self.step or None
-        run = begin_run(self, at) if first else None
-        self.journal = Journal(self.output, self.settings.status_file, active=first, after_step=at, book=run)
+        self.journal = begin_journal(self)
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         precision = str(self.autocast or torch.float32).removeprefix("torch.")
         log.info("%s: %s parameters, %s, %s; store opened in %.2f s", self.task.name, parameters, self.device, precision, self.open_seconds)
@@ -171,8 +175,7 @@ class Trainer:
                     self._note_epoch()
             self._save("interrupted" if self.stop else "done")
         except BaseException as error:
-            state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-            self.journal.status(state, error=str(error) or type(error).__name__, **self._where())
+            self.journal.failed(error, **self._where())
             raise
         finally:
             self.journal.close()
@@ -331,9 +334,7 @@ class Trainer:
 
     def _held_out_batches(self) -> Iterator[dict[str, Tensor]]:
         self.held_out.set_epoch(0)
-        for number, batch in enumerate(self.held_out):
-            if number == self.settings.limit_batches:
-                break
+        for batch in itertools.islice(self.held_out, self.settings.limit_batches):
             yield to_device(batch, self.device)
 
     def _note_epoch(self) -> None:

@@ -1,0 +1,48 @@
+"""python -m scripts.inspect_runs --config config.yaml [--runs.compare "[3, 4]" --runs.metric ap50]
+
+Lists the runs of the experiment book, sets them side by side as a table and a PNG, and names the best with its checkpoint.
+--runs.mlflow URI sends them to MLflow.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from utils.argyaml import run
+from utils.log import get_log
+
+log = get_log("inspect_runs")
+
+
+def main(settings: Any) -> dict[str, Any]:
+    from rich.console import Console
+
+    from utils.book import Book
+    from utils.run_report import best_run, chosen_runs, compare_table, draw_runs, export_mlflow, runs_table
+    from warehouse.errors import ConfigError
+
+    runs, where = settings.runs, settings.experiments
+    if where.db is None:
+        raise ConfigError("no experiment book is named", where="experiments.db", remedy="give --experiments.db FILE")
+    with Book(Path(where.db), wait_s=where.wait_s, create=False) as book:
+        rows = chosen_runs(book, runs)
+        best = best_run(book, rows, runs.metric, runs.better)
+        console = Console(stderr=True)
+        console.print(runs_table(book, rows, runs.metric, runs.better))
+        picture = None
+        if rows:
+            console.print(compare_table(book, rows, runs.better))
+            picture = draw_runs(book, rows, runs.metric, Path(runs.output) if runs.output else book.path.with_name("compare.png"))
+            log.info("curves: %s", picture)
+        sent = export_mlflow(book, rows, runs.mlflow) if runs.mlflow else 0
+    if best:
+        log.info(
+            "best: run %d with %s %.4g at step %d; its checkpoint: %s",
+            *(best[key] for key in ("id", "metric", "value", "step", "checkpoint")),
+        )
+    shown = ("id", "trainer", "name", "state", "step", "best", "data_version")
+    listed = [{key: row[key] for key in shown} for row in rows]
+    return {"db": str(book.path), "runs": listed, "best": best, "picture": picture and str(picture), "exported": sent}
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main, __doc__, runs="utils.run_report:RunsSettings", experiments="utils.experiments:ExperimentSettings"))
