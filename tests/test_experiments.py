@@ -340,10 +340,11 @@ def test_without_mlflow_the_export_says_what_to_install(tmp_path, command):
 
 @pytest.mark.skipif(importlib.util.find_spec("mlflow") is None, reason="MLflow is not installed")
 def test_an_export_to_mlflow_holds_the_same_figures(tmp_path):
+    pytest.importorskip("sqlalchemy")
     from mlflow.tracking import MlflowClient
 
     train(tmp_path, epochs=2)
-    uri = (tmp_path / "mlruns").as_uri()
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     with read(tmp_path) as book:
         assert export_mlflow(book, book.runs(), uri) == 1
         assert export_mlflow(book, book.runs(), uri) == 0

@@ -37,7 +37,8 @@ class CachedPasses:
         self.loader, self.wanted, self.limit, self.name = loader, wanted, limit_bytes, name
         self.epoch, self.cached_epoch = 0, -1
         self.cache: TensorCache | None = None
-        self.kept, self.after_kept = 0, None
+        self.kept = 0
+        self.after_kept: dict[str, Any] | None = None
         if wanted:
             refuse_random(getattr(loader, "augment", None))
         elif getattr(loader, "store", None) == "memory" or getattr(loader, "augment", None) is not None:

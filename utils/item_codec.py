@@ -64,7 +64,7 @@ def _describe(value: Any, where: str, buffers: list[memoryview], depth: int) -> 
         return ["x", *_tensor(value, where, buffers)]
     if (kind is np.ndarray or isinstance(value, np.generic)) and not value.dtype.hasobject:
         array = np.ascontiguousarray(value)
-        buffers.append(memoryview(array.reshape(-1).view(np.uint8)) if array.size and array.dtype.itemsize else memoryview(b""))
+        buffers.append(array.reshape(-1).view(np.uint8).data if array.size and array.dtype.itemsize else memoryview(b""))
         return ["a" if kind is np.ndarray else "s", np.lib.format.dtype_to_descr(array.dtype), list(value.shape)]
     raise ConfigError("the item cannot be cached", where=where, expected="tensors, arrays, numbers, strings, lists, tuples, dicts",
                       found=f"{kind.__module__}.{kind.__qualname__}", remedy="let the transform return one of these")  # fmt: skip

@@ -224,7 +224,7 @@ class TensorCache:
             try:
                 at = end
                 for first in range(0, len(buffers) + 1, MOST_BUFFERS):
-                    group = [header, *buffers][first : first + MOST_BUFFERS]
+                    group: list[Any] = [header, *buffers][first : first + MOST_BUFFERS]
                     want = sum(len(buffer) for buffer in group)
                     if os.pwritev(self.fd, group, at) != want:
                         raise OSError(28, "short write")
