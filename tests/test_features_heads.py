@@ -1,0 +1,102 @@
+"""Heads on cached features, and the figures they are judged by, against independent readings."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import mannwhitneyu
+
+from features.head import Cached, HeadSettings, ablated, train_head
+from features.metrics import auroc, calibration_error, classification_metrics, confusion_matrix, macro_f1
+from utils.checkpoint import load_checkpoint
+from warehouse.errors import ConfigError, StateError
+
+FACTS = {"name": "tiny", "random": True}
+
+
+def clouds(count=60, classes=3, width=8, spread=0.4):
+    """Gaussian clouds around one corner a class."""
+    rng = np.random.default_rng(0)
+    pooled, target = {}, {}
+    for name in ("train", "val", "test"):
+        wanted = np.arange(count) % classes
+        rows = np.eye(width)[wanted] + spread * rng.standard_normal((count, width))
+        pooled[name], target[name] = torch.from_numpy(rows).float() * 1e-3 + 5, torch.from_numpy(wanted)
+    return Cached("v0", FACTS, tuple("abc")[:classes], pooled, target)
+
+
+def test_figures_are_those_of_their_definitions():
+    rng = np.random.default_rng(1)
+    target, probability = rng.integers(0, 4, 200), rng.dirichlet(np.ones(4), 200)
+    said = probability.argmax(axis=1)
+    matrix = confusion_matrix(target, said, 4)
+    assert matrix[2, 3] == sum(t == 2 and s == 3 for t, s in zip(target, said, strict=True))
+    hits = [2 * ((target == c) & (said == c)).sum() / ((target == c).sum() + (said == c).sum()) for c in range(4)]
+    assert macro_f1(matrix) == pytest.approx(np.mean(hits))
+    assert classification_metrics(probability, target)["accuracy"] == pytest.approx((target == said).mean())
+    score, positive = probability[:, 0].round(1), target == 0
+    u = mannwhitneyu(score[positive], score[~positive]).statistic
+    assert auroc(score, positive) == pytest.approx(u / (positive.sum() * (~positive).sum()))
+
+
+def test_calibration_error_is_zero_for_the_calibrated_and_the_gap_for_the_boaster():
+    half = np.array([[0.5, 0.5 - 1e-9]] * 10)
+    assert calibration_error(half, np.arange(10) % 2) == pytest.approx(0, abs=1e-6)
+    sure = np.array([[0.9, 0.1]] * 10)
+    assert calibration_error(sure, np.arange(10) % 2) == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize("change", [{}, {"kind": "mlp"}, {"mixup": 0.2, "noise": 0.1, "label_smoothing": 0.1, "class_weights": True}])
+def test_a_head_learns_clouds_twice_the_same(tmp_path, change):
+    settings = HeadSettings(epochs=30, batch_size=16, **change)
+    one, again = (train_head(settings, clouds(), tmp_path / name) for name in ("one", "again"))
+    assert one["accuracy"] > 0.8
+    one.pop("seconds"), again.pop("seconds")
+    assert one == again
+    assert (tmp_path / "one" / "confusion.png").stat().st_size > 1000
+    first, second = (load_checkpoint(tmp_path / name).tensors for name in ("one", "again"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_accumulated_batches_are_one_big_batch(tmp_path):
+    whole = train_head(HeadSettings(epochs=5, batch_size=60), clouds(), tmp_path / "whole")
+    parts = train_head(HeadSettings(epochs=5, batch_size=20, accumulate=3), clouds(), tmp_path / "parts")
+    one, other = (load_checkpoint(tmp_path / name).tensors["head.body.weight"] for name in ("whole", "parts"))
+    assert whole["best_epoch"] == parts["best_epoch"]
+    torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+def test_attention_finds_the_one_cell_that_tells(tmp_path):
+    rng, pooled, target, spatial = np.random.default_rng(3), {}, {}, {}
+    for name in ("train", "val"):
+        wanted = np.arange(80) % 2
+        cells = 0.3 * rng.standard_normal((80, 8, 4, 4))
+        cells[np.arange(80), wanted, rng.integers(4, size=80), rng.integers(4, size=80)] += 4
+        spatial[name], target[name] = torch.from_numpy(cells).half(), torch.from_numpy(wanted)
+        pooled[name] = spatial[name].float().mean(dim=(2, 3))
+    cached = Cached("v0", FACTS, ("a", "b"), pooled, target, spatial)
+    assert train_head(HeadSettings(kind="attention", epochs=30, batch_size=16), cached, tmp_path)["accuracy"] > 0.9
+
+
+def test_early_stopping_ends_before_the_last_epoch(tmp_path):
+    seen: list[int] = []
+    train_head(HeadSettings(epochs=200, patience=3), clouds(spread=0.01), tmp_path, log_epoch=lambda epoch, _: seen.append(epoch))
+    assert len(seen) < 50
+
+
+def test_ablations_are_runs_with_their_overrides():
+    runs = ablated(HeadSettings(epochs=7))
+    assert [(run.name, run.kind, run.epochs) for run in runs] == [("linear", "linear", 7), ("mlp", "mlp", 7), ("mlp_mixup", "mlp", 7)]
+    assert [run.name for run in ablated(HeadSettings(name="mine", ablations=[]))] == ["mine"]
+
+
+@pytest.mark.parametrize("change", [{"kinds": "mlp"}, {"epochs": 0}, {"ablations": 3}])
+def test_an_ablation_that_is_none_is_refused(change):
+    with pytest.raises(ConfigError, match=r"ablation"):
+        ablated(HeadSettings(ablations=[change]))
+
+
+def test_attention_without_maps_says_how_to_make_them(tmp_path):
+    with pytest.raises(StateError, match="feature_map true"):
+        train_head(HeadSettings(kind="attention"), clouds(), tmp_path)
