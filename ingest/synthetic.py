@@ -11,6 +11,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 from xml.sax.saxutils import escape
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
 from ingest.landscape import write_landscape
+from ingest.synthetic_labels import write_classes, write_masks
 from warehouse.errors import SourceError
 from warehouse.schema import Section
 
@@ -27,7 +29,7 @@ __all__ = ["CLASSES", "SampleSettings", "Scene", "draw_scene", "make_sample"]
 
 CLASSES = ("disc", "block", "ring")
 MARKER = "sample.json"
-OWN_FOLDERS = ("JPEGImages", "Annotations", "images", "labels", "annotations", "scenes")
+OWN_FOLDERS = ("JPEGImages", "Annotations", "images", "labels", "annotations", "scenes", "masks", *CLASSES)
 OWN_FILES = ("data.yaml", "raster.yaml", "terrain.tif", "cover.tif", "height.tif", MARKER)
 EMPTY_EVERY = 33
 MOST_OBJECTS = 12
@@ -37,7 +39,7 @@ JPEG_QUALITY = 92
 class SampleSettings(Section):
     """What `make_sample` draws, how many, and where to."""
 
-    kind: Literal["boxes", "cube"] = "boxes"
+    kind: Literal["boxes", "cube", "classes", "masks"] = "boxes"
     format: Literal["voc", "coco", "yolo"] = "voc"
     count: int = Field(64, ge=1, le=100_000)
     size: tuple[int, int] = (384, 384)
@@ -77,6 +79,10 @@ def make_sample(settings: SampleSettings, *, progress: Callable[[int], None] | N
         )
         if settings.kind == "cube":
             write_landscape(output, settings.count, settings.size, settings.seed, progress)
+        elif settings.kind == "classes":
+            write_classes(output, settings.count, partial(draw_one, settings.seed, size=settings.size), CLASSES, progress)
+        elif settings.kind == "masks":
+            write_masks(output, settings.count, partial(draw_masked, settings.seed, size=settings.size), progress)
         else:
             _write_scenes(output, settings, progress)
     except OSError as error:
@@ -121,9 +127,39 @@ def draw_scene(seed: int, index: int, size: tuple[int, int], *, single_box: bool
         _paint(rng, picture, box, label)
         boxes.append(box)
         labels.append(label)
-    noise = rng.normal(0, 6, picture.shape)
-    picture = np.clip(picture.astype(np.float64) + noise, 0, 255).astype(np.uint8)
+    picture = _noisy(rng, picture)
     return Scene(picture, np.array(boxes, np.int64).reshape(-1, 4), tuple(labels))
+
+
+def draw_one(seed: int, index: int, *, size: tuple[int, int]) -> tuple[NDArray[np.uint8], int]:
+    """Picture `index` of a seed with one object, and its class."""
+    rng = np.random.default_rng([seed, index])
+    picture, label = _background(rng, size), index % len(CLASSES)
+    _clutter(rng, picture)
+    box = _place(rng, size, [], True)
+    assert box is not None
+    _paint(rng, picture, box, label)
+    return _noisy(rng, picture), label
+
+
+def draw_masked(seed: int, index: int, *, size: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Picture `index` of a seed and, bool [H, W], where its objects are."""
+    rng = np.random.default_rng([seed, index])
+    picture = _background(rng, size)
+    _clutter(rng, picture)
+    mask = np.zeros(size, np.bool_)
+    boxes: list[tuple[int, int, int, int]] = []
+    for _ in range(int(rng.integers(2, MOST_OBJECTS + 1))):
+        box = _place(rng, size, boxes, False)
+        if box is not None:
+            cover = _paint(rng, picture, box, int(rng.integers(len(CLASSES))))
+            mask[box[1] : box[3], box[0] : box[2]] |= cover
+            boxes.append(box)
+    return _noisy(rng, picture), mask
+
+
+def _noisy(rng: np.random.Generator, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.clip(picture.astype(np.float64) + rng.normal(0, 6, picture.shape), 0, 255).astype(np.uint8)
 
 
 def _background(rng: np.random.Generator, size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -188,8 +224,8 @@ def _covered(one: tuple[int, int, int, int], other: tuple[int, int, int, int]) -
     return max(0, w) * max(0, h) / smaller
 
 
-def _paint(rng: np.random.Generator, picture: NDArray[np.uint8], box: tuple[int, int, int, int], label: int) -> None:
-    """Paint an object whose outermost pixels touch all four sides of `box`."""
+def _paint(rng: np.random.Generator, picture: NDArray[np.uint8], box: tuple[int, int, int, int], label: int) -> NDArray[np.bool_]:
+    """Paint an object whose outermost pixels touch all four sides of `box`; which pixels of the box it covers."""
     import cv2
 
     x1, y1, x2, y2 = box
@@ -211,6 +247,7 @@ def _paint(rng: np.random.Generator, picture: NDArray[np.uint8], box: tuple[int,
     colour = np.clip(below + step * contrast / max(np.abs(step).max(), 1), 0, 255)
     shade = cv2.resize(rng.uniform(-14, 14, (3, 3)), (w, h), interpolation=cv2.INTER_LINEAR)
     patch[cover] = np.clip(colour + shade[:, :, None], 0, 255).astype(np.uint8)[cover]
+    return cover
 
 
 def _make_room(output: Path) -> None:

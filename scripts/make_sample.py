@@ -19,6 +19,8 @@ def main(settings: Any) -> dict[str, Any]:
     with progress(sample.count, noun, "drawing") as bar:
         result = make_sample(sample, progress=bar.advance)
     how = f"--config {result['path']}/raster.yaml" if cube else f"--build.input_root {result['path']}"
+    if sample.kind in {"classes", "masks"}:
+        how += f" --build.format {sample.kind}"
     log.info("%d %s in %s; next: python -m scripts.build_zarr %s", result["count"], noun, result["path"], how)
     return result
 

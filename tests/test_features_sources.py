@@ -12,6 +12,7 @@ from ingest.jobs import open_job
 from ingest.pairing import is_mask, mask_place
 from ingest.raster_settings import RasterSettings
 from ingest.splits import assign_splits
+from ingest.synthetic import SampleSettings, make_sample
 from warehouse import Warehouse
 from warehouse.errors import PictureError, ThresholdError
 from warehouse.publish import bake
@@ -160,3 +161,13 @@ def test_a_mask_s_error_names_picture_and_mask(tmp_path):
     plan = job.plan({})
     with pytest.raises(PictureError, match=r"image/\d\.png.*label/\d\.png"):
         job.loader(plan)(plan.splits[0].payloads[0])
+
+
+@pytest.mark.parametrize(("kind", "array"), [("classes", "target"), ("masks", "mask")])
+def test_drawn_samples_of_both_kinds_build(tmp_path, kind, array):
+    for name in ("one", "again"):
+        make_sample(SampleSettings(kind=kind, count=12, size=(64, 96), output=str(tmp_path / name)))
+    one, again = (baked(tmp_path / name, tmp_path / f"out_{name}", format=kind) for name in ("one", "again"))
+    assert one.manifest.digest == again.manifest.digest
+    values = np.concatenate([one.split(name).array(array)[:].reshape(-1) for name in one.splits])
+    assert set(np.unique(values).tolist()) == ({0, 1, 2} if kind == "classes" else {0, 1, 255})
