@@ -22,14 +22,15 @@ def main(settings: Any) -> dict[str, Any]:
     for table in manifest_tables(warehouse):
         console.print(table)
     sheet = write_contact_sheet(warehouse, settings.inspect)
-    log.info(f"contact sheet: {sheet}; next: python -m scripts.verify_zarr --verify.path {warehouse.folder}")
+    drawn = "nothing to draw here" if sheet is None else f"contact sheet: {sheet}"
+    log.info(f"{drawn}; next: python -m scripts.verify_zarr --verify.path {warehouse.folder}")
     splits = {name: len(warehouse.split(name)) for name in warehouse.splits}
     return {
         "version": warehouse.version,
         "path": str(warehouse.folder),
         "splits": splits,
         "digest": warehouse.manifest.digest,
-        "sheet": str(sheet),
+        "sheet": sheet and str(sheet),
     }
 
 

@@ -25,8 +25,8 @@ def main(settings: Any) -> dict[str, Any]:
         log.error("the version is damaged; build it again with python -m scripts.build_zarr --build.if_exists clear")
     else:
         log.info(f"{warehouse.version}: {files} files as published")
-        trainer = "train_detector --detector.warehouse" if warehouse.cube is None else "train_vqvae --vqvae.warehouse"
-        log.info(f"next: python -m scripts.{trainer} {warehouse.folder}")
+        pictures = "train_detector --detector.warehouse" if "box" in warehouse.manifest.arrays else "inspect_zarr --inspect.path"
+        log.info(f"next: python -m scripts.{pictures if warehouse.cube is None else 'train_vqvae --vqvae.warehouse'} {warehouse.folder}")
     return {"ok": not faults, "files": files, "bad": [fault.path for fault in faults]}
 
 

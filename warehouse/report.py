@@ -12,7 +12,7 @@ from pydantic import Field
 
 from warehouse import durable
 from warehouse.cube_report import cube_lines, cube_sheet, cube_tables
-from warehouse.errors import BuildError, StoreError
+from warehouse.errors import BuildError
 from warehouse.schema import IGNORED, Section
 from warehouse.store import Split, Warehouse
 
@@ -179,16 +179,16 @@ def _draw_boxes(picture: Any, boxes: NDArray[Any], labels: NDArray[Any], flags: 
         draw.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=colour, width=2)
 
 
-def write_contact_sheet(warehouse: Warehouse, settings: InspectSettings) -> Path:
-    """Draw and save the sheet (of a cube: features over time); its path.
+def write_contact_sheet(warehouse: Warehouse, settings: InspectSettings) -> Path | None:
+    """Draw and save the sheet (of a cube: features over time); its path, None where there is nothing to draw (codes, features).
 
-    Raises StoreError for a layout without pictures, BuildError when it cannot be written.
+    Raises StoreError for an unknown split, BuildError when it cannot be written.
     """
     import io
 
     split = warehouse.split(settings.split or warehouse.splits[0])
     if "image" not in split.specs and warehouse.cube is None:
-        raise StoreError("this version holds no pictures", where=warehouse.folder)
+        return None
     path = Path(settings.output or f"artifacts/inspect/{warehouse.version}_{split.name}.png")
     buffer = io.BytesIO()
     sheet = cube_sheet(warehouse, settings.pictures) if warehouse.cube is not None else contact_sheet(split, settings.pictures)

@@ -147,9 +147,12 @@ SUMMARY_SCHEMA = pa.schema(
 
 
 def summary_table(warehouse: Warehouse) -> pa.Table:
-    """Pictures: a row a scope and class. Cubes: a row a feature."""
+    """Pictures: a row a scope and class. Cubes: a row a feature. What was made of a version (codes, features): a row a key, as JSON."""
     if warehouse.cube is not None:
         return feature_table(warehouse.cube)
+    if "all" not in warehouse.manifest.summary:
+        facts = warehouse.manifest.summary
+        return pa.table({"key": list(facts), "value": [json.dumps(value) for value in facts.values()]})
     return pa.Table.from_pylist(list(summary_rows(warehouse.manifest.summary)), schema=SUMMARY_SCHEMA)
 
 
