@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 import zarr
@@ -31,7 +32,9 @@ from warehouse import Warehouse
 from warehouse.cubes import Feature
 from warehouse.errors import BuildError, ConfigError, StateError, StoreError, TrainingError
 from warehouse.publish import bake, open_root
+from warehouse.report import InspectSettings, write_contact_sheet
 from warehouse.schema import ArraySpec, Codec
+from warehouse.summary import export
 from warehouse.verify import verify
 
 GUARDED = {**SERIES, "guard": 1, "block": {"y": 24, "x": 24}}
@@ -301,3 +304,12 @@ def test_the_command_reports_rates_beside_other_codecs(
     assert all({"bits_per_value", "psnr", "rmse", "miou", "canopy_mae"} <= set(point) for point in ours)
     assert ours[0]["bytes"] < ours[1]["bytes"]
     assert {path.name for path in (tmp_path / "report").iterdir()} == {"report.json", "report.md", "report.png"}
+
+
+def test_codes_are_inspected_and_exported(made: tuple[Warehouse, str, Warehouse], tmp_path: Path) -> None:
+    codes = made[2]
+    assert write_contact_sheet(codes, InspectSettings(output=str(tmp_path / "sheet.png"))) is None
+    rows = export(codes, tmp_path / "tables")
+    assert rows["samples.parquet"] == sum(len(codes.split(name)) for name in codes.splits)
+    table = pq.read_table(tmp_path / "tables" / "summary.parquet").to_pylist()
+    assert {row["key"]: json.loads(row["value"]) for row in table} == codes.manifest.summary
