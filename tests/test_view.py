@@ -22,7 +22,11 @@ from utils.loader import ChunkLoader
 from utils.training import seeded
 from warehouse.errors import StateError, TrainingError
 
-SECTIONS = {"loader": "utils.loader:LoaderSettings", "build": "warehouse.schema:BuildSettings"}
+SECTIONS = {
+    "loader": "utils.loader:LoaderSettings",
+    "build": "warehouse.schema:BuildSettings",
+    "experiments": "utils.experiments:ExperimentSettings",
+}
 NASTY = "</script><script>alert(1)</script>&\"'\u2028é.jpg"
 
 

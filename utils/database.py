@@ -108,10 +108,15 @@ def _prepare(connection: sqlite3.Connection, path: Path, schema: Schema, wait_s:
 
 
 def _check_owner(connection: sqlite3.Connection, path: Path, schema: Schema) -> None:
-    owner, version, objects = (
-        connection.execute(query).fetchone()[0]
-        for query in ("PRAGMA application_id", "PRAGMA user_version", "SELECT count(*) FROM sqlite_master")
-    )
+    # Read from one moment: another process may be making the tables between two of them.
+    connection.execute("BEGIN")
+    try:
+        objects, owner, version = (
+            connection.execute(query).fetchone()[0]
+            for query in ("SELECT count(*) FROM sqlite_master", "PRAGMA application_id", "PRAGMA user_version")
+        )
+    finally:
+        connection.execute("ROLLBACK")
     if owner != schema.application_id and (owner or version or objects):
         raise DatabaseError(f"the file is a database, but no {schema.what}", where=path, remedy="name another file")
     if version > schema.version:
