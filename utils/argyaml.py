@@ -91,7 +91,7 @@ def run(main: Callable[[Any], dict[str, Any]], doc: str | None, *, argv: Sequenc
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 1
     except KeyboardInterrupt as stop:
-        print(f"interrupted; {stop or 'run the same command again to go on'}", file=sys.stderr)  # noqa: T201
+        print(f"interrupted; {str(stop) or 'run the same command again to go on'}", file=sys.stderr)  # noqa: T201
         return 130
     except BrokenPipeError:
         return 1
