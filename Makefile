@@ -46,10 +46,14 @@ demo: setup
 	$(PY) -m scripts.inspect_zarr --inspect.path $(DEMO)/warehouse --inspect.output $(DEMO)/sheet.png
 	$(PY) -m scripts.train_detector --detector.model big --detector.warehouse $(DEMO)/warehouse --detector.epochs null --detector.max_minutes 2.5 --detector.evaluate_every 5 --detector.output $(DEMO)/bigdet --experiments.db $(DEMO)/experiments.db
 	$(PY) -m scripts.infer_view --infer.checkpoint $(DEMO)/bigdet --infer.threshold 0.4 --infer.input $(DEMO)/warehouse --infer.output $(DEMO)/view
+	$(PY) -m scripts.make_sample --sample.kind cube --sample.output $(DEMO)/landscape --sample.count 10
+	$(PY) -m scripts.build_zarr --config $(DEMO)/landscape/raster.yaml --build.output_root $(DEMO)/cube
+	$(PY) -m scripts.train_vqvae --vqvae.warehouse $(DEMO)/cube --vqvae.epochs null --vqvae.max_minutes 0.7 --vqvae.output $(DEMO)/vqvae --experiments.db $(DEMO)/experiments.db
 	@echo
 	@echo "Look at:  $(DEMO)/sheet.png               what was baked"
 	@echo "          $(DEMO)/view/index.html         what the detector finds, with a score slider"
 	@echo "          $(DEMO)/bigdet/                 checkpoint, curve and log of the training"
+	@echo "          $(DEMO)/vqvae/sheet.png         blocks of a cube and what is left of them after its codes"
 
 clean:
 	rm -rf .venv .venv-bench artifacts checkpoints experiments build .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
