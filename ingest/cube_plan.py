@@ -333,4 +333,4 @@ def _cut(grid: Grid, dates: int, build: BuildSettings, raster: RasterSettings) -
     def voxels(parts: tuple[int, int, int]) -> tuple[int, int, int]:
         return parts[0] * inner[0], parts[1] * inner[1], parts[2] * inner[2]
 
-    return CubeLayout(shape, inner, voxels(shard), voxels(fine)), labels
+    return CubeLayout(shape, inner, voxels(shard), voxels(fine), raster.chunk.feature), labels

@@ -129,13 +129,19 @@ class Steps(Section):
     x: int | None = Field(None, ge=1)
 
 
+class ChunkSteps(Steps):
+    """An inner chunk. feature: features in it; null: all."""
+
+    feature: int | None = Field(None, ge=1)
+
+
 class RasterSettings(Section):
     """What a cube is made of (see config.yaml)."""
 
     grid: RasterGrid = RasterGrid()
     time: RasterTime = RasterTime()
     features: tuple[RasterFeature, ...] = ()
-    chunk: Steps = Steps(time=5, y=32, x=32)
+    chunk: ChunkSteps = ChunkSteps(time=5, y=32, x=32)
     shard: Steps = Steps()
     block: Steps = Steps()
     guard: int = Field(0, ge=0, description="inner chunks left out around val and test")
@@ -144,9 +150,9 @@ class RasterSettings(Section):
 
     @field_validator("chunk")
     @classmethod
-    def _chunk_is_whole(cls, value: Steps) -> Steps:
+    def _chunk_is_whole(cls, value: ChunkSteps) -> ChunkSteps:
         default = {"time": 5, "y": 32, "x": 32}
-        return Steps(**{axis: getattr(value, axis) or size for axis, size in default.items()})
+        return ChunkSteps(**{axis: getattr(value, axis) or size for axis, size in default.items()}, feature=value.feature)
 
     @model_validator(mode="after")
     def _fits_together(self) -> RasterSettings:
@@ -166,5 +172,6 @@ class RasterSettings(Section):
         return self
 
     def content(self) -> dict[str, Any]:
-        """What decides the cube's content: part of the version key."""
-        return {key: value for key, value in self.model_dump(mode="json").items() if key != "empty_dates"}
+        """What decides the cube's content: part of the version key. Without `chunk.feature` the name is what it was before that key."""
+        content = {key: value for key, value in self.model_dump(mode="json").items() if key != "empty_dates"}
+        return content if self.chunk.feature is not None else content | {"chunk": self.chunk.model_dump(exclude={"feature"})}

@@ -29,7 +29,7 @@ from warehouse.cluster import RunAll, run_here
 from warehouse.cubes import CubePlan
 from warehouse.errors import BuildError, PictureError, SpaceError, WarehouseError
 from warehouse.schema import ArraySpec
-from warehouse.shards import ShardWriter, chunk_key, encode, padded
+from warehouse.shards import ShardWriter, chunk_key, encode, padded, parts_of
 
 __all__ = [
     "DONE",
@@ -222,15 +222,16 @@ def bake_chunk(task: ChunkTask, *, load: LoadSample, staging: Path) -> ChunkResu
     try:
         with ExitStack() as stack:
             opened = [(spec, stack.enter_context(durable.durable(staging / _path(task, spec)))) for spec in task.specs if spec.inner]
-            writers = [(spec, file, ShardWriter(file, spec.chunk[0])) for spec, file in opened]
+            writers = [(spec, file, ShardWriter(file, spec.chunk[0] * spec.parts)) for spec, file in opened]
             for slot, arrays in _samples(task, load, result, seconds):
                 result.samples.append(content_digest(task.specs, arrays))
                 for spec, _, writer in writers:
                     at = time.perf_counter()
-                    encoded = encode(arrays[spec.name], spec.codec)
+                    encoded = [encode(part, spec.codec) for part in parts_of(arrays[spec.name], spec)]
                     seconds["encode"] += time.perf_counter() - at
                     at = time.perf_counter()
-                    writer.append(encoded, slot)
+                    for place, part in enumerate(encoded, slot * spec.parts):
+                        writer.append(part, place)
                     seconds["write"] += time.perf_counter() - at
                 for name, rows in small.items():
                     rows.append(np.asarray(arrays[name]))
@@ -332,7 +333,7 @@ def estimate(plan: BuildPlan, load: LoadSample, *, workers: int, probe: int = 8)
         except PictureError:
             continue
         for arrays in loaded.samples if isinstance(loaded, Block) else [loaded[0]]:
-            size += sum(len(encode(arrays[spec.name], spec.codec)) for spec in split.specs)
+            size += sum(len(encode(part, spec.codec)) for spec in split.specs for part in parts_of(arrays[spec.name], spec))
             content_digest(split.specs, arrays)
     share = len(payloads) / max(1, len(taken))
     return Estimate(len(payloads), int(size * share), (time.perf_counter() - start) * share / max(1, workers))

@@ -148,14 +148,16 @@ def _row(store: Path, path: Path) -> dict[str, Any]:
 
 def on_disk(spec: ArraySpec, layout: CubeLayout, cube: Cube) -> ArraySpec:
     """The Zarr array behind a by-sample spec."""
-    count = layout.shape[3]
+    assert spec.inner is not None
+    group = layout.group
     attrs: dict[str, Any] = {"grid_mapping": "spatial_ref"}
     if spec.name == "data":
         attrs |= {"long_name": "values, NaN where missing; categories as their codes"}
     else:
         attrs |= {"long_name": "true where data holds a value"}
     dims = ("time", "y", "x", "feature")
-    return ArraySpec(spec.name, layout.shape, spec.dtype, dims, (*layout.shard, count), (*layout.inner, count), spec.codec, attrs)
+    stored, inner = (*layout.shard, spec.parts * group), (*layout.inner, group)
+    return ArraySpec(spec.name, layout.shape, spec.dtype, dims, stored, inner, spec.codec, attrs)
 
 
 def _write_coordinates(group: Any, cube: Cube) -> list[str]:

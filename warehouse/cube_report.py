@@ -47,7 +47,8 @@ def cube_tables(warehouse: Warehouse) -> Iterable[Any]:
         ("bounds", manifest.summary["bounds"]),
         ("CRS", cube.crs_wkt.split('"')[1] if '"' in cube.crs_wkt else cube.crs_wkt),
         ("dates", f"{len(cube.times)}, {cube.times[0]} to {cube.times[-1]}"),
-        ("inner / stored chunk / block", f"{cube.layout.inner} / {cube.layout.shard} / {cube.layout.block}"),
+        ("sample / stored chunk / block", f"{cube.layout.inner} / {cube.layout.shard} / {cube.layout.block}"),
+        ("inner chunk", f"{(*cube.layout.inner, cube.layout.group)}"),
         ("code", manifest.recipe.get("code_version")),
     ):
         head.add_row(key, str(value))

@@ -1,8 +1,9 @@
 """What a cube is made of: its features, its geometry, the places of its samples.
 
-A cube is one array [time, y, x, feature] cut into inner chunks (one is a sample), stored chunks (one is a file) and label blocks
-(one belongs to one split). `CubeLayout` is the arithmetic between the three; `CubePlaces` numbers the samples of a split by
-(stored chunk, inner chunk), C order. Categorical values are stored as their codes (float32, NaN where missing); statistics are
+A cube is one array [time, y, x, feature] cut into samples (time, y, x, all features), stored chunks (one is a file) and label blocks
+(one belongs to one split). A sample is one inner chunk, or one a feature group: splits, sample numbers and shares of valid values know
+nothing of feature groups. `CubeLayout` is the arithmetic between them; `CubePlaces` numbers the samples of a split by (stored chunk,
+place in it), C order. Categorical values are stored as their codes (float32, NaN where missing); statistics are
 over valid voxels of the training split. Memory: 16 bytes a sample of the split.
 """
 
@@ -59,13 +60,20 @@ class Feature:
 class CubeLayout:
     """Shapes in voxels. shape: (time, y, x, feature); inner, shard, block: (time, y, x), the last two multiples of inner.
 
-    Stored chunks are numbered in C order over `shard_grid`, inner chunks of one in C order over `per_shard`.
+    Stored chunks are numbered in C order over `shard_grid`, samples of one in C order over `per_shard`.
+    feature_group: features of an inner chunk; the last group of a sample is stored in full size too.
     """
 
     shape: tuple[int, int, int, int]
     inner: Box
     shard: Box
     block: Box
+    feature_group: int | None = None
+
+    @property
+    def group(self) -> int:
+        """Features of an inner chunk, at most all."""
+        return self.shape[3] if self.feature_group is None else min(self.feature_group, self.shape[3])
 
     @property
     def inner_grid(self) -> Box:
@@ -85,7 +93,7 @@ class CubeLayout:
 
     @property
     def slots(self) -> int:
-        """Inner chunks a stored chunk has room for."""
+        """Samples a stored chunk has room for."""
         return math.prod(self.per_shard)
 
     @property
@@ -124,8 +132,9 @@ class CubeLayout:
             labels = np.repeat(labels, self.block[axis] // self.inner[axis], axis=axis).take(range(count), axis=axis)
         return labels
 
-    def to_json(self) -> dict[str, list[int]]:
-        return {"shape": list(self.shape), "inner": list(self.inner), "shard": list(self.shard), "block": list(self.block)}
+    def to_json(self) -> dict[str, Any]:
+        boxes = {"shape": list(self.shape), "inner": list(self.inner), "shard": list(self.shard), "block": list(self.block)}
+        return boxes | {"feature_group": self.group}
 
 
 class CubePlaces:
@@ -192,7 +201,8 @@ class Cube:
 
     @classmethod
     def of(cls, raw: dict[str, Any]) -> Cube:
-        layout = CubeLayout(tuple(raw["shape"]), tuple(raw["inner"]), tuple(raw["shard"]), tuple(raw["block"]))
+        boxes = tuple(raw["shape"]), tuple(raw["inner"]), tuple(raw["shard"]), tuple(raw["block"])
+        layout = CubeLayout(*boxes, raw.get("feature_group"))
         features = tuple(Feature.of(each) for each in raw["features"])
         return cls(layout, features, tuple(raw["times"]), raw["crs_wkt"], raw["crs_code"], tuple(raw["transform"]), tuple(raw["extent"]))
 
@@ -218,15 +228,15 @@ class CubePlan:
 
 def cube_arrays(layout: CubeLayout, compressor: str, samples: int | None = None) -> list[ArraySpec]:
     """`data` and `valid` as readers and the builder see them, [sample, time, y, x, feature]; `grid` finds the file."""
-    row = (*layout.inner, layout.shape[3])
+    row, part = (*layout.inner, layout.shape[3]), (1, *layout.inner, layout.group)
     cname: Any = None if compressor == "none" else compressor
     level = 5 if cname == "lz4hc" else 9
     # Shuffling whole voxels puts equal bytes of one feature side by side: ratio 2.67 against 1.77 on NAIP (DESIGN section 2).
-    typesize = 4 * row[3] if 4 * row[3] <= 255 else 4
+    typesize = 4 * layout.group if 4 * layout.group <= 255 else 4
     codecs = {"data": ("float32", Codec(cname, level, True, typesize)), "valid": ("bool", Codec(cname, level, False, 1))}
     count = layout.stored_chunks * layout.slots if samples is None else samples
     return [
-        ArraySpec(name, (count, *row), dtype, ("sample", "time", "y", "x", "feature"), (layout.slots, *row), (1, *row), codec,
+        ArraySpec(name, (count, *row), dtype, ("sample", "time", "y", "x", "feature"), (layout.slots, *row), part, codec,
                   grid=(*layout.shard_grid, 1))
         for name, (dtype, codec) in codecs.items()
     ]  # fmt: skip

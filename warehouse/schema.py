@@ -173,6 +173,7 @@ class ArraySpec:
     """One Zarr array: `chunk` is the stored chunk's shape; `inner` the inner chunk's, or None for a plain, unsharded array.
 
     grid: stored chunks along each dimension of the array on disk, where that is cut along others than `sample` (cubes).
+    A sharded sample is one inner chunk, or `parts` of them side by side along its last axis; the last part may reach beyond it.
     """
 
     name: str
@@ -184,6 +185,11 @@ class ArraySpec:
     codec: Codec
     attrs: dict[str, Any] = field(default_factory=dict)
     grid: tuple[int, ...] | None = None
+
+    @property
+    def parts(self) -> int:
+        """Inner chunks a sample is cut into."""
+        return 1 if self.inner is None else -(-self.shape[-1] // self.inner[-1])
 
     @property
     def row_bytes(self) -> int:

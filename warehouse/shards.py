@@ -29,7 +29,7 @@ from warehouse.errors import CorruptError, StoreError
 from warehouse.remote import Location
 from warehouse.schema import ArraySpec, Codec
 
-__all__ = ["ShardWriter", "StoredChunk", "decode_into", "encode", "fill_value", "foreign", "open_file"]
+__all__ = ["ShardWriter", "StoredChunk", "decode_into", "encode", "fill_value", "foreign", "open_file", "parts_of"]
 
 # Threaded Blosc holds the GIL, and its output depends on the thread count: 40 different outputs in 40 encodes were seen.
 blosc.use_threads = False
@@ -87,8 +87,22 @@ class Writable(Protocol):
     def write(self, data: bytes, /) -> int: ...
 
 
+def parts_of(row: NDArray[Any], spec: ArraySpec) -> list[NDArray[Any]]:
+    """A sample as the inner chunks it is stored as, in order; the last one is filled up with the fill value."""
+    if spec.parts == 1:
+        return [row]
+    assert spec.inner is not None
+    width = spec.inner[-1]
+    room = np.full((*row.shape[:-1], spec.parts * width), fill_value(spec), row.dtype)
+    room[..., : row.shape[-1]] = row
+    return [np.ascontiguousarray(room[..., at * width : (at + 1) * width]) for at in range(spec.parts)]
+
+
 class ShardWriter:
-    """Writes one stored chunk of a sharded array, sample by sample, into an open file. Memory: one encoded sample."""
+    """Writes one stored chunk of a sharded array, inner chunk by inner chunk, into an open file. Memory: one encoded inner chunk.
+
+    slots: inner chunks it has room for.
+    """
 
     def __init__(self, file: Writable, slots: int) -> None:
         self.file = file
@@ -97,7 +111,7 @@ class ShardWriter:
         self.offset = 0
 
     def append(self, encoded: bytes, slot: int | None = None) -> None:
-        """slot: where the sample stands in the chunk, ascending; the next one unless given."""
+        """slot: where the inner chunk stands in the index, ascending; the next one unless given."""
         self.file.write(encoded)
         self.index[len(self.checksums) if slot is None else slot] = self.offset, len(encoded)
         self.checksums.append(encoded[-4:])
@@ -125,6 +139,7 @@ def open_file(path: Path) -> int:
 class StoredChunk:
     """One file of an array: mapped, read with `pread`, or held in memory. Rows are decoded from it in any order, by any thread.
 
+    A row is a sample: one inner chunk, or spec.parts of them in a row, which `index` then holds one after the other.
     expected: (size, seal) from files.parquet. rows: how many samples are in this chunk, or which slots; the others are absent.
     memory: the whole file, when it was fetched already. Opening checks the size, the index's crc32c, every index entry and the seal;
     raises CorruptError naming the file.
@@ -141,7 +156,7 @@ class StoredChunk:
     ) -> None:
         self.path, self.spec, self.size = path, spec, expected[0]
         self.present = np.arange(rows) if isinstance(rows, int) else rows
-        self.rows = int(self.present[-1]) + 1
+        self.rows, self.parts = int(self.present[-1]) + 1, spec.parts
         self.view: memoryview | None = memory
         self.verified = bytearray(self.rows)
         self.decoded: NDArray[Any] | None = None
@@ -173,7 +188,8 @@ class StoredChunk:
                     "a data file is not the one that was published", where=self.path, expected=f"seal {seal:08x}", remedy=REMEDY
                 )
             return [(0, self.size)]
-        slots = self.spec.chunk[0]
+        slots = self.spec.chunk[0] * self.parts
+        present = self.present if self.parts == 1 else (self.present[:, None] * self.parts + np.arange(self.parts)).reshape(-1)
         tail = 16 * slots + 4
         if self.size < tail:
             raise CorruptError(
@@ -183,13 +199,13 @@ class StoredChunk:
         if crc32c(body[:-4]) != _CRC.unpack(body[-4:])[0]:
             raise CorruptError("a shard index fails its crc32c", where=self.path, remedy=REMEDY)
         index = np.frombuffer(body[:-4], "<u8").reshape(slots, 2)
-        live = index[self.present]
+        live = index[present]
         data = self.size - tail
         inside = (live[:, 1] >= 4) & (live[:, 1] <= data) & (live[:, 0] <= data - np.minimum(live[:, 1], data))
         absent = (index == ABSENT).all(axis=1)
-        absent[self.present] = True
+        absent[present] = True
         if not inside.all() or not absent.all():
-            at = int(self.present[np.argmin(inside)] if not inside.all() else np.argmin(absent))
+            at = int(present[np.argmin(inside)] if not inside.all() else np.argmin(absent))
             raise CorruptError("a shard index entry is absent or outside the file", where=f"{self.path}, inner chunk {at}", remedy=REMEDY)
         entries = [(int(offset), int(length)) for offset, length in live.tolist()]
         checksums = b"".join(bytes(self._bytes(offset + length - 4, 4)) for offset, length in entries)
@@ -197,12 +213,11 @@ class StoredChunk:
             raise CorruptError(
                 "a stored chunk is not the one that was published", where=self.path, expected=f"seal {seal:08x}", remedy=REMEDY
             )
-        return entries if len(entries) == self.rows else self._by_slot(entries)
-
-    def _by_slot(self, entries: list[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Entries at their slots; absent ones, which no sample leads to, are empty."""
-        table = [(0, 0)] * self.rows
-        for slot, entry in zip(self.present.tolist(), entries, strict=True):
+        if len(entries) == self.rows * self.parts:
+            return entries
+        # At their slots; absent ones, which no sample leads to, are empty.
+        table = [(0, 0)] * (self.rows * self.parts)
+        for slot, entry in zip(present.tolist(), entries, strict=True):
             table[slot] = entry
         return table
 
@@ -229,6 +244,8 @@ class StoredChunk:
         verify: always, first_touch or off. Raises CorruptError naming file and row. What is done between two calls that let go of the
         GIL is kept short: decode threads wait for each other there.
         """
+        if self.parts > 1:
+            return self._read_parts(rows, out, places, verify)
         index, verified, codec, view = self.index, self.verified, self.spec.codec, self.view
         always, never = verify == "always", verify == "off"
         # Slices are made before the first call, so that little is left to do between two of them.
@@ -243,6 +260,27 @@ class StoredChunk:
             if check:
                 verified[row] = 1
         return sum(index[row][1] for row in rows)
+
+    def _read_parts(self, rows: Sequence[int], out: NDArray[Any], places: Sequence[int], verify: str) -> int:
+        """read_rows where a sample is several inner chunks: each is decoded once into scratch and copied to its columns of the row."""
+        assert self.spec.inner is not None
+        width = self.spec.inner[-1]
+        scratch, size = np.empty(self.spec.inner[1:], out.dtype), 0
+        for row, place in zip(rows, places, strict=True):
+            check = verify == "always" or (verify != "off" and not self.verified[row])
+            for part in range(self.parts):
+                entry = self.index[row * self.parts + part]
+                try:
+                    decode_into(self._bytes(*entry), scratch, self.spec.codec, check)
+                except (ValueError, RuntimeError) as error:
+                    what = f"inner chunk {row * self.parts + part} does not decode: {error}"
+                    raise CorruptError(what, where=self.path, remedy=REMEDY) from None
+                columns = out[place][..., part * width : (part + 1) * width]
+                columns[...] = scratch[..., : columns.shape[-1]]
+                size += entry[1]
+            if check:
+                self.verified[row] = 1
+        return size
 
     def read_all(self) -> NDArray[Any]:
         """A plain array's whole chunk, cut to its rows: [rows, ...]. Decoded once, then kept: a few KB. Do not write into it."""
@@ -272,14 +310,13 @@ def foreign(metadata: dict[str, Any], spec: ArraySpec) -> str | None:
 
     Raises ValueError or KeyError when the contents are no array's metadata.
     """
-    codecs, itemsize = metadata["codecs"], np.dtype(spec.dtype).itemsize
-    why = None
+    codecs, why = metadata["codecs"], None
     if spec.inner is not None and [codec["name"] for codec in codecs] == ["sharding_indexed"]:
         shard = codecs[0]["configuration"]
         codecs, place = shard["codecs"], shard.get("index_location", "end")
         if [codec["name"] for codec in shard["index_codecs"]] != ["bytes", "crc32c"] or place != "end":
             why = f"its shard index is of other codecs, at the {place}"
-        elif math.prod(shard["chunk_shape"]) * itemsize != spec.row_bytes:
+        elif math.prod(shard["chunk_shape"]) != math.prod(spec.inner):
             why = f"its inner chunks are {shard['chunk_shape']}"
     elif spec.inner is not None:
         why = "it is not sharded by sample"

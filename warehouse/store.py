@@ -229,13 +229,15 @@ class Split:
     def xarray(self) -> Any:
         """The split as an xarray.Dataset in stored-chunk-sized dask chunks; pictures float32 in [0, 1], named dimensions.
 
-        Of a cube: the whole of it, since splits share its axes; `origins` gives a split's place in it.
+        Of a cube: the whole of it, since splits share its axes; `origins` gives a split's place in it. Feature groups are chunks apart:
+        a feature is read without the others' groups.
         """
         import xarray
 
         store, prefix = zarr_store(self.warehouse.store)
         if self.warehouse.cube is not None:
-            sizes = dict(zip(("time", "y", "x"), self.warehouse.cube.layout.shard, strict=True))
+            layout = self.warehouse.cube.layout
+            sizes = dict(zip(("time", "y", "x", "feature"), (*layout.shard, layout.group), strict=True))
             return xarray.open_zarr(store, group=f"{prefix}cube", chunks=sizes, decode_coords="all")
         raw = xarray.open_zarr(store, group=f"{prefix}{self.name}", chunks={"sample": self.shard_samples}, mask_and_scale=False)
         image = raw["image"]
