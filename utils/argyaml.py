@@ -18,6 +18,7 @@ import argparse
 import difflib
 import importlib
 import json
+import logging
 import os
 import re
 import signal
@@ -78,12 +79,12 @@ def version() -> str:
 
 
 def run(main: Callable[[Any], dict[str, Any]], doc: str | None, *, argv: Sequence[str] | None = None, **sections: str) -> int:
-    """Parse, call `main(settings)`, print its result as the last line of stdout; the exit code.
+    """Parse, call `main(settings)`, print its result as the last line of stdout (of several ranks, the first does); the exit code.
 
     sections: the command's own, as name="module:Class". Returns 0 done, 1 typed error (one line on stderr) or a result whose `ok`
     is false, 130 interrupted (SIGTERM too, so that nothing is left running); argument syntax exits 2 by argparse.
     """
-    start_logging()
+    start_logging(logging.INFO if first_rank() else logging.WARNING)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         result = main(load_settings(doc, sys.argv[1:] if argv is None else argv, sections))
@@ -96,8 +97,14 @@ def run(main: Callable[[Any], dict[str, Any]], doc: str | None, *, argv: Sequenc
     except BrokenPipeError:
         return 1
     sys.stderr.flush()
-    print(json.dumps(result, allow_nan=False, default=str), flush=True)  # noqa: T201
+    if first_rank():
+        print(json.dumps(result, allow_nan=False, default=str), flush=True)  # noqa: T201
     return 0 if result.get("ok", True) else 1
+
+
+def first_rank() -> bool:
+    """Whether this process speaks for its run: the only one, or the first of those torchrun started."""
+    return "WORLD_SIZE" not in os.environ or os.environ.get("RANK", "0") == "0"
 
 
 def load_settings(doc: str | None, argv: Sequence[str], sections: Mapping[str, str]) -> Any:
