@@ -1,0 +1,234 @@
+"""Text detection items: a picture on its canvas, polygons of any number and length, and the maps of a DBNet at a quarter of the size.
+
+`TextItems` is map-style: what it makes of a sample follows from files and settings alone, so its items may be cached and any number
+of processes may make them. Everything is checked when it is opened - every polygon, every picture's header - and pixels are decoded item by
+item. Coordinates have corners at integers, x before y. Memory: one picture and its maps.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ingest.boxes import orient_boxes
+from ingest.hashes import hash_files
+from ingest.headers import Header
+from ingest.images import MAX_FILE_BYTES, decode_rgb, decoder_versions, probe
+from ingest.letterbox import Geometry, letterbox_into, plan_letterbox
+from ingest.records.text import TextPicture, parse_icdar, parse_mmocr
+from ingest.sources import PICTURE_EXTENSIONS, read_inside
+from ingest.text_maps import DBNET, TextMapSettings, draw_text_maps, fault_of
+from warehouse.errors import AnnotationError, ConfigError, SourceError
+
+__all__ = ["TextItems"]
+
+log = logging.getLogger(__name__)
+MAX_ANNOTATION_BYTES = 1 << 30
+REVISION = 1
+"""Of what an item holds: raised with any change of it, so that kept items are made again."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """A picture after judging. polygons: float64 [n, 2] in pixels of the upright picture; faults: of those not annotated as ignored."""
+
+    source: str
+    header: Header
+    polygons: tuple[NDArray[np.float64], ...]
+    ignore: NDArray[np.bool_]
+    text: tuple[str | None, ...]
+    faults: tuple[str | None, ...]
+
+
+@dataclass(frozen=True)
+class TextItems:
+    """Items of the pictures of an annotation, in its order.
+
+    folder: of the pictures; annotation: MMOCR's JSON, or a folder of ICDAR 2015's `gt_<stem>.txt`, relative to `folder` or absolute;
+    size: (H, W) of the canvas, multiples of `maps.stride`. faulty: polygons without area, intersecting themselves, or with no part in their
+    picture raise AnnotationError, or with "ignore" are kept with `ignore` true and masked (one that intersects itself as its convex hull).
+
+    An item, a dict of
+
+        image              uint8 [3, H, W], RGB, upright, `pad_value` around it
+        polygons           list of float32 [n, 2] in canvas pixels, as annotated, not clipped
+        ignore             bool [polygons]; too_small: bool [polygons], of those not ignored (ingest.text_maps.TextMaps)
+        text               list of str, None where the format has none
+        probability, threshold              float32 [H / 4, W / 4]
+        probability_mask, threshold_mask    bool [H / 4, W / 4]
+        inverse            float64 [3, 3]: (x, y, 1) of the canvas -> of the upright picture, in pixels
+        shape, raw_size    (H, W) of the canvas; (height, width) of the upright picture
+        orientation        EXIF, 1..8, as applied
+        source             path of the picture below `folder`
+
+    Raises AnnotationError (file, entry; a picture that is not there or of another size than declared), PictureError, SourceError,
+    ConfigError.
+    """
+
+    folder: Path
+    annotation: Path
+    size: tuple[int, int]
+    maps: TextMapSettings = DBNET
+    resize_mode: Literal["letterbox", "stretch"] = "letterbox"
+    pad_value: int = 114
+    faulty: Literal["error", "ignore"] = "error"
+    max_pixels: int = 178_956_970
+    samples: tuple[_Sample, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        side = self.maps.stride
+        if len(self.size) != 2 or any(value < side or value % side for value in self.size):
+            raise ConfigError("a canvas for text maps", where="size", expected=f"(H, W), multiples of {side}", found=self.size)
+        for name, known in (("faulty", ("error", "ignore")), ("resize_mode", ("letterbox", "stretch"))):
+            if getattr(self, name) not in known:
+                raise ConfigError("unknown setting of text items", where=name, expected=" or ".join(known), found=getattr(self, name))
+        if not Path(self.folder).is_dir():
+            raise SourceError("the folder of the pictures does not exist", where=self.folder)
+        pictures = _parse(Path(self.folder), Path(self.folder) / self.annotation)
+        object.__setattr__(self, "samples", tuple(self._judge(picture) for picture in pictures))
+        found = Counter(fault for sample in self.samples for fault in sample.faults if fault is not None)
+        log.info("%d pictures, %d polygons, %d of them ignored%s", len(self), sum(len(sample.polygons) for sample in self.samples),
+                 sum(int(sample.ignore.sum()) for sample in self.samples),
+                 "".join(f", {count} {name}" for name, count in sorted(found.items())))  # fmt: skip
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Raises PictureError, and SourceError where the file is no longer there."""
+        sample = self.samples[index]
+        data = read_inside(Path(self.folder), sample.source, limit=MAX_FILE_BYTES)
+        picture, orientation = decode_rgb(data, name=sample.source, max_pixels=self.max_pixels)
+        height, width = picture.shape[:2]
+        if (width, height) != (sample.header.width, sample.header.height):
+            raise SourceError("a source file changed since it was opened", where=sample.source,
+                              expected=f"{sample.header.width} x {sample.header.height}", found=f"{width} x {height}")  # fmt: skip
+        geometry = plan_letterbox(width, height, self.size, self.resize_mode)
+        image = np.empty((3, *self.size), np.uint8)
+        letterbox_into(picture, geometry, image, self.pad_value)
+        polygons = [_onto_canvas(polygon, geometry) for polygon in sample.polygons]
+        left, top = geometry.pad_x, geometry.pad_y
+        drawn = draw_text_maps(polygons, sample.ignore.tolist(), self.size, settings=self.maps,
+                               within_xyxy=(left, top, left + geometry.new_width, top + geometry.new_height))  # fmt: skip
+        return {
+            "image": image,
+            "polygons": [polygon.astype(np.float32) for polygon in polygons],
+            "ignore": sample.ignore.copy(),
+            "too_small": drawn.too_small,
+            "text": list(sample.text),
+            "probability": drawn.probability,
+            "probability_mask": drawn.probability_mask,
+            "threshold": drawn.threshold,
+            "threshold_mask": drawn.threshold_mask,
+            "inverse": _inverse(geometry),
+            "shape": self.size,
+            "raw_size": (height, width),
+            "orientation": orientation,
+            "source": sample.source,
+        }
+
+    @cached_property
+    def version(self) -> str:
+        """sha256 (hex) of the annotation as judged and of every picture's bytes."""
+        files = [Path(self.folder) / sample.source for sample in self.samples]
+        digest = hashlib.sha256()
+        for sample, content in zip(self.samples, hash_files([(path, path.stat()) for path in files]), strict=True):
+            digest.update(repr((sample.source, content, sample.ignore.tolist(), sample.text)).encode())
+            for polygon in sample.polygons:
+                digest.update(repr(polygon.tolist()).encode())
+        return digest.hexdigest()
+
+    @property
+    def fingerprint(self) -> str:
+        """Of what is made of a sample: settings, and versions of what decodes, resizes and clips."""
+        from importlib.metadata import version
+
+        versions = decoder_versions() | {"shapely": version("shapely")}
+        what = (REVISION, self.size, asdict(self.maps), self.resize_mode, self.pad_value, versions)
+        return f"{type(self).__module__}.{type(self).__qualname__}{what}"
+
+    def _judge(self, picture: TextPicture) -> _Sample:
+        where = picture.annotation
+        if not _is_file(Path(self.folder), picture.source):
+            raise AnnotationError("an annotation has no picture", where=where, expected=Path(self.folder) / picture.source,
+                                  found="no such file", remedy="restore the picture or take its entry out")  # fmt: skip
+        header = probe(Path(self.folder), picture.source, max_pixels=self.max_pixels)
+        size, stored = (header.width, header.height), (header.raw_width, header.raw_height)
+        if picture.declared_size not in (None, size, stored):
+            raise AnnotationError("a picture is of another size than declared", where=where,
+                                  expected="{} x {}".format(*picture.declared_size),
+                                  found="{} x {}".format(*size), remedy="restore the picture that was annotated")  # fmt: skip
+        turn = picture.declared_size == stored and stored != size  # as of boxes: see ingest.validate
+        polygons = tuple(_upright(region.polygon, header) if turn else region.polygon for region in picture.regions)
+        faults = tuple(
+            None if region.ignore else fault_of(polygon, size) for region, polygon in zip(picture.regions, polygons, strict=True)
+        )
+        for at, fault in enumerate(faults):
+            if fault is not None and self.faulty == "error":
+                raise AnnotationError(f"a polygon is of no use: {fault}", where=f"{where}, polygon {at}",
+                                      expected=f"a simple polygon in a picture of {size[0]} x {size[1]}",
+                                      found=" ".join(f"{x:g},{y:g}" for x, y in polygons[at])[:200],
+                                      remedy='mend it, or open with faulty="ignore" to mask such polygons')  # fmt: skip
+        ignore = np.array([region.ignore or fault is not None for region, fault in zip(picture.regions, faults, strict=True)], np.bool_)
+        return _Sample(picture.source, header, polygons, ignore, tuple(region.text for region in picture.regions), faults)
+
+
+def _parse(folder: Path, annotation: Path) -> list[TextPicture]:
+    if annotation.is_dir():
+        return _parse_folder(folder, annotation)
+    if not annotation.is_file():
+        raise SourceError("there is no such annotation", where=annotation, expected="MMOCR's JSON, or a folder of gt_*.txt")
+    data = read_inside(annotation.parent, annotation.name, limit=MAX_ANNOTATION_BYTES)
+    pictures = parse_mmocr(data, str(annotation))
+    twice = next((name for name, count in Counter(picture.source for picture in pictures).items() if count > 1), None)
+    if twice is not None:
+        raise AnnotationError("a picture is listed twice", where=annotation, found=twice)
+    return pictures
+
+
+def _parse_folder(folder: Path, annotation: Path) -> list[TextPicture]:
+    files = sorted(path.name for path in annotation.glob("gt_*.txt"))
+    if not files:
+        raise SourceError("no annotations found", where=annotation, expected="gt_<stem>.txt beside or apart from the pictures")
+    by_stem: dict[str, list[str]] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in PICTURE_EXTENSIONS:
+            by_stem.setdefault(path.stem, []).append(path.name)
+    pictures = []
+    for name in files:
+        stem = name.removeprefix("gt_").removesuffix(".txt")
+        names = by_stem.get(stem, [])
+        if len(names) != 1:
+            raise AnnotationError("an annotation has no picture" if not names else "an annotation has several pictures",
+                                  where=annotation / name, expected=f"one {folder / stem}.*", found=", ".join(names) or "none",
+                                  remedy="restore the picture or take the annotation out")  # fmt: skip
+        parsed = parse_icdar(read_inside(annotation, name, limit=MAX_ANNOTATION_BYTES), str(annotation / name), stem)
+        pictures.append(TextPicture(names[0], parsed.regions, None, parsed.annotation))
+    return pictures
+
+
+def _is_file(folder: Path, source: str) -> bool:
+    """Also for one that leads out of the folder, which reading refuses by name."""
+    return "\0" in source or (folder / source).is_file()
+
+
+def _upright(polygon: NDArray[np.float64], header: Header) -> NDArray[np.float64]:
+    both = np.concatenate([polygon, polygon], axis=1)
+    return orient_boxes(both, header.raw_width, header.raw_height, header.orientation)[:, :2]
+
+
+def _onto_canvas(polygon: NDArray[np.float64], geometry: Geometry) -> NDArray[np.float64]:
+    return polygon * (geometry.scale_x, geometry.scale_y) + (geometry.pad_x, geometry.pad_y)
+
+
+def _inverse(geometry: Geometry) -> NDArray[np.float64]:
+    sx, sy = geometry.scale_x, geometry.scale_y
+    return np.array([[1 / sx, 0, -geometry.pad_x / sx], [0, 1 / sy, -geometry.pad_y / sy], [0, 0, 1]], np.float64)
