@@ -19,7 +19,7 @@ from detector.evaluate import DetectionTally
 from detector.losses import LossWeights, big_loss, largest_box, make_truth, tiny_loss
 from detector.model import BigDet, TinyDet, make_model, reduced, to_float
 from utils.augment import AugmentSettings, augment
-from utils.checkpoint import Checkpoint, load_module
+from utils.checkpoint import Checkpoint, known_model, load_module
 from utils.training import TrainSettings, seeded
 from warehouse.errors import StateError, TrainingError
 
@@ -116,21 +116,21 @@ class DetectorTask:
 
 def restore_detector(checkpoint: Checkpoint) -> tuple[BigDet | TinyDet, DataFacts]:
     """The model of a checkpoint, with its averaged weights, in eval mode. Raises StateError when it is not a detector of ours."""
+    remedy = "train one with python -m scripts.train_detector"
+    said = known_model(checkpoint, ("tiny", "big"), "a detector", remedy)
     try:
-        said = dict(checkpoint.meta["model"])
         facts = dict(said.pop("facts"))
         height, width = (int(side) for side in facts["canvas"])
         names = tuple(str(name) for name in facts["class_names"])
         known = DataFacts(int(facts["max_boxes"]), names, (height, width), int(facts["pad_value"]), str(facts["resize_mode"]))
         shape = {key: int(said[key]) for key in ("max_boxes", "class_count", "width") if key in said}
         limits = {"max_boxes": 10_000, "class_count": 100_000, "width": 512}
-        if said["kind"] not in {"tiny", "big"} or any(not 0 <= value <= limits[key] for key, value in shape.items()):
-            raise ValueError(f"model {said['kind']!r:.40} {shape}")
+        if any(not 0 <= value <= limits[key] for key, value in shape.items()):
+            raise ValueError(f"model {shape}")
         if not (8 <= height <= 16_384 and 8 <= width <= 16_384):
             raise ValueError(f"canvas {height} x {width}")
     except (KeyError, TypeError, ValueError) as error:
-        raise StateError("the checkpoint is not of a detector", where=checkpoint.path, found=str(error),
-                         remedy="train one with python -m scripts.train_detector") from None  # fmt: skip
+        raise StateError("the checkpoint is not of a detector", where=checkpoint.path, found=str(error), remedy=remedy) from None
     model = make_model(kind=said["kind"], **shape)
     load_module(model, checkpoint.part("average"), checkpoint.path)
     return model.eval(), known

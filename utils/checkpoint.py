@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from warehouse.errors import ConfigError, CorruptError, StateError, TrainingErro
 __all__ = [
     "Checkpoint",
     "has_checkpoint",
+    "known_model",
     "load_checkpoint",
     "load_module",
     "optimizer_tensors",
@@ -46,6 +48,12 @@ MAX_INDEX_BYTES = 4 << 20
 MAX_TENSOR_BYTES = 16 << 30
 NAME = re.compile(r"checkpoint-[0-9a-f]{16}\.safetensors")
 REMEDY = "train one with python -m scripts.train_detector, or name its folder"
+TAKERS = {
+    "tiny": "infer_view --infer.checkpoint",
+    "big": "infer_view --infer.checkpoint",
+    "vqvae": "compress_zarr --compress.checkpoint",
+}
+"""Kind of model -> the command that takes its checkpoints."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,11 +125,43 @@ def load_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(tensors, meta, index_path)
 
 
+def known_model(saved: Checkpoint, kinds: Sequence[str], what: str, remedy: str) -> dict[str, Any]:
+    """What a checkpoint says of its model. Raises StateError, naming the command that takes it, when that is of none of these kinds.
+
+    what: the model wanted, such as "a detector"; remedy: how to come by one.
+    """
+    model = saved.meta.get("model")
+    kind = model.get("kind") if isinstance(model, dict) else None
+    if isinstance(model, dict) and kind in kinds:
+        return dict(model)
+    taker = TAKERS.get(str(kind))
+    this = f"this one is for python -m scripts.{taker} {saved.path.parent}; " if taker else ""
+    raise StateError(f"the checkpoint is not of {what}", where=saved.path, expected=f"kind {' or '.join(kinds)}",
+                     found=f"kind {kind!r:.40}" if kind else "no kind of model", remedy=this + remedy)  # fmt: skip
+
+
 def same_run(saved: Checkpoint, pairs: dict[str, tuple[Any, Any]], remedy: str) -> None:
     """pairs: what the run says now and what the checkpoint says, by name. Raises StateError naming the first that differs."""
     for key, (now, then) in pairs.items():
         if now != then:
-            raise StateError("the checkpoint is of another run", where=f"{saved.path}, {key}", expected=now, found=then, remedy=remedy)
+            place, expected, found = _first_difference(key, now, then)
+            raise StateError("the checkpoint is of another run", where=f"{saved.path}, {place}", expected=expected, found=found,
+                             remedy=remedy)  # fmt: skip
+
+
+def _first_difference(place: str, now: Any, then: Any) -> tuple[str, Any, Any]:
+    """Where two JSON values part, and what stands there: deep enough for a line."""
+    if isinstance(now, dict) and isinstance(then, dict):
+        # The kind first: of another kind of model everything else differs too.
+        keys = sorted({*now, *then}, key=lambda key: (key != "kind", str(key)))
+        at = next(key for key in keys if key not in now or key not in then or now[key] != then[key])
+        return _first_difference(f"{place}.{at}", now.get(at), then.get(at))
+    if isinstance(now, list) and isinstance(then, list) and len(now) == len(then):
+        step = next(step for step, pair in enumerate(zip(now, then, strict=True)) if pair[0] != pair[1])
+        return _first_difference(f"{place}.{step}", now[step], then[step])
+    if isinstance(now, list) and isinstance(then, list) and len(str([now, then])) > 400:
+        return place, f"{len(now)} entries", f"{len(then)} entries"
+    return place, "null" if now is None else now, "null" if then is None else then
 
 
 def _read_index(path: Path) -> dict[str, Any]:

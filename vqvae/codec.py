@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from utils.checkpoint import load_checkpoint, load_module
+from utils.checkpoint import known_model, load_checkpoint, load_module
 from vqvae.codebook import CodebookRules
 from vqvae.model import VQVAE, Shape
 from warehouse.cubes import Feature
@@ -59,15 +59,15 @@ def restore_vqvae(path: Path | str, features: Sequence[Feature] | None = None, d
     checkpoint's. Raises StateError for another model or other features, CorruptError and ConfigError as `load_checkpoint`.
     """
     checkpoint = load_checkpoint(Path(path))
+    remedy = "train one with python -m scripts.train_vqvae"
+    said = known_model(checkpoint, ("vqvae",), "a VQ-VAE", remedy)
     try:
-        said = dict(checkpoint.meta["model"])
         table = tuple(Feature.of(dict(raw)) for raw in said.pop("features"))
         shape = _shape(said)
         shape.check()
         model = VQVAE(table, shape, CodebookRules())
     except (KeyError, TypeError, ValueError, AttributeError, WarehouseError) as error:
-        raise StateError("the checkpoint is not of a VQ-VAE", where=checkpoint.path, found=str(error)[:200],
-                         remedy="train one with python -m scripts.train_vqvae") from None  # fmt: skip
+        raise StateError("the checkpoint is not of a VQ-VAE", where=checkpoint.path, found=str(error)[:200], remedy=remedy) from None
     if features is not None:
         _same_features(table, features, checkpoint.path)
     load_module(model, checkpoint.part("average"), checkpoint.path)
@@ -75,8 +75,6 @@ def restore_vqvae(path: Path | str, features: Sequence[Feature] | None = None, d
 
 
 def _shape(said: dict[str, Any]) -> Shape:
-    if said.pop("kind") != "vqvae":
-        raise ValueError("another kind of model")
     known = {field.name: said[field.name] for field in fields(Shape)}
     for key in ("block", "stride", "patch"):
         known[key] = tuple(int(size) for size in known[key])
