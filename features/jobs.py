@@ -39,7 +39,7 @@ from warehouse.schema import FORMAT_VERSION, IGNORED, ArraySpec, Codec, Section
 from warehouse.store import ChunkReader, Warehouse
 from warehouse.summary import SAMPLES_SCHEMA
 
-__all__ = ["FeatureLoader", "FeatureSettings", "open_queue", "plan_features", "publish_features", "run_jobs"]
+__all__ = ["FeatureLoader", "FeatureSettings", "open_queue", "plan_features", "publish_features", "read_rows", "run_jobs"]
 
 log = get_log(__name__)
 MOST = float(np.finfo(np.float16).max)
@@ -127,7 +127,7 @@ class FeatureLoader:
         first: NDArray[Any] | None = None
         for start in range(0, len(indices), self.settings.batch_size):
             at = time.perf_counter()
-            pictures = _read(reader, ["image"], indices[start : start + self.settings.batch_size])["image"]
+            pictures = read_rows(reader, ["image"], indices[start : start + self.settings.batch_size])["image"]
             first = pictures[0] if first is None else first
             alike = alike and bool((pictures == first).all())
             read = time.perf_counter()
@@ -156,8 +156,8 @@ class FeatureLoader:
 
     def _targets(self, reader: ChunkReader, indices: NDArray[np.int64]) -> NDArray[np.int16]:
         if "target" in reader.split.specs:
-            return _read(reader, ["target"], indices)["target"]
-        found = _read(reader, ["box", "box_mask", "box_flags", "label"], indices)
+            return read_rows(reader, ["target"], indices)["target"]
+        found = read_rows(reader, ["box", "box_mask", "box_flags", "label"], indices)
         return picture_labels(found["box"], found["label"], found["box_mask"] & ((found["box_flags"] & IGNORED) == 0),
                               self.settings.picture_label)  # fmt: skip
 
@@ -247,7 +247,8 @@ def _whole(task: ChunkTask, digest: str, staging: Path) -> bool:
     return False
 
 
-def _read(reader: ChunkReader, names: list[str], indices: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+def read_rows(reader: ChunkReader, names: list[str], indices: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+    """Samples `indices` of a split, in fresh arrays [len(indices), ...]."""
     specs = reader.split.specs
     out: dict[str, NDArray[Any]] = {name: np.empty((len(indices), *specs[name].shape[1:]), specs[name].dtype) for name in names}
     reader.fill(names, indices, out)

@@ -23,7 +23,7 @@ from ingest.pairing import in_annotation_folder, is_mask, pair_by_stem
 from warehouse.errors import SourceError
 from warehouse.schema import BuildSettings
 
-__all__ = ["PICTURE_EXTENSIONS", "SourceFile", "SourceListing", "input_root", "list_sources", "read_ends", "read_inside"]
+__all__ = ["PICTURE_EXTENSIONS", "SourceFile", "SourceListing", "input_root", "list_sources", "path_inside", "read_ends", "read_inside"]
 
 log = logging.getLogger(__name__)
 PICTURE_EXTENSIONS = (".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -112,7 +112,7 @@ def list_sources(settings: BuildSettings, *, progress: Callable[[int], None] | N
 
 def read_inside(root: Path, path: str, *, limit: int, sha256: str | None = None) -> bytes:
     """The bytes of `path` below `root`, at most `limit`. Raises SourceError: outside, unreadable, too large, or not `sha256` any more."""
-    target = _inside(root, path)
+    target = path_inside(root, path)
     try:
         with open(target, "rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
@@ -133,7 +133,7 @@ def read_inside(root: Path, path: str, *, limit: int, sha256: str | None = None)
 def read_ends(root: Path, path: str, *, head: int, tail: int) -> tuple[bytes, bytes, bool]:
     """(first bytes, last bytes, whether the first are all) of `path` below `root`. Raises SourceError: outside or unreadable."""
     try:
-        with open(_inside(root, path), "rb", buffering=0) as file:
+        with open(path_inside(root, path), "rb", buffering=0) as file:
             first = file.read(head)
             size = os.fstat(file.fileno()).st_size
             file.seek(max(0, size - tail))
@@ -200,7 +200,8 @@ def _check_link(full: str, real_root: str) -> None:
         raise SourceError("a link leads out of the input folder", where=full, found=real, remedy="copy what it points to into the folder")
 
 
-def _inside(root: Path, path: str) -> str:
+def path_inside(root: Path, path: str) -> str:
+    """Where `path` lies below `root`, links resolved. Raises SourceError where that is outside."""
     if path.startswith("/") or "\\" in path or "\0" in path or ".." in path.split("/"):
         raise SourceError("a path leads out of the input folder", where=repr(path))
     real_root = _real_root(os.path.abspath(root))

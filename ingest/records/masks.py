@@ -7,6 +7,7 @@ A mask is found by name (`ingest.pairing.mask_place`): `images/a.png` and `masks
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from ingest.sources import SourceListing, read_inside
 from warehouse.errors import PictureError
 from warehouse.schema import MASK_PADDING, BuildSettings
 
-__all__ = ["load_mask", "parse_masks"]
+__all__ = ["classes_of", "decode_mask", "load_mask", "parse_masks"]
 
 MAX_MASK_BYTES = 1 << 30
 
@@ -53,16 +54,8 @@ def load_mask(record: PictureRecord, root: Path, settings: BuildSettings, geomet
 
     assert record.mask is not None
     data = read_inside(root, record.mask, limit=MAX_MASK_BYTES, sha256=record.mask_sha256)
-    values = _decode(data, record, settings.max_pixels)
-    table = np.full(256, MASK_PADDING, np.uint8)
-    for value, index in settings.mask_values.items():
-        table[value] = index
-    classes = table[values]
-    if (classes == MASK_PADDING).any():
-        strange = sorted(set(np.unique(values).tolist()) - set(settings.mask_values))
-        raise PictureError(
-            "mask_values", where=record.source, expected=f"values {sorted(settings.mask_values)} in {record.mask}", found=strange[:8],
-            remedy="declare them: --build.mask_values '{\"0\": 0, \"255\": 1}'")  # fmt: skip
+    values = decode_mask(data, record.source, record.mask, (record.raw_width, record.raw_height), settings.max_pixels)
+    classes = classes_of(values, settings.mask_values, record.source, record.mask)
     if (geometry.new_width, geometry.new_height) != (geometry.raw_width, geometry.raw_height):
         classes = cv2.resize(classes, (geometry.new_width, geometry.new_height), interpolation=cv2.INTER_NEAREST_EXACT)
     out = np.full(settings.target_size, MASK_PADDING, np.uint8)
@@ -70,26 +63,42 @@ def load_mask(record: PictureRecord, root: Path, settings: BuildSettings, geomet
     return out
 
 
-def _decode(data: bytes, record: PictureRecord, max_pixels: int) -> NDArray[np.uint8]:
-    """uint8 [raw_height, raw_width], a palette's indices as they are."""
+def classes_of(values: NDArray[np.uint8], mask_values: Mapping[int, int], source: str, mask: str) -> NDArray[np.uint8]:
+    """The class of each value of a mask. Raises PictureError (mask_values) naming the picture, for values that are not declared."""
+    table = np.full(256, MASK_PADDING, np.uint8)
+    for value, index in mask_values.items():
+        table[value] = index
+    classes: NDArray[np.uint8] = table[values]
+    if (classes == MASK_PADDING).any():
+        strange = sorted(set(np.unique(values).tolist()) - set(mask_values))
+        raise PictureError(
+            "mask_values", where=source, expected=f"values {sorted(mask_values)} in {mask}", found=strange[:8],
+            remedy="declare them: mask_values '{\"0\": 0, \"255\": 1}'")  # fmt: skip
+    return classes
+
+
+def decode_mask(data: bytes, source: str, name: str, picture_size: tuple[int, int], max_pixels: int) -> NDArray[np.uint8]:
+    """uint8 [height, width], a palette's indices as they are. picture_size: (width, height) of its picture `source`.
+
+    Raises PictureError naming the picture: mask_unreadable, mask_size.
+    """
     remedy = "save it as an 8 bit grey or palette PNG of its picture's size"
-    name = record.mask or ""
     try:
         image = open_with_pillow(data, name)
         size = image.size
-        if size == (record.raw_width, record.raw_height) and size[0] * size[1] <= max_pixels:
+        if size == picture_size and size[0] * size[1] <= max_pixels:
             image.load()
             grey = image.convert("L") if image.mode == "1" else image
             values = np.asarray(grey)
         else:
-            raise PictureError("mask_size", where=record.source, expected=f"{record.raw_width} x {record.raw_height}",
+            raise PictureError("mask_size", where=source, expected=f"{picture_size[0]} x {picture_size[1]}",
                                found=f"{name} with {size[0]} x {size[1]}", remedy=remedy)  # fmt: skip
     except PictureError as error:
         if error.reason == "mask_size":
             raise
-        raise PictureError("mask_unreadable", where=record.source, found=str(error), remedy=remedy) from None
+        raise PictureError("mask_unreadable", where=source, found=str(error), remedy=remedy) from None
     except Exception as error:  # Pillow's decoders raise anything on hostile bytes
-        raise PictureError("mask_unreadable", where=record.source, found=f"{name}: {error}"[:200], remedy=remedy) from None
+        raise PictureError("mask_unreadable", where=source, found=f"{name}: {error}"[:200], remedy=remedy) from None
     if values.dtype != np.uint8 or values.ndim != 2:
-        raise PictureError("mask_unreadable", where=record.source, found=f"{name}: mode {image.mode}", remedy=remedy)
+        raise PictureError("mask_unreadable", where=source, found=f"{name}: mode {image.mode}", remedy=remedy)
     return values

@@ -1,0 +1,92 @@
+"""A small U-Net: uint8 pictures in, a logit for every class and pixel out.
+
+Ronneberger et al. 2015 (arXiv:1505.04597), with residual blocks, GroupNorm (batches are small) and a space-to-depth stem: `stem` x `stem`
+pixels are folded into channels, all layers work on the smaller grid, and the head unfolds its logits again, so that the output keeps
+every pixel at a fraction of the work (docs/log.md). No layer sees beyond its own sample. Given up: attention, deep supervision.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from utils.checkpoint import Checkpoint, load_module
+from warehouse.errors import StateError
+
+__all__ = ["UNet", "restore_unet"]
+
+KIND = "unet"
+LIMITS = {"channels": (1, 64), "classes": (2, 255), "width": (4, 512), "levels": (1, 6), "stem": (1, 4)}
+"""Of what a checkpoint may ask for."""
+
+
+class Block(nn.Module):
+    """Two 3 x 3 convolutions with a residual path: [B, in, h, w] -> [B, out, h, w]."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+        self.first_norm = norm(outputs)
+        self.second = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.second_norm = norm(outputs)
+        self.skip = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = functional.silu(self.first_norm(self.first(x)))
+        return functional.silu(self.second_norm(self.second(y)) + self.skip(x))
+
+
+def norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(max(1, channels // 8) if channels % 8 == 0 else 1, channels)
+
+
+class UNet(nn.Module):
+    """channels: of the picture, 1 or 3; classes: logits a pixel; width: channels of the first level, doubled at each of `levels`."""
+
+    def __init__(self, *, channels: int, classes: int, width: int = 24, levels: int = 4, stem: int = 2) -> None:
+        super().__init__()
+        self.channels, self.classes, self.width, self.levels, self.stem = channels, classes, width, levels, stem
+        widths = [width * 2**level for level in range(levels)]
+        self.down = nn.ModuleList(Block(inputs, outputs) for inputs, outputs in zip([channels * stem**2, *widths], widths, strict=False))
+        self.narrow = nn.ModuleList(nn.Conv2d(2 * outputs, outputs, 1) for outputs in widths[:-1])
+        self.up = nn.ModuleList(Block(2 * outputs, outputs) for outputs in widths[:-1])
+        self.head = nn.Conv2d(width, classes * stem**2, 1)
+
+    @property
+    def multiple(self) -> int:
+        """What height and width of a picture must be multiples of."""
+        return int(self.stem * 2 ** (self.levels - 1))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """image: uint8 or float in [0, 255], [B, C, H, W]. Logits float [B, classes, H, W]."""
+        x = functional.pixel_unshuffle(image.float() / 64 - 2, self.stem).contiguous(memory_format=torch.channels_last)
+        passed: list[Tensor] = []
+        for level, block in enumerate(self.down):
+            x = block(functional.max_pool2d(x, 2) if level else x)
+            passed.append(x)
+        for level in reversed(range(self.levels - 1)):
+            x = functional.interpolate(self.narrow[level](x), scale_factor=2, mode="nearest")
+            x = self.up[level](torch.cat([x, passed[level]], dim=1))
+        return functional.pixel_shuffle(self.head(x), self.stem)
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": KIND, **{key: getattr(self, key) for key in LIMITS}}
+
+
+def restore_unet(checkpoint: Checkpoint) -> UNet:
+    """The model of a checkpoint, with its averaged weights, in eval mode. Raises StateError when it is not a U-Net of ours."""
+    try:
+        said = dict(checkpoint.meta["model"])
+        shape = {key: int(said[key]) for key in LIMITS}
+        wrong = [f"{key} {value}" for key, value in shape.items() if not LIMITS[key][0] <= value <= LIMITS[key][1]]
+        if said["kind"] != KIND or wrong:
+            raise ValueError(", ".join(wrong) or f"model {said['kind']!r:.40}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise StateError("the checkpoint is not of a U-Net", where=checkpoint.path, found=str(error),
+                         remedy="train one with python -m scripts.segment_patches") from None  # fmt: skip
+    model = UNet(**shape)
+    load_module(model, checkpoint.part("average"), checkpoint.path)
+    return model.eval()

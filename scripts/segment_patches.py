@@ -1,0 +1,130 @@
+"""python -m scripts.segment_patches --config config.yaml --segment.input_root FOLDER [--segment.max_minutes 15]
+
+Cuts large pictures into overlapping patches, trains a U-Net on those with masks, and stitches its predictions back into whole masks,
+beside the truth in segment.output. Everything is in small jobs: stopped or killed, run the same command again and it goes on.
+"""
+
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from utils.argyaml import run
+from utils.log import get_log, progress
+
+log = get_log("segment_patches")
+
+
+def main(settings: Any) -> dict[str, Any]:
+    from features.mask_results import peak_memory_gb, stitch_pictures
+    from features.patches import write_patch_manifest
+    from warehouse import Warehouse
+
+    segment, start = settings.segment, time.monotonic()
+    patches = cut(segment)
+    manifest = write_patch_manifest(patches, segment.folder)
+    log.info("%s patches of %s; where they lie: %s", sum(len(patches.split(name)) for name in patches.splits), patches.version, manifest)
+    trained = {"checkpoint": segment.checkpoint} if segment.checkpoint else train(settings, patches)
+    probabilities, left = predict(segment, patches, Path(trained["checkpoint"]))
+    result = {**trained, "patches": patches.version, "patch_manifest": str(manifest), "jobs_left": left}
+    if probabilities is None:
+        log.info("%d prediction jobs left; next: the same command again", left)
+        return {**result, "dice": None, "iou": None, "masks": 0, "peak_memory_gb": peak_memory_gb()}
+    with progress(None, "pictures", "stitching") as bar:
+        done = stitch_pictures(patches, Warehouse.open(probabilities), segment.folder, blend=segment.blend,
+                               tolerance=segment.boundary_tolerance, progress=bar.advance)  # fmt: skip
+    scores = done.scores.get("test") or done.scores.get("held_out") or done.scores.get("train") or {}
+    log.info("%d masks; look at %s", len(done.pictures), done.folder / "index.html")
+    return {
+        **result,
+        **{key: scores.get(key) for key in ("dice", "iou", "boundary_f1")},
+        "scores": done.scores,
+        "masks": len(done.pictures),
+        "path": str(done.folder),
+        "peak_memory_gb": peak_memory_gb(),
+        "seconds": round(time.monotonic() - start, 1),
+    }
+
+
+def cut(segment: Any) -> Any:
+    from features.patches import patch_recipe, plan_patches
+    from ingest.patches import PatchCutter, cut_versions, list_pictures, survey
+    from warehouse import Warehouse
+    from warehouse.manifest import version_name
+    from warehouse.publish import bake, open_root, published
+
+    build, root = segment.build(), segment.folder / "patches"
+    listing = list_pictures(build)
+    log.info("%d pictures and %d masks in %s", len(listing.pictures), len(listing.annotations), listing.root)
+    recipe = patch_recipe(listing.fingerprint, build, patch_size=segment.patch_size, overlap=segment.overlap, job_size=segment.job_size,
+                          channels=segment.channels, decoders=cut_versions())  # fmt: skip
+    version, _ = version_name(recipe)
+    open_root(root)
+    if published(root, version) is not None:
+        log.info("already cut: %s", version)
+        return Warehouse.open(root / version)
+
+    def make_plan(unreadable: dict[str, Any]) -> Any:
+        found = survey(listing, build, least=segment.patch_size, unreadable=unreadable)
+        return plan_patches(found.parents, recipe, channels=segment.channels or (1 if found.grey else 3), found=found.found,
+                            rejected=found.rejected, warnings=found.warnings)  # fmt: skip
+
+    def cutter(plan: Any) -> PatchCutter:
+        return PatchCutter(listing.root, plan.splits[0].specs[0].shape[1], build.mask_values, build.max_pixels)
+
+    with ExitStack() as stack:
+
+        def on_plan(plan: Any) -> Any:
+            return stack.enter_context(progress(plan.samples, "patches", f"cutting {plan.version}")).advance
+
+        # In this process, one after another: that is what keeps each picture decoded once, and one in memory.
+        bake(make_plan, cutter, root, workers=0, cluster=None, trace=True, on_plan=on_plan)
+    return Warehouse.open(root / version)
+
+
+def train(settings: Any, patches: Any) -> dict[str, Any]:
+    from features.segment import SegmentTask
+    from utils.loader import ChunkLoader
+    from utils.training import Trainer
+
+    segment = settings.segment
+    training = segment.training()
+    options = settings.loader.model_dump() | {"chunks_per_batch": max(segment.chunks_per_batch, settings.loader.chunks_per_batch)}
+    split = patches.split("train")
+    held_out = patches.split(next((name for name in ("val", "test") if name in patches.splits), "train"))
+    task = SegmentTask(training, channels=patches.manifest.arrays["image"]["row"][0], classes=segment.classes)
+    with (
+        ChunkLoader(split, segment.batch_size, seed=segment.seed, **options) as batches,
+        ChunkLoader(held_out, min(segment.batch_size, max(held_out.chunk_sizes)), shuffle=False, **settings.loader.model_dump()) as scored,
+    ):
+        trainer = Trainer(task, training, batches, scored, Path(training.output), book=settings.experiments)
+        result = trainer.run()
+    return {key: result[key] for key in ("checkpoint", "epochs", "steps", "samples_per_second")} | {"training_seconds": result["seconds"]}
+
+
+def predict(segment: Any, patches: Any, folder: Path) -> tuple[Path | None, int]:
+    from features.jobs import FeatureSettings, open_queue, publish_features, run_jobs
+    from features.mask_jobs import plan_probabilities
+    from features.unet import restore_unet
+    from utils.checkpoint import load_checkpoint
+    from warehouse.publish import open_root, published
+
+    checkpoint = load_checkpoint(folder)
+    plan, load = plan_probabilities(patches, restore_unet(checkpoint), checkpoint, segment.batch_size)
+    root = segment.folder / "probabilities"
+    open_root(root)
+    if published(root, plan.version) is not None:
+        return root / plan.version, 0
+    with open_queue(plan, FeatureSettings(work=str(segment.folder / "jobs"))) as queue:
+        left = queue.left()
+        with progress(min(left, segment.jobs or left), "jobs", "predicting") as bar:
+            run_jobs(plan, load, queue, root, limit=segment.jobs, progress=bar.advance)
+        if not queue.left():
+            publish_features(plan, load, queue, root)
+        left = queue.left()
+    return (None, left) if left else (root / plan.version, 0)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main, __doc__, segment="features.segment:SegmentSettings", loader="utils.loader:LoaderSettings",
+                         experiments="utils.experiments:ExperimentSettings"))  # fmt: skip
