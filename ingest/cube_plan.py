@@ -122,7 +122,7 @@ def plan_cube(listing: SourceListing, build: BuildSettings, raster: RasterSettin
     features = tuple(Feature(each.name, each.kind, each.codes, static=each.static, units=each.units) for each in raster.features)
     iso = tuple(str(time) for time in times)
     extended = Grid(grid.crs_wkt, grid.transform, layout.shape[1], layout.shape[2])
-    cube = Cube(layout, features, iso, grid.crs_wkt, grid.crs_code, grid.transform, (grid.height, grid.width))
+    cube = Cube(layout, features, iso, grid.crs_wkt2, grid.crs_code, grid.transform, (grid.height, grid.width))
     recipe = cube_recipe(listing, build, raster)
     version, key = version_name(recipe)
     numbers = tuple(range(layout.stored_chunks))

@@ -43,6 +43,11 @@ class Grid:
         return a > 0 and e < 0 and b == d == 0
 
     @property
+    def crs_wkt2(self) -> str:
+        """ISO 19162 (WKT2:2019), which `proj:wkt2` and CF's `crs_wkt` are; `crs_wkt` may be older."""
+        return str(self.crs.to_wkt(version="WKT2_2019"))
+
+    @property
     def crs_code(self) -> str | None:
         """Such as EPSG:32633, where the CRS has one."""
         authority = self.crs.to_authority()

@@ -1,12 +1,14 @@
 """A baked cube's metadata: the `cube` group with coordinates, georeference and feature table, its small arrays, samples.parquet.
 
 The group reads with xarray as it is (CF time, named coordinates, `spatial_ref`), and carries `proj:` and `spatial:` attributes:
-https://github.com/zarr-conventions/proj, https://github.com/zarr-conventions/spatial. Given up: a content digest that knows of
+https://github.com/zarr-conventions/proj, https://github.com/zarr-conventions/spatial, v0.1 of both, registered in `zarr_conventions` as
+https://github.com/zarr-conventions/zarr-conventions-spec asks. Given up: a content digest that knows of
 missing stored chunks alone; it is over every inner chunk in C order of the cube, so that no stored chunk size changes it.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -43,6 +45,22 @@ CUBE_SAMPLES_SCHEMA = pa.schema(
     ]
 )
 """chunk: number of the stored chunk in the cube; slot: inner chunk in it; t, y, x: first voxel; sha256: of data and valid, decoded."""
+
+
+def _convention(name: str, uuid: str, text: str) -> dict[str, str]:
+    return {
+        "schema_url": f"https://raw.githubusercontent.com/zarr-conventions/{name}/refs/tags/v0.1/schema.json",
+        "spec_url": f"https://github.com/zarr-conventions/{name}/blob/v0.1/README.md",
+        "uuid": uuid,
+        "name": name,
+        "description": text,
+    }
+
+
+CONVENTIONS = [
+    _convention("proj", "f17cb550-5864-4468-aeb7-f3180cfb622f", "Coordinate reference system information for geospatial data"),
+    _convention("spatial", "689b58e2-cf7b-45e0-9fff-9cfc0883d6b4", "Spatial coordinate information"),
+]
 
 
 def cube_contents(plan: BuildPlan, results: Sequence[ChunkResult], store: Path) -> Contents:
@@ -150,7 +168,8 @@ def on_disk(spec: ArraySpec, layout: CubeLayout, cube: Cube) -> ArraySpec:
     """The Zarr array behind a by-sample spec."""
     assert spec.inner is not None
     group = layout.group
-    attrs: dict[str, Any] = {"grid_mapping": "spatial_ref"}
+    # Properties of a group hold for the arrays in it, but a reader that opens an array alone does not look up.
+    attrs: dict[str, Any] = {"grid_mapping": "spatial_ref"} | georeference(cube)
     if spec.name == "data":
         attrs |= {"long_name": "values, NaN where missing; categories as their codes"}
     else:
@@ -185,11 +204,12 @@ def _write_coordinates(group: Any, cube: Cube) -> list[str]:
 
 
 def georeference(cube: Cube) -> dict[str, Any]:
-    """`proj:` and `spatial:` attributes of the group."""
+    """`proj:` and `spatial:` attributes of the group and of `data` and `valid`. proj:code is left out where the CRS has none."""
     a, b, c, d, e, f = cube.transform
     _, height, width, _ = cube.shape
-    return {
-        "proj:code": cube.crs_code,
+    code = {"proj:code": cube.crs_code} if re.fullmatch("[A-Z]+:[0-9]+", cube.crs_code or "") else {}
+    return code | {
+        "zarr_conventions": CONVENTIONS,
         "proj:wkt2": cube.crs_wkt,
         "spatial:dimensions": ["y", "x"],
         "spatial:transform_type": "affine",

@@ -169,6 +169,7 @@ class CubePlaces:
 class Cube:
     """A published cube: layout, features, place. times: ISO 8601, one a step; transform: affine a, b, c, d, e, f of pixel corners.
 
+    crs_wkt: WKT2:2019 (ISO 19162).
     extent: rows and columns of the declared grid; the array goes on right and down to whole inner chunks, missing there.
     """
 
