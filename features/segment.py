@@ -79,7 +79,7 @@ class SegmentSettings(SegmentTraining):
         multiple = self.stem * 2 ** (self.levels - 1)
         if self.patch_size % multiple:
             raise ValueError(f"patch_size {self.patch_size} must be a multiple of {multiple} (stem x 2^(levels - 1))")
-        if not 2 <= max(self.mask_values.values()) + 1:
+        if self.classes < 2:
             raise ValueError(f"mask_values must declare at least two classes, not {self.mask_values}")
         return self
 

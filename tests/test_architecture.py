@@ -38,6 +38,7 @@ UTILS = {
     "tensor_cache",
     "run_report",
     "cached_passes",
+    "cached_loader",
     "item_codec",
     "signals",
     "ranks",

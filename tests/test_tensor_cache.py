@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import multiprocessing
 import os
 import time
@@ -12,12 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from cache_fakes import Polygons, RandomCrop, polygons, same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch.utils.data import DataLoader
 
-from utils.cached_passes import CachedPasses
 from utils.item_codec import decode_item, encode_item
 from utils.tensor_cache import CachedDataset, CacheKey, TensorCache, fingerprint, refuse_random
 from warehouse.errors import ConfigError
@@ -31,21 +30,6 @@ def through(item):
             memoryview(leaf).cast("B")[:] = buffer
 
     return decode_item(header, fill)
-
-
-def same(one, two):
-    """Equal in type, order, dtype, shape and bits."""
-    if type(one) is not type(two):
-        return False
-    if isinstance(one, dict):
-        return list(one) == list(two) and all(same(one[key], two[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(two) and all(map(same, one, two))
-    if isinstance(one, torch.Tensor):
-        return one.dtype == two.dtype and one.shape == two.shape and one.contiguous().numpy(force=True).tobytes() == two.numpy().tobytes()
-    if isinstance(one, np.ndarray | np.generic):
-        return one.dtype == two.dtype and one.shape == two.shape and one.tobytes() == two.tobytes()
-    return one == two or (isinstance(one, float) and math.isnan(one) and math.isnan(two))
 
 
 dtypes = st.sampled_from(["<f4", ">f8", "<i2", "|u1", "|b1", "<c8", "<U3", "|S4", "<M8[s]", "<f2"])
@@ -110,40 +94,6 @@ class Named(dict):
 def test_what_cannot_be_kept_is_refused_by_its_place(item, match):
     with pytest.raises(ConfigError, match=match):
         encode_item(item)
-
-
-def polygons(index):
-    """A ragged text-detection item that follows from its number."""
-    rng = np.random.default_rng(index)
-    return {
-        "image": torch.from_numpy(rng.random((3, 16, 16), dtype=np.float32)),
-        "polygons": [rng.random((int(corners), 2)) for corners in rng.integers(3, 9, index % 4)],
-        "ignore": [bool(flag) for flag in rng.integers(0, 2, index % 4)],
-        "text": [f"word {index}"] * (index % 3),
-        "shape": (16, 16),
-        "scale": 0.1 * index,
-    }
-
-
-class Polygons:
-    """calls: a file that grows by a byte for each computation, in any process."""
-
-    def __init__(self, count, calls=None, cost=0.0):
-        self.count, self.calls, self.cost = count, calls, cost
-
-    def __len__(self):
-        return self.count
-
-    def __getitem__(self, index):
-        if self.calls is not None:
-            with open(self.calls, "ab", buffering=0) as file:
-                file.write(b".")
-        if self.cost:
-            field = np.random.default_rng(index).random((3, 96, 96))
-            end = time.perf_counter() + self.cost
-            while time.perf_counter() < end:
-                field = np.abs(np.fft.ifft2(np.fft.fft2(field)))
-        return polygons(index)
 
 
 def test_items_are_computed_once_and_are_the_same_with_and_without(tmp_path):
@@ -279,11 +229,6 @@ def test_a_killed_worker_leaves_a_cache_that_works(tmp_path):
     assert cached.cache.stats.items >= 200
 
 
-class RandomCrop:
-    def __call__(self, item):
-        return item
-
-
 @dataclass
 class Resize:
     size: int = 4
@@ -330,77 +275,3 @@ def test_a_fingerprint_tells_settings_apart_and_is_demanded():
     assert fingerprint(Resize(4)) == fingerprint(Resize(4)) != fingerprint(Resize(5))
     with pytest.raises(ConfigError, match="RandomCrop"):
         fingerprint(RandomCrop())
-
-
-class Loader:
-    """Batches of two as a function of (epoch, number); notes what it was made to compute."""
-
-    def __init__(self, count=5):
-        self.count, self.epoch, self.at, self.made = count, 0, 0, []
-
-    def __len__(self):
-        return self.count
-
-    def set_epoch(self, epoch):
-        self.epoch, self.at = epoch, self.at if epoch == self.epoch and self.at < self.count else 0
-
-    def state_dict(self):
-        return {"epoch": self.epoch, "at": self.at}
-
-    def load_state_dict(self, state):
-        self.epoch, self.at = state["epoch"], state["at"]
-
-    def __iter__(self):
-        while self.at < self.count:
-            self.made.append(self.at)
-            self.at += 1
-            yield {"index": torch.tensor([2 * self.at, 2 * self.at + 1]), "x": torch.full((2, 100), self.at + 10.0 * self.epoch)}
-
-
-def passes(loader, epoch=0):
-    loader.set_epoch(epoch)
-    return [float(batch["x"][0, 0]) for batch in loader]
-
-
-def test_held_out_batches_are_read_once(caplog):
-    caplog.set_level("INFO")
-    loader = Loader()
-    cached = CachedPasses(loader, None, 1 << 20, "held-out")
-    assert passes(cached) == passes(cached) == passes(cached) == [1, 2, 3, 4, 5]
-    assert loader.made == [0, 1, 2, 3, 4]
-    assert "will cache 10 samples" in caplog.text
-    assert "5 hits" in caplog.text
-
-
-def test_a_pass_that_ends_early_goes_on_where_it_ended():
-    loader = Loader()
-    cached = CachedPasses(loader, True, 1 << 20, "held-out")
-    for batch in cached:
-        if batch["x"][0, 0] == 2:
-            break
-    assert passes(cached) == passes(cached) == [1, 2, 3, 4, 5]
-    assert loader.made == [0, 1, 2, 3, 4]
-
-
-def test_a_split_that_does_not_fit_is_left_alone_or_kept_in_part():
-    left, part = Loader(), Loader()
-    alone, cached = CachedPasses(left, None, 2000, "held-out"), CachedPasses(part, True, 2200, "held-out")
-    for _ in range(2):
-        assert passes(alone) == passes(cached) == [1, 2, 3, 4, 5]
-    assert left.made == [0, 1, 2, 3, 4] * 2
-    assert part.made == [0, 1, 2, 3, 4, 2, 3, 4]
-
-
-def test_another_epoch_goes_past_the_cache():
-    cached = CachedPasses(Loader(), True, 1 << 20, "held-out")
-    assert passes(cached, 0) == [1, 2, 3, 4, 5]
-    assert passes(cached, 1) == [11, 12, 13, 14, 15]
-    assert passes(cached, 0) == [1, 2, 3, 4, 5]
-
-
-def test_a_loader_with_a_random_augmentation_is_refused():
-    loader = Loader()
-    loader.augment = RandomCrop()
-    assert CachedPasses(loader, None, 1 << 20, "held-out").wanted is False
-    with pytest.raises(ConfigError, match="RandomCrop"):
-        CachedPasses(loader, True, 1 << 20, "held-out")

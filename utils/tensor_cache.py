@@ -2,7 +2,7 @@
 
 Purpose: `TensorCache` keeps items by sample number; `CachedDataset` puts one before a map-style dataset; `fingerprint` and
   `refuse_random` judge a transform.
-Used by: utils.cached_passes
+Used by: utils.cached_loader, utils.cached_passes
 Design notes: one append-only file, without a name (memfd) or in a folder: a header, a row of 48 bytes a sample, then the items.
   Spawned and forked workers read the same pages, so there is one copy on the node. Appends hold a kernel lock, which dies with its
   holder; a row is written after its item, so that a killed worker leaves nothing half-written. Reading takes no lock: row and item
@@ -25,7 +25,9 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from crc32c import crc32c
+from numpy.typing import NDArray
 
 from utils.item_codec import decode_item, encode_item
 from utils.loader_utils import SharedBlock
@@ -45,6 +47,8 @@ COUNTS = struct.Struct("<QQQQQd")
 APPEND, COUNT = 0, 1
 MOST_BUFFERS = 512
 PROBES = 2
+DAMAGE = (ValueError, KeyError, TypeError, IndexError, OSError, RuntimeError, MemoryError)
+"""What reading a damaged item may raise."""
 RANDOM_WORDS = ("random", "augment", "jitter", "noise", "mixup", "cutmix", "dropout")
 
 
@@ -137,7 +141,7 @@ class TensorCache:
         row = self._row(index)
         if row is not None:
             start = time.perf_counter()
-            with contextlib.suppress(ValueError, KeyError, TypeError, IndexError, OSError, RuntimeError, MemoryError):
+            with contextlib.suppress(*DAMAGE):
                 item = self._read(row)
                 self._add(hits=1, seconds=row[5] - (time.perf_counter() - start))
                 return item
@@ -158,6 +162,22 @@ class TensorCache:
         """Keep an item that took `seconds` to compute; False when it does not fit. Raises ConfigError for one that cannot be kept."""
         kept = self._append(index, *encode_item(item), seconds, former=self._row(index))
         self._add(misses=1, refused=int(not kept))
+        return kept
+
+    def take(self, index: int, compute: Callable[[], Any]) -> Any:
+        """As `get`, for an item whose miss was counted where it was computed: a hit is not counted again."""
+        row = self._row(index)
+        if row is not None:
+            with contextlib.suppress(*DAMAGE):
+                return self._read(row)
+        return self.get(index, compute)
+
+    def kept_rows(self) -> NDArray[np.bool_]:
+        """bool [count]: whose rows are written. A row may still turn out to be damaged, which `get` sees to."""
+        table = os.pread(self.fd, ROW_SIZE * self.count, HEAD_SIZE)
+        rows = np.zeros((self.count, ROW_SIZE), np.uint8)
+        rows.reshape(-1)[: len(table)] = np.frombuffer(table, np.uint8)
+        kept: NDArray[np.bool_] = rows.any(axis=1)
         return kept
 
     def has(self, index: int) -> bool:

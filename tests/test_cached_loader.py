@@ -1,0 +1,171 @@
+"""The loader of a cached dataset: the order and the items of a plain one for any number of workers, and no work that was done before."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+
+import pytest
+import torch
+from cache_fakes import Polygons, polygons, same
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader
+
+from utils.cached_loader import CachedLoader
+from utils.tensor_cache import CachedDataset
+from warehouse.errors import ConfigError, PictureError, WorkerError
+
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
+FORK = multiprocessing.get_context("fork")
+
+
+def as_it_is(batch):
+    return batch
+
+
+def loader_of(dataset, workers=2, *, limit=1 << 30, **options):
+    options = {"batch_size": 5, "collate_fn": as_it_is, "multiprocessing_context": FORK if workers else None} | options
+    return CachedLoader(CachedDataset(dataset, limit_bytes=limit), num_workers=workers, **options)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5], ids=["all fits", "half fits"])
+@pytest.mark.parametrize("workers", [0, 2, 4])
+def test_batches_are_a_plain_loader_s_in_every_epoch(tmp_path, workers, share):
+    whole = CachedDataset(Polygons(23))
+    for index in range(23):
+        _ = whole[index]
+    order = torch.randperm(23, generator=torch.Generator().manual_seed(1)).tolist()
+    plain = list(DataLoader(Polygons(23), batch_size=5, sampler=order, collate_fn=as_it_is))
+    loader = loader_of(Polygons(23, tmp_path / "calls"), workers, limit=int(whole.cache.stats.bytes * share), sampler=order)
+    sizes = []
+    for _ in range(3):
+        assert same(list(loader), plain)
+        sizes.append((tmp_path / "calls").stat().st_size)
+    stats = loader.dataset.cache.stats
+    left = 23 - stats.items
+    assert stats.hits == 2 * stats.items
+    assert stats.misses == 23 + 2 * left
+    assert stats.bytes <= whole.cache.stats.bytes * share
+    assert os.fstat(loader.dataset.cache.fd).st_size == stats.bytes
+    probed = 2 * max(1, workers)
+    assert sizes[0] <= 23 + probed
+    assert sizes[2] <= 23 + 2 * left + probed
+    assert (left == 0) == (share == 1.0)
+    assert (loader._workers is None) == (left == 0 or workers == 0), "workers end once all is kept"
+    loader.close()
+
+
+def test_spawned_workers_fill_the_same_cache(tmp_path):
+    loader = loader_of(Polygons(9, tmp_path / "calls"), 1, multiprocessing_context=multiprocessing.get_context("spawn"), batch_size=None)
+    for _ in range(2):
+        assert all(same(item, polygons(index)) for index, item in enumerate(loader))
+    assert (tmp_path / "calls").stat().st_size == 9 + 2
+
+
+def test_the_second_epoch_is_twenty_times_faster_with_workers_too():
+    loader = loader_of(Polygons(60, cost=0.010), 2, batch_size=8)
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        assert sum(map(len, loader)) == 60
+        seconds.append(time.perf_counter() - start)
+    assert seconds[0] > 20 * min(seconds[1:])
+
+
+def test_what_is_handed_out_cannot_change_the_cache():
+    loader = loader_of(Polygons(6), batch_size=None)
+    for _ in range(3):
+        for index, item in enumerate(loader):
+            assert same(item, polygons(index))
+            item["image"].zero_()
+            item["polygons"].clear()
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.integers(-7, 6), max_size=20), st.none() | st.integers(1, 5), st.booleans())
+def test_any_order_and_batch_size_is_a_plain_loader_s(order, size, drop_last):
+    drop_last = drop_last and size is not None
+    positive = [index % 7 for index in order]
+    plain = list(DataLoader(Polygons(7), batch_size=size, sampler=positive, drop_last=drop_last, collate_fn=as_it_is))
+    loader = loader_of(Polygons(7), 0, batch_size=size, sampler=order, drop_last=drop_last)
+    for _ in range(2):
+        assert same(list(loader), plain)
+        assert len(loader) == len(plain)
+
+
+class Numbers:
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, index):
+        return {"x": torch.full((2,), index), "n": index}
+
+
+@pytest.mark.parametrize("size", [None, 4])
+def test_without_a_collate_function_it_is_data_loader_s(size):
+    plain = list(DataLoader(Numbers(), batch_size=size))
+    for workers in (0, 2):
+        assert same(list(loader_of(Numbers(), workers, batch_size=size, collate_fn=None)), plain)
+
+
+def test_an_epoch_that_ends_early_and_repeated_numbers_do_no_harm(tmp_path):
+    loader = loader_of(Polygons(30, tmp_path / "calls"), batch_size=None, sampler=[*range(30), 3, 3, 29])
+    for at, _ in enumerate(loader):
+        if at == 4:
+            break
+    for _ in range(2):
+        assert all(same(item, polygons(index)) for index, item in zip(loader.sampler, loader, strict=True))
+    assert loader.dataset.cache.stats.items == 30
+    assert loader._workers is None
+
+
+class Faulty(Polygons):
+    """Fails at number 7 in the way asked for."""
+
+    def __init__(self, how):
+        super().__init__(12)
+        self.how = how
+
+    def __getitem__(self, index):
+        if index == 7 and self.how == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if index == 7:
+            raise self.how
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_typed_error_of_a_worker_is_raised_as_it_is_and_in_its_place(workers):
+    error = PictureError("truncated", where="img_7.jpg", remedy="remove the file")
+    loader = loader_of(Faulty(error), workers, batch_size=None)
+    for _ in range(2):
+        seen = 0
+        with pytest.raises(PictureError) as caught:
+            for item in loader:
+                assert same(item, polygons(seen))
+                seen += 1
+        assert seen == 7
+        assert str(caught.value) == str(error)
+
+
+def test_any_other_error_of_a_worker_is_raised_by_its_type():
+    with pytest.raises(ZeroDivisionError, match="by seven"):
+        list(loader_of(Faulty(ZeroDivisionError("by seven"))))
+
+
+def test_a_worker_that_dies_is_an_error_of_its_own_and_not_a_hang():
+    start = time.monotonic()
+    with pytest.raises(WorkerError, match="killed by signal"):
+        list(loader_of(Faulty("kill")))
+    assert time.monotonic() - start < 20
+
+
+def test_what_cannot_be_is_refused():
+    with pytest.raises(ConfigError, match="CachedDataset"):
+        CachedLoader(Polygons(3))
+    for bad in ({"batch_size": 0}, {"num_workers": -1}, {"batch_size": None, "drop_last": True}):
+        with pytest.raises(ConfigError, match="impossible"):
+            CachedLoader(CachedDataset(Polygons(3)), **bad)
