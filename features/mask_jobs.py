@@ -36,8 +36,13 @@ from warehouse.summary import SAMPLES_SCHEMA
 __all__ = ["ProbabilityLoader", "patches_of", "place_of", "plan_probabilities"]
 
 
-def plan_probabilities(patches: Warehouse, model: UNet, checkpoint: Checkpoint, batch_size: int) -> tuple[BuildPlan, ProbabilityLoader]:
-    """The build of every patch's probabilities, and its `load`. Raises StateError for a model of other patches or classes."""
+def plan_probabilities(patches: Warehouse, model: UNet, checkpoint: Checkpoint, batch_size: int,
+                       device: torch.device | None = None) -> tuple[BuildPlan, ProbabilityLoader]:  # fmt: skip
+    """The build of every patch's probabilities, and its `load`. Raises StateError for a model of other patches or classes.
+
+    device: None is the CPU. Its type is part of the recipe: another one rounds otherwise.
+    """
+    device = device or torch.device("cpu")
     channels, height, width = patches.manifest.arrays["image"]["row"]
     classes = len(patches.manifest.class_names)
     for what, of_patches, of_model in (("channels", channels, model.channels), ("classes", classes, model.classes)):
@@ -54,7 +59,7 @@ def plan_probabilities(patches: Warehouse, model: UNet, checkpoint: Checkpoint, 
         "format": "probabilities",
         "source": {"version": patches.version, "digest": patches.manifest.digest},
         "model": {**model.describe(), "weights": weights_digest(checkpoint)},
-        "settings": {"batch_size": batch_size},
+        "settings": {"batch_size": batch_size, "device": device.type},
     }
     version, key = version_name(recipe)
     splits = []
@@ -73,7 +78,7 @@ def plan_probabilities(patches: Warehouse, model: UNet, checkpoint: Checkpoint, 
         version, key, recipe, {}, toolchain() | {"torch": torch.__version__}, tuple(splits), tuple(manifest.class_names), total, total, (),
         manifest.summary, {}, tuple(manifest.warnings), contents=partial(_contents, rows=rows),
     )  # fmt: skip
-    return plan, ProbabilityLoader(patches, model, batch_size)
+    return plan, ProbabilityLoader(patches, model.to(device), batch_size, device)
 
 
 def weights_digest(checkpoint: Checkpoint) -> str:
@@ -92,6 +97,7 @@ class ProbabilityLoader:
     patches: Warehouse
     model: UNet
     batch_size: int
+    device: torch.device
 
     @cached_property
     def _readers(self) -> dict[str, ChunkReader]:
@@ -108,7 +114,8 @@ class ProbabilityLoader:
             pictures = read_rows(reader, ["image"], indices[start : start + self.batch_size])["image"]
             read = time.perf_counter()
             with torch.inference_mode():
-                found.append(self.model(torch.from_numpy(pictures)).softmax(dim=1).half().numpy())
+                said = self.model(torch.from_numpy(pictures).to(self.device))
+                found.append(said.float().softmax(dim=1).half().cpu().numpy())
             decode, forward = decode + read - at, forward + time.perf_counter() - read
         samples = ({"probability": row} for part in found for row in part)
         return Block(range(len(indices)), samples, {"decode": decode, "encode": forward}, {})

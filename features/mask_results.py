@@ -82,7 +82,7 @@ def stitch_pictures(patches: Warehouse, probabilities: Warehouse, folder: Path, 
             stitch(patches_of(patches, probabilities, source), path, height=height, width=width, size=settings["patch_size"],
                    overlap=settings["overlap"], classes=classes, blend=blend, truth=split != PREDICT, attributes=about)  # fmt: skip
         group = open_stitched(path)
-        label, truth = group["label"], group["truth"] if "truth" in group else None
+        label, truth = group["label"], group.get("truth")
         write_mask(folder / "masks" / f"{names[source]}.png", (values[band] for band in _bands(label)), width, height)
         tally = None
         if truth is not None:
@@ -94,7 +94,7 @@ def stitch_pictures(patches: Warehouse, probabilities: Warehouse, folder: Path, 
         sheet = folder / "sheets" / f"{names[source]}.png"
         said, known = _every(label, step), None if truth is None else _every(truth, step)
         draw_sheet(sheet, overview(patches, source, width, height, step), said, known, classes)
-        pictures.append({"name": source, "split": split, "size": f"{width} x {height}", "mask": str(folder / "masks" / f"{names[source]}.png"),
+        pictures.append({"name": source, "split": split, "size": f"{width} x {height}", "mask": f"masks/{names[source]}.png",
                          "sheet": f"sheets/{sheet.name}", "scores": None if tally is None else tally.scores()})  # fmt: skip
         if progress is not None:
             progress(1)
@@ -129,10 +129,7 @@ def _bands(array: Any) -> Iterator[NDArray[np.uint8]]:
 
 def _every(array: Any, step: int) -> NDArray[np.uint8]:
     """Every `step`-th pixel of a Zarr array, read by bands."""
-    lines = []
-    for start in range(0, array.shape[0], LINES):
-        lines.append(array[start : start + LINES][-start % step :: step, ::step])
-    return np.concatenate(lines)
+    return np.concatenate([band[-at * LINES % step :: step, ::step] for at, band in enumerate(_bands(array))])
 
 
 def peak_memory_gb() -> float | None:

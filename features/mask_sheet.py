@@ -48,7 +48,7 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def draw_sheet(path: Path, picture: NDArray[np.uint8], said: NDArray[np.uint8], truth: NDArray[np.uint8] | None, classes: int) -> None:
-    """picture | truth | prediction | error, or picture | prediction without a truth. picture: uint8 [h, w, 3]; said, truth: classes [h, w]."""
+    """picture | truth | prediction | error; picture | prediction without a truth. picture: uint8 [h, w, 3]; said, truth: uint8 [h, w]."""
     from PIL import Image
 
     panels = [picture, tint(said, classes)]
@@ -80,12 +80,14 @@ def errors(picture: NDArray[np.uint8], said: NDArray[np.uint8], truth: NDArray[n
 
 
 def write_page(path: Path, pictures: Sequence[dict[str, Any]], totals: dict[str, Any], classes: int) -> None:
-    """One HTML page with a figure a picture. pictures: name, split, sheet (relative path), size, scores or None; totals: {split: scores}."""
+    """One HTML page, a figure a picture. pictures: name, split, sheet (relative path), size, scores or None; totals: {split: scores}."""
     columns = [(f"{name} {index}", key, str(index)) for key, name in (("dice", "Dice"), ("iou", "IoU"), ("boundary_f1", "boundary F1"))
                for index in range(classes)]  # fmt: skip
     head = "".join(f"<th>{html.escape(title)}</th>" for title, _, _ in columns)
-    rows = "".join(f"<tr><th>{html.escape(split)}</th>" + "".join(f"<td>{scores[key][index]:.3f}</td>" for _, key, index in columns) + "</tr>"
-                   for split, scores in totals.items())  # fmt: skip
+    rows = ""
+    for split, scores in totals.items():
+        cells = "".join(f"<td>{scores[key][index]:.3f}</td>" for _, key, index in columns)
+        rows += f"<tr><th>{html.escape(split)}</th>{cells}</tr>"
     figures = []
     for picture in pictures:
         scores = picture["scores"]

@@ -123,8 +123,8 @@ def plan_patches(parents: Sequence[ParentLike], recipe: dict[str, Any], *, chann
         summaries[name] = summarise(facts, classes)
         every += facts
     folders = sorted({fact.folder for fact in every})
-    summary = {"all": summarise(every, classes), "splits": summaries,
-               "folders": {folder: summarise([fact for fact in every if fact.folder == folder], classes) for folder in folders}}  # fmt: skip
+    by_folder = {folder: summarise([fact for fact in every if fact.folder == folder], classes) for folder in folders}
+    summary = {"all": summarise(every, classes), "splits": summaries, "folders": by_folder}
     return BuildPlan(version, key, recipe, {}, toolchain() | recipe["decoder"], tuple(splits), classes, found, len(parents),
                      tuple(asdict(line) for line in rejected), summary, summaries, tuple(warnings), contents=_contents)  # fmt: skip
 

@@ -11,7 +11,7 @@ Memory: the band, (patch_size + 256 lines) x width x classes float32, and 16 pat
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -90,14 +90,16 @@ class Stitcher:
         while end - self.start >= LINES or (end == self.height and self.start < end):
             count = min(LINES, end - self.start)
             self.emit(self.start, self.band[:, :count], None if self.truth is None else self.truth[:count])
-            for array in (self.band, *(() if self.truth is None else (self.truth[None],))):
-                array[:, : array.shape[1] - count] = array[:, count:]
-                array[:, array.shape[1] - count :] = 0
+            for array, empty in ((self.band, 0), (None if self.truth is None else self.truth[None], MASK_PADDING)):
+                if array is not None:
+                    array[:, :-count] = array[:, count:]
+                    array[:, -count:] = empty
             self.start += count
 
 
-def stitch(patches: Iterator[tuple[NDArray[Any], NDArray[np.uint8] | None]], target: Path, *, height: int, width: int, size: int,
-           overlap: int, classes: int, blend: Blend = "ramp", truth: bool = False, attributes: dict[str, Any] | None = None) -> Path:  # fmt: skip
+def stitch(patches: Iterable[tuple[NDArray[Any], NDArray[np.uint8] | None]], target: Path, *, height: int, width: int, size: int,
+           overlap: int, classes: int, blend: Blend = "ramp", truth: bool = False,
+           attributes: dict[str, Any] | None = None) -> Path:  # fmt: skip
     """Write the Zarr group `target` from patches in the order of `patch_boxes`; it is there whole or not at all.
 
     patches: (probability [classes, size, size], mask or None). Raises StoreError when their number is not the picture's.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from utils.checkpoint import Checkpoint, load_module
+from utils.checkpoint import Checkpoint, known_model, load_module
 from warehouse.errors import StateError
 
 __all__ = ["UNet", "restore_unet"]
@@ -78,15 +78,15 @@ class UNet(nn.Module):
 
 def restore_unet(checkpoint: Checkpoint) -> UNet:
     """The model of a checkpoint, with its averaged weights, in eval mode. Raises StateError when it is not a U-Net of ours."""
+    remedy = "train one with python -m scripts.segment_patches"
+    said = known_model(checkpoint, (KIND,), "a U-Net", remedy)
     try:
-        said = dict(checkpoint.meta["model"])
         shape = {key: int(said[key]) for key in LIMITS}
         wrong = [f"{key} {value}" for key, value in shape.items() if not LIMITS[key][0] <= value <= LIMITS[key][1]]
-        if said["kind"] != KIND or wrong:
-            raise ValueError(", ".join(wrong) or f"model {said['kind']!r:.40}")
+        if wrong:
+            raise ValueError(", ".join(wrong))
     except (KeyError, TypeError, ValueError) as error:
-        raise StateError("the checkpoint is not of a U-Net", where=checkpoint.path, found=str(error),
-                         remedy="train one with python -m scripts.segment_patches") from None  # fmt: skip
+        raise StateError("the checkpoint is not of a U-Net", where=checkpoint.path, found=str(error), remedy=remedy) from None
     model = UNet(**shape)
     load_module(model, checkpoint.part("average"), checkpoint.path)
     return model.eval()

@@ -24,13 +24,19 @@ from ingest.records.masks import classes_of, decode_mask, parse_masks
 from ingest.sources import SourceListing, list_sources, read_inside
 from ingest.splits import assign_splits
 from ingest.windows import Box, Look, Windows, look, open_windows
-from warehouse.errors import PictureError, ThresholdError
+from warehouse.errors import PictureError, SourceError, ThresholdError, WarehouseError
 from warehouse.schema import MASK_PADDING, BuildSettings
 
 __all__ = ["PREDICT", "Parent", "PatchCutter", "Survey", "cut_versions", "list_pictures", "survey"]
 
 PREDICT = "predict"
 """The split of pictures without a mask."""
+REMEDIES = {
+    "smaller_than_patch": "lower --segment.patch_size",
+    "mask_values": 'declare them with --segment.mask_values \'{"0": 0, "255": 1}\'',
+    "too_large": "raise --segment.max_pixels",
+}
+"""Of refusals that a setting would mend."""
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
@@ -74,9 +80,17 @@ def cut_versions() -> dict[str, str]:
 
 
 def list_pictures(settings: BuildSettings) -> SourceListing:
-    """Every picture below `input_root`; masks are told from pictures by name (`ingest.pairing`). Raises SourceError."""
-    listing = list_sources(settings.model_copy(update={"format": "folder"}))
+    """Every picture below `input_root`; masks are told from pictures by name (`ingest.pairing`). Raises SourceError, ConfigError."""
+    try:
+        listing = list_sources(settings.model_copy(update={"format": "folder"}))
+    except WarehouseError as error:
+        # The listing is the build's and speaks of its settings.
+        remedy = error.remedy and error.remedy.replace("--build.input_root", "--segment.input_root")
+        raise type(error)(error.what, where=error.where, expected=error.expected, found=error.found, remedy=remedy) from None
     pictures = tuple(path for path in listing.pictures if not is_mask(path))
+    if not pictures:
+        raise SourceError("masks and no pictures", where=listing.root, expected="pictures beside them, or in a folder `images`",
+                          found=f"{len(listing.pictures)} masks", remedy="point --segment.input_root at the folder of both")  # fmt: skip
     masks = tuple(path for path in listing.pictures if is_mask(path))
     return replace(listing, format="masks", pictures=pictures, annotations=masks)
 
@@ -90,6 +104,7 @@ def survey(listing: SourceListing, settings: BuildSettings, *, least: int, unrea
     mask_of = {raw.source: raw.mask for raw in parsed.pictures}
     rejected = [line for line in parsed.rejected if line.reason != "no_mask"]
     refused = {line.path for line in rejected if line.kind == "picture"}
+    orphans = sorted(line.path for line in rejected if line.reason == "missing_picture")
     parents: list[Parent] = []
     for source in listing.pictures:
         if source in refused:
@@ -104,9 +119,11 @@ def survey(listing: SourceListing, settings: BuildSettings, *, least: int, unrea
     invalid = [line for line in rejected if line.kind == "picture"]
     if len(invalid) > settings.max_invalid or not parents:
         shown = ", ".join(f"{line.path} ({line.reason}: {line.detail[:160]})" for line in invalid[:3])
+        reasons = {line.reason for line in invalid}
+        mend = ", or ".join([*(text for reason, text in REMEDIES.items() if reason in reasons), "mend or remove them"])
         raise ThresholdError("pictures cannot be used", where=shown or listing.root, expected=f"at most {settings.max_invalid}",
                              found=f"{len(invalid)} of {len(listing.pictures)}",
-                             remedy=f"mend or remove them, or leave them out with --segment.max_invalid {len(invalid)}")  # fmt: skip
+                             remedy=f"{mend}, or leave them out with --segment.max_invalid {len(invalid)}")  # fmt: skip
     known = [parent for parent in parents if parent.mask is not None]
     warnings: tuple[str, ...] = ()
     if known:
@@ -114,7 +131,10 @@ def survey(listing: SourceListing, settings: BuildSettings, *, least: int, unrea
         chosen = {parent.source: (split, group) for parent, split, group in zip(known, places.splits, places.groups, strict=True)}
         parents = [replace(parent, split=chosen[parent.source][0], group=chosen[parent.source][1]) if parent.mask is not None else parent
                    for parent in parents]  # fmt: skip
-        warnings = places.warnings
+        warnings = tuple(places.warnings)
+    if orphans:
+        # Not an error: but a misspelt name would turn a picture to learn from into one that is only predicted.
+        warnings += (f"{len(orphans)} masks have no picture of their name, such as {orphans[0]}",)
     order = sorted(rejected, key=lambda line: (line.path, line.kind, line.reason))
     return Survey(tuple(parents), tuple(order), len(listing.pictures), warnings)
 

@@ -62,7 +62,7 @@ def cut(segment: Any) -> Any:
     open_root(root)
     if published(root, version) is not None:
         log.info("already cut: %s", version)
-        return Warehouse.open(root / version)
+        return told(Warehouse.open(root / version))
 
     def make_plan(unreadable: dict[str, Any]) -> Any:
         found = survey(listing, build, least=segment.patch_size, unreadable=unreadable)
@@ -79,7 +79,16 @@ def cut(segment: Any) -> Any:
 
         # In this process, one after another: that is what keeps each picture decoded once, and one in memory.
         bake(make_plan, cutter, root, workers=0, cluster=None, trace=True, on_plan=on_plan)
-    return Warehouse.open(root / version)
+    return told(Warehouse.open(root / version))
+
+
+def told(patches: Any) -> Any:
+    """What a version of patches has to say about itself goes to the log, newly cut or not."""
+    for line in patches.manifest.warnings:
+        log.warning("%s", line)
+    if patches.manifest.rejected:
+        log.warning("%d pictures are left out; %s says why", patches.manifest.rejected, patches.folder / "rejected.jsonl")
+    return patches
 
 
 def train(settings: Any, patches: Any) -> dict[str, Any]:
@@ -107,10 +116,11 @@ def predict(segment: Any, patches: Any, folder: Path) -> tuple[Path | None, int]
     from features.mask_jobs import plan_probabilities
     from features.unet import restore_unet
     from utils.checkpoint import load_checkpoint
+    from utils.ranks import choose_device
     from warehouse.publish import open_root, published
 
     checkpoint = load_checkpoint(folder)
-    plan, load = plan_probabilities(patches, restore_unet(checkpoint), checkpoint, segment.batch_size)
+    plan, load = plan_probabilities(patches, restore_unet(checkpoint), checkpoint, segment.batch_size, choose_device(segment.device))
     root = segment.folder / "probabilities"
     open_root(root)
     if published(root, plan.version) is not None:

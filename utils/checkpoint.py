@@ -53,6 +53,7 @@ TAKERS = {
     "tiny": "infer_view --infer.checkpoint",
     "big": "infer_view --infer.checkpoint",
     "vqvae": "compress_zarr --compress.checkpoint",
+    "unet": "segment_patches --segment.checkpoint",
 }
 """Kind of model -> the command that takes its checkpoints."""
 
