@@ -1,7 +1,7 @@
 """Nested items as bytes and back: a JSON line that says the shape of things, then the raw numbers. No pickle.
 
 Purpose: `encode_item` and `decode_item` keep any nesting of dicts, lists, tuples, numbers, strings, bytes, arrays and tensors.
-Used by: utils.cached_passes, utils.tensor_cache
+Used by: benchmarks.tensor_cache, utils.cached_passes, utils.tensor_cache
 Design notes: exact, type by type: an int stays an int, float32(1) a NumPy scalar, bfloat16 a bfloat16, NaN and -0.0 the same bits in
   arrays; dicts keep their order. What comes back is contiguous (C order), writeable and shares memory with nothing; two references
   to one array become two arrays. Subclasses, objects and anything else are refused by their place in the item, never guessed.
@@ -96,6 +96,8 @@ def _rebuild(header: Any, leaves: Buffers) -> Callable[[], Any]:
         leaves.append(buffer)
         return lambda: bytes(buffer)
     if tag == "x":
+        if any(type(side) is not int or side < 0 for side in rest[1]):
+            raise ValueError(f"no shape of a tensor: {rest[1]!r}"[:80])
         tensor = torch.empty(rest[1], dtype=DTYPES[rest[0]])
         leaves.append(tensor.reshape(-1).view(torch.uint8).numpy() if tensor.numel() else bytearray())
         return lambda: tensor

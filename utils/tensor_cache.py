@@ -2,7 +2,7 @@
 
 Purpose: `TensorCache` keeps items by sample number; `CachedDataset` puts one before a map-style dataset; `fingerprint` and
   `refuse_random` judge a transform.
-Used by: utils.cached_loader, utils.cached_passes
+Used by: benchmarks.tensor_cache, utils.cached_loader, utils.cached_passes
 Design notes: one append-only file, without a name (memfd) or in a folder: a header, a row of 48 bytes a sample, then the items.
   Spawned and forked workers read the same pages, so there is one copy on the node. Appends hold a kernel lock, which dies with its
   holder; a row is written after its item, so that a killed worker leaves nothing half-written. Reading takes no lock: row and item
@@ -47,8 +47,8 @@ COUNTS = struct.Struct("<QQQQQd")
 APPEND, COUNT = 0, 1
 MOST_BUFFERS = 512
 PROBES = 2
-DAMAGE = (ValueError, KeyError, TypeError, IndexError, OSError, RuntimeError, MemoryError)
-"""What reading a damaged item may raise."""
+DAMAGE = (ValueError, KeyError, TypeError, IndexError, OSError, MemoryError)
+"""What reading a damaged item may raise. Not RuntimeError: PyTorch raises one wherever a process is when its DataLoader's worker dies."""
 RANDOM_WORDS = ("random", "augment", "jitter", "noise", "mixup", "cutmix", "dropout")
 
 
@@ -104,6 +104,7 @@ class TensorCache:
         self.digest = key.digest(count) if key else bytes(32)
         self.counts = SharedBlock(COUNTS.size)
         self.samples, self.probes, self.warned = count, PROBES, False
+        self.maker: int | None = os.getpid()
         self._block = SharedBlock(self.start) if self.path is None else None
         self._open()
 
@@ -166,6 +167,8 @@ class TensorCache:
 
     def take(self, index: int, compute: Callable[[], Any]) -> Any:
         """As `get`, for an item whose miss was counted where it was computed: a hit is not counted again."""
+        if self.maker is not None:
+            self.announce()
         row = self._row(index)
         if row is not None:
             with contextlib.suppress(*DAMAGE):
@@ -177,7 +180,7 @@ class TensorCache:
         table = os.pread(self.fd, ROW_SIZE * self.count, HEAD_SIZE)
         rows = np.zeros((self.count, ROW_SIZE), np.uint8)
         rows.reshape(-1)[: len(table)] = np.frombuffer(table, np.uint8)
-        kept: NDArray[np.bool_] = rows.any(axis=1)
+        kept: NDArray[np.bool_] = rows.max(axis=1) > 0
         return kept
 
     def has(self, index: int) -> bool:
@@ -252,15 +255,21 @@ class TensorCache:
             except OSError as error:
                 self._warn(f"the tensor cache takes no more: {error.strerror}")
                 return False
-            if end == self.start:
-                whole = size * self.count + self.start
-                fit = "" if whole <= self.limit else f", of which {self.limit / 1e6:.1f} MB fit"
-                log.info("%s: will cache %d samples, about %.1f MB%s", self.name, self.samples, whole / 1e6, fit)
             self._set_end(end + size)
             body = ROW.pack(end, len(header), head_crc, size, crc, seconds, 0)[:-4]
             os.pwrite(self.fd, body + crc32c(body).to_bytes(4, "little"), HEAD_SIZE + ROW_SIZE * index)
         self._add(items=1)
         return True
+
+    def announce(self) -> None:
+        """Say once how much will be kept, going by what is; from the process that made the cache, for spawned ones have no log."""
+        end = self._end()
+        if self.maker != os.getpid() or end is None or end == self.start:
+            return
+        self.maker = None
+        whole = (end - self.start) * self.count / max(1, int(self.kept_rows().sum())) + self.start
+        fit = "" if whole <= self.limit else f", of which {self.limit / 1e6:.1f} MB fit"
+        log.info("%s: will cache %d samples, about %.1f MB%s", self.name, self.samples, whole / 1e6, fit)
 
     def _end(self) -> int | None:
         packed = os.pread(self.fd, HEAD.size, 0)
@@ -274,6 +283,8 @@ class TensorCache:
         os.pwrite(self.fd, body + crc32c(body).to_bytes(4, "little"), 0)
 
     def _add(self, *, hits: int = 0, misses: int = 0, refused: int = 0, damaged: int = 0, items: int = 0, seconds: float = 0.0) -> None:
+        if self.maker is not None:
+            self.announce()
         more = (hits, misses, refused, damaged, items, seconds)
         with self._locked(COUNT):
             was = COUNTS.unpack(os.pread(self.counts.fd, COUNTS.size, 0))
