@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
-from detector.model import COARSEST
+from detector.model import COARSEST, make_model
 from detector.task import restore_detector
-from utils.checkpoint import load_checkpoint
+from utils.checkpoint import Checkpoint
 
 __all__ = ["TrunkMap", "detector_trunk"]
 
@@ -26,7 +26,19 @@ class TrunkMap(nn.Module):
         return said
 
 
-def detector_trunk(path: Path) -> tuple[str, nn.Module, list[nn.Module]]:
-    """(name, network, its blocks in the order of the forward pass) of a checkpoint. Raises as `load_checkpoint`, `restore_detector`."""
-    model, _ = restore_detector(load_checkpoint(path))
-    return f"detector-{model.kind}", TrunkMap(model.grid.trunk), list(model.grid.trunk.children())
+def detector_trunk(source: Checkpoint | dict[str, Any]) -> dict[str, Any]:
+    """The fields of a backbone: name, network, blocks (in the order of the forward pass), recipe, mean, std.
+
+    source: a detector's checkpoint, or a recipe, which gives the same network with fresh weights. Raises as `restore_detector`;
+    KeyError, TypeError and ValueError for a recipe that is none.
+    """
+    if isinstance(source, Checkpoint):
+        model = restore_detector(source)[0]
+    else:
+        kind, width = str(source["kind"]), int(source["width"])
+        if kind not in {"tiny", "big"} or not 1 <= width <= 512:
+            raise ValueError(f"kind {kind:.20}, width {width}")
+        model = make_model(kind=kind, width=width)
+    trunk = model.grid.trunk
+    return {"name": f"detector-{model.kind}", "network": TrunkMap(trunk), "blocks": list(trunk.children()),
+            "recipe": {"kind": model.kind, "width": model.width}, "mean": (0.5,) * 3, "std": (0.5,) * 3}  # fmt: skip

@@ -2,7 +2,7 @@
 
     random:efficientnet_b0      He-normal weights of our own from `seed`, marked random wherever it is named
     efficientnet_b0             google/efficientnet-b0 from the hub or its cache; any other hub name as it is
-    a folder                    with config.json: a `transformers` model; with checkpoint.json: a model of ours
+    a folder                    with config.json: a `transformers` model; with checkpoint.json: a model of ours, or a fine-tuned one
 
 Weights that are absent or incomplete are an error, never random ones. Models run in eval mode, so a picture's features do not depend
 on its batch. Given up: pickled weights, and code that comes with a model.
@@ -13,8 +13,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -22,9 +22,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from warehouse.errors import ConfigError
+from utils.checkpoint import Checkpoint, known_model, load_checkpoint, load_module
+from warehouse.errors import ConfigError, StateError
 
-__all__ = ["EFFICIENTNETS", "Backbone", "Encoded", "Encoder", "NetworkEncoder", "he_init", "open_encoder"]
+__all__ = ["EFFICIENTNETS", "FINETUNED", "Backbone", "Encoded", "Encoder", "NetworkEncoder", "he_init", "open_encoder"]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 EFFICIENTNETS = {
@@ -36,6 +37,10 @@ EFFICIENTNETS = {
 }
 """name -> width and depth coefficients, pooled channels, picture side: table 1 of arXiv:1905.11946 and its reference code."""
 RESIZE = "bilinear, antialiased"
+FINETUNED = "finetuned"
+"""Kind of a checkpoint that holds a fine-tuned encoder; see `NetworkEncoder.describe`."""
+Ours = Mapping[str, Callable[[Any], dict[str, Any]]]
+"""Kind of our model -> what makes the fields of a Backbone from a Checkpoint of it, or from a recipe, then with fresh weights."""
 
 
 class Encoded(NamedTuple):
@@ -65,21 +70,29 @@ class Encoder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Backbone:
-    """A model of ours as a backbone: network gives [B, D, h, w] from pictures normalised by mean and std (of values in [0, 1])."""
+    """A model of ours as a backbone: network gives [B, D, h, w] from pictures normalised by mean and std (of values in [0, 1]).
+
+    recipe: JSON that builds the same network again, without its weights.
+    """
 
     name: str
     network: nn.Module
     blocks: Sequence[nn.Module]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    recipe: dict[str, Any] = field(default_factory=dict)
 
 
 class NetworkEncoder:
-    """Any network behind the protocol. network: [B, 3, H, W] to [B, D, h, w], or to (that, pooled [B, D]); without pooled, the mean."""
+    """Any network behind the protocol. network: [B, 3, H, W] to [B, D, h, w], or to (that, pooled [B, D]); without pooled, the mean.
+
+    recipe: JSON that builds the network again; without one it cannot be fine-tuned into a checkpoint that stands for itself.
+    """
 
     def __init__(self, name: str, network: nn.Module, blocks: Sequence[nn.Module], *, size: tuple[int, int] | None, random: bool = False,
-                 mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> None:  # fmt: skip
-        self.name, self.random, self.size = name, random, size
+                 mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD,
+                 recipe: dict[str, Any] | None = None) -> None:  # fmt: skip
+        self.name, self.random, self.size, self.recipe = name, random, size, recipe or {}
         self.network = network.eval().requires_grad_(False)
         self.blocks = list(blocks)
         self.mean, self.std = tuple(float(value) for value in mean), tuple(float(value) for value in std)
@@ -93,18 +106,28 @@ class NetworkEncoder:
         spatial, pooled = said if isinstance(said, tuple) else (said, None)
         return Encoded(spatial.mean(dim=(2, 3)) if pooled is None else pooled, spatial)
 
-    def _normalised(self, pictures: Tensor) -> Tensor:
+    def resized(self, pictures: Tensor) -> Tensor:
+        """float32 [B, 3, h, w] in [0, 1] at the encoder's size."""
         value = pictures.float()
         if pictures.dtype == torch.uint8:
             value = value.mul_(1 / 255)
         if self.size is not None and tuple(value.shape[2:]) != self.size:
             value = functional.interpolate(value, self.size, mode="bilinear", antialias=True, align_corners=False)
-        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (self.mean, self.std))
+        return value
+
+    def _normalised(self, pictures: Tensor) -> Tensor:
+        value = self.resized(pictures)
+        mean, std = (torch.tensor(values, device=value.device).view(1, 3, 1, 1) for values in (self.mean, self.std))
         return ((value - mean) / std).contiguous(memory_format=torch.channels_last)
 
     def fingerprint(self) -> dict[str, Any]:
         preprocessing = {"size": self.size and list(self.size), "resize": RESIZE, "mean": list(self.mean), "std": list(self.std)}
         return {"name": self.name, "random": self.random, "weights_sha256": self.weights_sha256, "preprocessing": preprocessing}
+
+    def describe(self) -> dict[str, Any]:
+        """JSON: the fingerprint, and all that builds the encoder again but its weights."""
+        names = {id(module): name for name, module in self.network.named_modules()}
+        return {**self.fingerprint(), "recipe": self.recipe, "blocks": [names[id(block)] for block in self.blocks]}
 
     def last_blocks(self, count: int) -> list[nn.Module]:
         if not 1 <= count <= len(self.blocks):
@@ -113,26 +136,63 @@ class NetworkEncoder:
 
 
 def open_encoder(name: str, *, size: int | None = None, seed: int = 0, offline: bool = False,
-                 ours: Callable[[Path], Backbone] | None = None) -> NetworkEncoder:  # fmt: skip
+                 ours: Ours | None = None) -> NetworkEncoder:  # fmt: skip
     """The encoder of a name (see above). size: side in pixels, null: what suits the encoder; seed: of random weights.
 
-    ours: opens a checkpoint of ours; whoever knows the models hands it in. Raises ConfigError: an unknown name, weights that are
-    absent, incomplete or cannot be fetched; what `ours` raises.
+    ours: opens checkpoints of our models; whoever knows them hands it in. Raises ConfigError: an unknown name, weights that are
+    absent, incomplete or cannot be fetched; StateError for a checkpoint of another kind; what `load_checkpoint` and `ours` raise.
     """
     kind, _, rest = name.partition(":")
     if kind == "random":
         return _random(rest, size, seed)
     path = Path(name).expanduser()
     if path.name == "checkpoint.json" or (path / "checkpoint.json").is_file():
-        if ours is None:
-            raise ConfigError("a checkpoint of ours cannot be opened here", where=path)
-        backbone = ours(path)
+        saved, ours = load_checkpoint(path), ours or {}
+        remedy = "name one of train_detector, train_vqvae or finetune"
+        said = known_model(saved, [FINETUNED, *ours], "an encoder", remedy)
+        if said["kind"] == FINETUNED:
+            return _finetuned(saved, said, size, ours)
+        backbone = Backbone(**ours[said["kind"]](saved))
         return NetworkEncoder(backbone.name, backbone.network, backbone.blocks, size=None if size is None else (size, size),
-                              mean=backbone.mean, std=backbone.std)  # fmt: skip
+                              mean=backbone.mean, std=backbone.std, recipe=backbone.recipe)  # fmt: skip
     if name.startswith((".", "/", "~")) and not (path / "config.json").is_file():
         raise ConfigError("no encoder in this folder", where=path, expected="config.json and model.safetensors, or checkpoint.json",
                           remedy="name a saved model's folder, or random:efficientnet_b0 for random features")  # fmt: skip
     return _pretrained(path if path.is_dir() else name, size, offline)
+
+
+def _finetuned(saved: Checkpoint, said: dict[str, Any], size: int | None, ours: Ours) -> NetworkEncoder:
+    """The encoder inside a fine-tuned checkpoint: its architecture from the recipe, its averaged weights."""
+    try:
+        about = dict(said["encoder"])
+        network = _built(dict(about["recipe"]), ours)
+        blocks = [network.get_submodule(str(name)) for name in about["blocks"]]
+        side, mean, std = (about["preprocessing"][key] for key in ("size", "mean", "std"))
+        sides = None if side is None else (int(side[0]), int(side[1]))
+        if (sides is not None and not all(1 <= length <= 4096 for length in sides)) or len(mean) != 3 or len(std) != 3 or not all(std):
+            raise ValueError(f"preprocessing {about['preprocessing']}")
+        name, random = str(said["name"]), bool(about["random"] and said["frozen"])
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise StateError("the checkpoint is not of a fine-tuned encoder", where=saved.path, found=f"{error}"[:160],
+                         remedy="make one with python -m scripts.finetune") from None  # fmt: skip
+    weights = saved.part("average")
+    load_module(network, {key[8:]: value for key, value in weights.items() if key.startswith("network.")}, saved.path)
+    return NetworkEncoder(name, network, blocks, size=sides if size is None else (size, size), random=random, mean=mean, std=std,
+                          recipe=about["recipe"])  # fmt: skip
+
+
+def _built(recipe: dict[str, Any], ours: Ours) -> nn.Module:
+    """The network of a recipe, with fresh weights. Raises KeyError, TypeError, ValueError for a recipe that is none."""
+    kind = recipe.pop("kind")
+    if kind != "transformers":
+        if kind not in ours:
+            raise ValueError(f"a model of kind {kind!r:.40} cannot be opened here")
+        network: nn.Module = ours[kind]({"kind": kind, **recipe})["network"]
+        return network
+    transformers = _transformers()
+    config = dict(recipe["config"])
+    with torch.random.fork_rng(devices=[]):
+        return _Transformer(transformers.AutoModel.from_config(transformers.AutoConfig.for_model(**config)))
 
 
 def he_init(module: nn.Module, seed: int) -> None:
@@ -186,7 +246,13 @@ def _random(name: str, size: int | None, seed: int) -> NetworkEncoder:
         model = transformers.EfficientNetModel(config)
     he_init(model, seed)
     side = size or side
-    return NetworkEncoder(f"random:{name}", _Transformer(model), model.encoder.blocks, size=(side, side), random=True)
+    return NetworkEncoder(
+        f"random:{name}", _Transformer(model), model.encoder.blocks, size=(side, side), random=True, recipe=_recipe(model)
+    )
+
+
+def _recipe(model: Any) -> dict[str, Any]:
+    return {"kind": "transformers", "config": json.loads(model.config.to_json_string(use_diff=False))}
 
 
 def _pretrained(source: Path | str, size: int | None, offline: bool) -> NetworkEncoder:
@@ -209,7 +275,7 @@ def _pretrained(source: Path | str, size: int | None, offline: bool) -> NetworkE
     mean, std = _normalisation(source)
     lists = [part for part in model.modules() if isinstance(part, nn.ModuleList)]
     blocks = max(lists, key=len, default=list(model.children()))
-    return NetworkEncoder(where, _Transformer(model), list(blocks), size=(side, side), mean=mean, std=std)
+    return NetworkEncoder(where, _Transformer(model), list(blocks), size=(side, side), mean=mean, std=std, recipe=_recipe(model))
 
 
 def _side(config: Any) -> int:

@@ -23,7 +23,7 @@ def main(settings: Any) -> dict[str, Any]:
 
     features, start = settings.features, time.monotonic()
     source = Warehouse.open(features.warehouse or settings.build.output_root)
-    encoder = open_encoder(features.encoder, size=features.size, seed=features.seed, offline=features.offline, ours=our_backbone)
+    encoder = open_encoder(features.encoder, size=features.size, seed=features.seed, offline=features.offline, ours=our_backbones())
     plan, load = plan_features(source, encoder, features)
     root = Path(features.output_root)
     open_root(root)
@@ -61,11 +61,11 @@ def main(settings: Any) -> dict[str, Any]:
     }
 
 
-def our_backbone(path: Path) -> Any:
+def our_backbones() -> dict[str, Any]:
     from detector.backbone import detector_trunk
-    from features.encoders import Backbone
+    from vqvae.pictures import vqvae_trunk
 
-    return Backbone(*detector_trunk(path), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    return {"tiny": detector_trunk, "big": detector_trunk, "vqvae": vqvae_trunk}
 
 
 if __name__ == "__main__":

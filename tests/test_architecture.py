@@ -30,6 +30,8 @@ UTILS = {
     "stores",
     "augment",
     "training",
+    "task",
+    "memory",
     "checkpoint",
     "journal",
     "experiments",

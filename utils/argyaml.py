@@ -3,8 +3,8 @@
 Purpose: `run(main, __doc__, build="warehouse.schema:BuildSettings")` turns a typed line into frozen settings, calls `main`, and
   turns what comes back into a JSON line and an exit code.
 Used by: scripts.bench_loader, scripts.build_zarr, scripts.compress_zarr, scripts.export_summary, scripts.extract_features,
-  scripts.infer_view, scripts.inspect_runs, scripts.inspect_zarr, scripts.make_sample, scripts.segment_patches, scripts.train_detector,
-  scripts.train_head, scripts.train_vqvae, scripts.verify_zarr
+  scripts.finetune, scripts.infer_view, scripts.inspect_runs, scripts.inspect_zarr, scripts.make_sample, scripts.segment_patches,
+  scripts.train_detector, scripts.train_head, scripts.train_vqvae, scripts.verify_zarr
 Design notes: sections merge by key; lists and dicts are replaced whole. pydantic-settings reads flags and environment, this file
   merges, since its own deep merge would mix dict values of two layers. YAML is read here and nowhere else: safe, duplicate
   keys refused, `1e-4` a number. Sections of other commands may stand in the file; only the command's own are checked.
@@ -54,6 +54,7 @@ SECTIONS = {
     "runs": "utils.run_report:RunsSettings",
     "features": "features.jobs:FeatureSettings",
     "head": "features.head:HeadSettings",
+    "finetune": "features.finetune:FinetuneSettings",
     "segment": "features.segment:SegmentSettings",
     "bench": "benchmarks.settings:BenchSettings",
 }

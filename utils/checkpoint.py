@@ -1,8 +1,8 @@
 """Checkpoints as one safetensors file and one JSON file that names it with its digest. No pickle anywhere.
 
 Purpose: save and load weights, their running average and optimizer state so that a crash at any moment leaves a whole checkpoint.
-Used by: detector.backbone, detector.task, features.head, features.mask_jobs, features.unet, scripts.infer_view, scripts.segment_patches,
-  utils.training, vqvae.codec
+Used by: detector.backbone, detector.task, features.encoders, features.finetune, features.head, features.mask_jobs, features.unet,
+  scripts.infer_view, scripts.segment_patches, utils.training, vqvae.codec, vqvae.pictures
 Design notes: tensors go first, under a name that carries their digest; replacing `checkpoint.json` is the commit, and only then is
   the former tensor file removed. Everything read is bounded, compared with its digest, and its weights checked for NaN. Names are
   flat: "model.<key>", "average.<key>", "optimizer.<parameter number>.<key>". Nothing random is stored: it all derives from the seed.
@@ -30,6 +30,7 @@ from warehouse.durable import write_bytes
 from warehouse.errors import ConfigError, CorruptError, StateError, TrainingError
 
 __all__ = [
+    "COUNTERS",
     "Checkpoint",
     "has_checkpoint",
     "known_model",
@@ -39,12 +40,15 @@ __all__ = [
     "parameter_groups",
     "prefixed",
     "restore_optimizer",
+    "restore_run",
     "same_run",
     "save_checkpoint",
 ]
 
 FORMAT = 1
 INDEX = "checkpoint.json"
+COUNTERS = ("epoch", "step", "batches", "epoch_loss", "epoch_samples")
+"""Where a training run stands; of a utils.training.Trainer."""
 MAX_INDEX_BYTES = 4 << 20
 MAX_TENSOR_BYTES = 16 << 30
 NAME = re.compile(r"checkpoint-[0-9a-f]{16}\.safetensors")
@@ -237,3 +241,28 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
             raise StateError("the checkpoint's optimizer state is of another model", where=where, found=name)
         state.setdefault(at, {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def restore_run(trainer: Any, agreed: dict[str, Any]) -> None:
+    """Put a utils.training.Trainer back to where its output folder's checkpoint stopped. agreed: the settings that must be alike.
+
+    Raises StateError for another run, or a checkpoint that does not say where it stopped; what `load_checkpoint` raises.
+    """
+    saved = load_checkpoint(trainer.output)
+    former = saved.meta.get("settings", {})
+    pairs = {"model": (trainer.task.describe(), saved.meta.get("model"))} | {key: (value, former.get(key)) for key, value in agreed.items()}
+    same_run(saved, pairs, remedy=f"repeat the setting, or choose another --{trainer.task.section}.output")
+    try:
+        for key in COUNTERS:
+            setattr(trainer, key, type(getattr(trainer, key))(saved.meta["counters"][key]))
+        trainer.pieces = int(saved.meta["counters"].get("pieces", 1))
+        trainer.spent_before, trainer.history = float(saved.meta["seconds"]), list(saved.meta["history"])
+        state, scaler = dict(saved.meta["loader"]), dict(saved.meta["scaler"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise StateError("the checkpoint does not say where it stopped", where=saved.path, found=str(error)) from None
+    load_module(trainer.model, saved.part("model"), saved.path)
+    load_module(trainer.average, saved.part("average"), saved.path)
+    restore_optimizer(trainer.optimizer, saved.part("optimizer"), saved.path)
+    if scaler:
+        trainer.scaler.load_state_dict(scaler)
+    trainer.loader.load_state_dict(state)

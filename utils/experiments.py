@@ -1,8 +1,8 @@
 """A run writes itself into the experiment book while it goes: figures by step, best checkpoint, files, how it ended.
 
 Purpose: `open_run` begins a `Run`; `Run.log` takes a line of figures; `Run.finish` (or the end of its `with` block) ends it.
-Used by: scripts.inspect_runs, scripts.segment_patches, scripts.train_detector, scripts.train_head, scripts.train_vqvae, utils.journal,
-  utils.training
+Used by: scripts.finetune, scripts.inspect_runs, scripts.segment_patches, scripts.train_detector, scripts.train_head, scripts.train_vqvae,
+  utils.journal, utils.training
 Design notes: a step only appends to a queue; a thread writes what has gathered, once a second and in one transaction, so that a
   slow disk or nine other runs never hold a step up. A book that cannot be opened is an error before training; one that breaks later
   is a warning, and log.jsonl still has every line. A killed run loses its last second. The best checkpoint is kept as a hard link

@@ -1,11 +1,13 @@
 """The one training loop: every trainer brings a Task and a TrainSettings, and gets the rest from here.
 
 Purpose: epochs, mixed precision, accumulation, DDP under torchrun, schedule, running average, checkpoints, exact resume, timers.
-Used by: detector.task, features.segment, scripts.segment_patches, scripts.train_detector, scripts.train_vqvae, vqvae.task
+Used by: detector.task, features.finetune, features.pictures, features.segment, scripts.finetune, scripts.segment_patches,
+  scripts.train_detector, scripts.train_vqvae, vqvae.task
 Design notes: a task's loss is a *sum over samples*; gradients are divided once, by the samples of the whole step. So accumulation,
   several ranks and `pad` repeats give what one big batch gives. Nothing random lives here: batches come from the loader's (seed,
   epoch), augmentation from (seed, epoch, sample), so a checkpoint of weights, optimizer and counters resumes bit for bit on a CPU.
-  With `epochs: null` the schedule follows the clock, and then runs differ. Ctrl-C ends after the step at hand, with a checkpoint.
+  With `epochs: null` the schedule follows the clock, and then runs differ; with epochs, `max_minutes` only ends the session.
+  Ctrl-C ends after the step at hand, with a checkpoint. Out of memory, batches go through in halves, once, where a budget is given.
 Assistant guidance: when extending: a task-specific word belongs into the task; keep one device synchronisation a step.
 """
 
@@ -18,97 +20,34 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from utils.cached_passes import CachedPasses
 from utils.checkpoint import (
+    COUNTERS,
     has_checkpoint,
-    load_checkpoint,
-    load_module,
     optimizer_tensors,
     parameter_groups,
     prefixed,
-    restore_optimizer,
-    same_run,
+    restore_run,
     save_checkpoint,
 )
 from utils.experiments import ExperimentSettings
 from utils.journal import Phases, begin_journal
 from utils.log import get_log, progress
+from utils.memory import MemoryBudget, is_shortage
 from utils.ranks import Ranks, autocast_dtype, to_device
 from utils.signals import stop_requests
-from warehouse.errors import StateError, TrainingError
-from warehouse.schema import Section
+from utils.task import MAY_CHANGE, Task, TrainSettings
+from warehouse.errors import TrainingError
 
 __all__ = ["Task", "TrainSettings", "Trainer", "seeded"]
 
 log = get_log(__name__)
 DRAW_EVERY_S, SAVE_EVERY_S = 30.0, 300.0
-COUNTERS = ("epoch", "step", "batches", "epoch_loss", "epoch_samples")
-MAY_CHANGE = {"epochs", "max_minutes", "device", "log_interval", "evaluate_every", "status_file", "output", "resume", "warehouse"}
-MAY_CHANGE |= {"cache_transformed_tensors", "cache_limit_mb"}
-"""Settings a resumed run may have otherwise; all others decide its losses."""
-
-
-class TrainSettings(Section):
-    """What every trainer's section has. `epochs: null` needs `max_minutes`, and then time alone decides."""
-
-    epochs: int | None = Field(20, ge=1)
-    max_minutes: float | None = Field(None, gt=0)
-    batch_size: int = Field(16, ge=1, le=65_536)
-    lr: float | None = Field(None, gt=0, description="null: what suits the model")
-    warmup_steps: int = Field(50, ge=0)
-    weight_decay: float = Field(0.05, ge=0)
-    clip_norm: float = Field(10.0, gt=0)
-    average: float = Field(0.998, ge=0, lt=1, description="decay of the running average of the weights, which is what is kept; 0: none")
-    accumulate: int = Field(1, ge=1)
-    seed: int = Field(0, ge=0, lt=2**63)
-    device: str = "auto"
-    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
-    log_interval: int = Field(10, ge=1)
-    evaluate_every: int = Field(1, ge=1, description="epochs")
-    status_file: str | None = None
-    limit_batches: int | None = Field(None, ge=1)
-    cache_transformed_tensors: bool | None = Field(None, description="held-out batches after their first pass; null: where all fit")
-    cache_limit_mb: int = Field(1024, ge=1)
-    output: str | None = None
-    resume: bool = False
-
-    @model_validator(mode="after")
-    def _something_ends_it(self) -> TrainSettings:
-        if self.epochs is None and self.max_minutes is None:
-            raise ValueError("with epochs null, max_minutes must say when to stop")
-        return self
-
-
-class Task(Protocol):
-    """What a trainer brings. section: the settings section's name, for remedies; lr: stands in for a null one; model: on the CPU.
-
-    A task may have `after_step(step, epoch) -> dict[str, float]`: called on every rank after each optimizer step, to update what follows
-    no gradient; its figures go into the step's line. The running average copies modules with `copied_by_average` instead of averaging.
-    It may have a `headline`, the metric that tells the book which epoch and run is best, such as ("ap50", "max"); else it is the loss.
-    """
-
-    name: str
-    section: str
-    lr: float
-    model: nn.Module
-
-    def loss(self, model: nn.Module, batch: dict[str, Tensor], epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Sum of the loss over the batch's real samples, and its detached parts (sums too). `model` may be wrapped for DDP."""
-
-    def evaluate(self, model: nn.Module, batches: Iterator[dict[str, Tensor]]) -> dict[str, float]:
-        """Metrics of a model in eval mode on a whole pass of held-out batches, already on the device."""
-
-    def describe(self) -> dict[str, Any]:
-        """JSON that builds the same model again; a checkpoint with another description is refused on resume."""
-
-    def draw(self, history: list[dict[str, Any]], path: Path) -> None:
-        """Draw loss and metrics by epoch as a PNG."""
 
 
 @contextlib.contextmanager
@@ -124,10 +63,12 @@ class Trainer:
 
     loader, held_out: objects with the ChunkLoader contract (iteration, len, set_epoch, state_dict, load_state_dict); held_out is
     used by the first rank only. open_seconds: what opening the store took, for the log. book: where the run is written down; None: nowhere.
+    budget: of memory; None: neither watched nor answered. save_steps: steps between checkpoints; None: five minutes.
     """
 
     def __init__(self, task: Task, settings: TrainSettings, loader: Any, held_out: Any, output: Path, *, ranks: Ranks | None = None,
-                 open_seconds: float = 0.0, book: ExperimentSettings | None = None) -> None:  # fmt: skip
+                 open_seconds: float = 0.0, book: ExperimentSettings | None = None, budget: MemoryBudget | None = None,
+                 save_steps: int | None = None) -> None:  # fmt: skip
         self.task, self.settings, self.loader, self.output = task, settings, loader, output
         self.held_out = CachedPasses(held_out, settings.cache_transformed_tensors, settings.cache_limit_mb << 20, f"{task.name}, held-out")
         self.ranks = ranks or Ranks.start(settings.device)
@@ -137,7 +78,9 @@ class Trainer:
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.copied = tuple(f"{name}." for name, module in self.model.named_modules() if getattr(module, "copied_by_average", False))
         self.lr = task.lr if settings.lr is None else settings.lr
-        self.optimizer = torch.optim.AdamW(parameter_groups(self.model, settings.weight_decay), lr=self.lr)
+        groups = task.groups(settings.weight_decay) if hasattr(task, "groups") else parameter_groups(self.model, settings.weight_decay)
+        self.optimizer = torch.optim.AdamW(groups, lr=self.lr)
+        self.budget, self.save_steps, self.pieces = budget, save_steps, 1
         self.after_step: Callable[[int, int], dict[str, float]] = getattr(task, "after_step", lambda step, epoch: {})
         self.autocast = autocast_dtype(settings.precision, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.autocast is torch.float16)
@@ -147,7 +90,7 @@ class Trainer:
         self.epoch_loss, self.epoch_samples, self.spent_before = 0.0, 0, 0.0
         self.history: list[dict[str, Any]] = []
         self.metrics: dict[str, float] = {}
-        self.stop, self.drawn, self.saved = False, 0.0, time.monotonic()
+        self.stop, self.drawn, self.saved, self.saved_step = False, 0.0, time.monotonic(), 0
         self.start = time.monotonic()
 
     @property
@@ -159,6 +102,8 @@ class Trainer:
         Ctrl-C, once the checkpoint is written."""
         if self.epoch_batches == 0:
             raise TrainingError("nothing to train on: the training split has no batches", remedy="lower batch_size")
+        if self.budget is not None:
+            self.budget.require(self.model, self.optimizer.param_groups, self.task.section)
         if self.settings.resume:
             self._resume()
         self.wrapped = self.ranks.wrap(self.model)
@@ -170,18 +115,28 @@ class Trainer:
             with stop_requests(self._ask_to_stop), progress(self._steps_left(), "steps", "train") as bar:
                 while not self._over():
                     self._run_epoch(bar)
+                paused = not self.stop and self.settings.epochs is not None and self.epoch < self.settings.epochs
                 if not self.metrics and not self.stop:
                     self._evaluate()
-                    self._note_epoch()
-            self._save("interrupted" if self.stop else "done")
+                    # An epoch that a later session ends gets its line there.
+                    if not paused:
+                        self._note_epoch()
+            self._save("interrupted" if self.stop or paused else "done")
+            if hasattr(self.task, "conclude") and not (self.stop or paused):
+                self.metrics |= self.ranks.share(self.task.conclude(self.average) if self.ranks.first else None)
+                self.journal.line("held_out", step=self.step, **self.metrics)
         except BaseException as error:
             self.journal.failed(error, **self._where())
             raise
         finally:
             self.journal.close()
+        again = "the same command" if self.settings.resume else f"--{self.task.section}.resume true"
+        how = f"checkpoint written to {self.output}; go on with {again}"
         if self.stop:
-            raise KeyboardInterrupt(f"checkpoint written to {self.output}; go on with --{self.task.section}.resume true")
-        return self.result()
+            raise KeyboardInterrupt(how)
+        if paused:
+            log.info("%g minutes are over at epoch %d of %d: %s", self.settings.max_minutes, self.epoch, self.settings.epochs, how)
+        return self.result() | {"finished": not paused}
 
     def result(self) -> dict[str, Any]:
         return {**self.metrics, "checkpoint": str(self.output), "epochs": self.epoch, "steps": self.step, "seconds": round(self.seconds, 1),
@@ -190,7 +145,8 @@ class Trainer:
 
     def _over(self) -> bool:
         minutes, epochs = self.settings.max_minutes, self.settings.epochs
-        out_of_time = minutes is not None and self.seconds >= 60 * minutes
+        spent = self.seconds - (0.0 if epochs is None else self.spent_before)
+        out_of_time = minutes is not None and spent >= 60 * minutes
         if self.ranks.count > 1:
             flags = self.ranks.maximum([float(out_of_time), float(self.stop)])
             out_of_time, self.stop = flags[0] > 0, flags[1] > 0
@@ -215,6 +171,8 @@ class Trainer:
         if self.batches == 0:
             self.loader.set_epoch(self.epoch)
         self.metrics = {}
+        if hasattr(self.task, "before_epoch"):
+            self.task.before_epoch(self.epoch)
         source = iter(self.loader)
         try:
             while self.batches < self.epoch_batches:
@@ -222,7 +180,7 @@ class Trainer:
                     break
                 if self.batches < self.epoch_batches and self._over():
                     return
-                if self.ranks.first and time.monotonic() - self.saved > SAVE_EVERY_S:
+                if self._is_time_to_save():
                     self._save("running")
         finally:
             if hasattr(source, "close"):
@@ -234,44 +192,77 @@ class Trainer:
         self._note_epoch()
         self._save("running")
 
+    def _is_time_to_save(self) -> bool:
+        due = time.monotonic() - self.saved > SAVE_EVERY_S if self.save_steps is None else self.step - self.saved_step >= self.save_steps
+        return self.ranks.first and due
+
     def _run_step(self, source: Iterator[dict[str, Tensor]], bar: Any) -> int:
         """One optimizer step over up to `accumulate` batches; how many batches it took."""
-        try:
-            return self._step(source, bar)
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            short = isinstance(error, torch.OutOfMemoryError | MemoryError)
-            if not short and not any(words in str(error) for words in ("out of memory", "allocate memory")):
-                raise
-            half = max(1, self.settings.batch_size // 2)
-            raise TrainingError("out of memory", where=f"step {self.step}", found=f"batch_size {self.settings.batch_size}",
-                                remedy=f"try --{self.task.section}.batch_size {half} --{self.task.section}.accumulate "
-                                       f"{2 * self.settings.accumulate}") from None  # fmt: skip
-
-    def _step(self, source: Iterator[dict[str, Tensor]], bar: Any) -> int:
-        size = self.settings.batch_size
         group = min(self.settings.accumulate, self.epoch_batches - self.batches)
+        kept: list[dict[str, Tensor]] = []
+        while True:
+            try:
+                return self._step(itertools.chain(kept, self._fetched(source, group - len(kept), kept)), group, bar)
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not is_shortage(error):
+                    raise
+                found = str(error).split("\n", 1)[0][:80] or "out of memory"
+            # Out here nothing holds the failed pass any more, and the step can be done again from its first batch.
+            self._halve(found)
+
+    def _fetched(self, source: Iterator[dict[str, Tensor]], count: int, kept: list[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+        """The step's next batches on the device, kept where the step may have to be done again."""
+        for _ in range(count):
+            with self.phases.time("load"):
+                batch = next(source, None)
+                if batch is None:
+                    return
+                batch = to_device(batch, self.device)
+            if self.phases.samples == 0:
+                log.info("first batch after %.2f s", self.phases.total["load"])
+            if self.budget is not None:
+                kept.append(batch)
+            self.phases.samples += len(batch["index"])
+            yield batch
+
+    def _halve(self, found: str) -> None:
+        """After an over-run: halves of batches from now on, once. Raises TrainingError where that is not the answer."""
+        size, of = self.settings.batch_size, self.task.section
+        half, more = max(1, size // (2 * self.pieces)), 2 * self.pieces * self.settings.accumulate
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.budget is None:
+            raise TrainingError("out of memory", where=f"step {self.step}", found=f"batch_size {size}",
+                                remedy=f"try --{of}.batch_size {half} --{of}.accumulate {more}")  # fmt: skip
+        if self.pieces > 1 or size == 1 or self.ranks.count > 1:
+            raise TrainingError("over the memory budget", where=f"step {self.step}, {-(-size // self.pieces)} at a time", found=found,
+                                remedy=f"raise --{of}.memory_budget_gb, or start anew with --{of}.batch_size {half} "
+                                       f"--{of}.accumulate {more}")  # fmt: skip
+        self.pieces = 2
+        self.budget.meter.trim()
+        log.warning("over the memory budget at step %d (%s): from here on %d samples at a time, and twice as many times a step",
+                    self.step, found, -(-size // 2))  # fmt: skip
+
+    def _step(self, batches: Iterator[dict[str, Tensor]], group: int, bar: Any) -> int:
+        size = self.settings.batch_size
         rate = self._learning_rate()
         self.model.train()
         total, count, taken = torch.zeros((), device=self.device), torch.zeros((), device=self.device), 0
         parts: dict[str, Tensor] = {}
-        for _ in range(group):
-            with self.phases.time("load"):
-                batch = next(source, None)
-                if batch is None:
-                    break
-                batch = to_device(batch, self.device)
-            if self.step == 0 and taken == 0:
-                log.info("first batch after %.2f s", self.phases.total["load"])
+        for whole in batches:
             taken += 1
-            with self.ranks.sync(self.wrapped, when=taken == group):
-                with self.phases.time("fwd"), torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
-                    loss, more = self.task.loss(self.wrapped, batch, self.epoch)
-                with self.phases.time("bwd"):
-                    self.scaler.scale(loss / size).backward()
-            real = (~batch["pad"]).sum() if "pad" in batch else torch.tensor(len(batch["index"]), device=self.device)
-            total, count = total + loss.detach(), count + real
-            parts = {name: parts.get(name, 0) + value for name, value in more.items()}
-            self.phases.samples += len(batch["index"])
+            part = len(whole["index"]) if self.pieces == 1 else -(-size // self.pieces)
+            cuts = range(0, len(whole["index"]), part)
+            for start in cuts:
+                batch = whole if self.pieces == 1 else {key: value[start : start + part] for key, value in whole.items()}
+                last = taken == group and start == cuts[-1]
+                with self.budget.watch() if self.budget else contextlib.nullcontext(), self.ranks.sync(self.wrapped, when=last):
+                    with self.phases.time("fwd"), torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+                        loss, more = self.task.loss(self.wrapped, batch, self.epoch)
+                    with self.phases.time("bwd"):
+                        self.scaler.scale(loss / size).backward()
+                real = (~batch["pad"]).sum() if "pad" in batch else torch.tensor(len(batch["index"]), device=self.device)
+                total, count = total + loss.detach(), count + real
+                parts = {name: parts.get(name, 0) + value for name, value in more.items()}
         if taken == 0:
             return 0
         with self.phases.time("opt"):
@@ -298,7 +289,8 @@ class Trainer:
             gradient.mul_(factor)
         nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            begun = min(1.0, (self.step - group["start"] + 1) / (self.settings.warmup_steps + 1)) if group.get("start") else 1.0
+            group["lr"] = rate * group.get("rate", 1.0) * max(0.0, begun)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -351,14 +343,16 @@ class Trainer:
         if self.ranks.first:
             log.info("epoch %g: loss %.4f%s; %.1f samples/s, %s", at, loss, "".join(f", {k} {v:.4g}" for k, v in self.metrics.items()),
                      self.phases.samples_per_second * self.ranks.count, spent)  # fmt: skip
+            if hasattr(self.task, "after_epoch"):
+                self.task.after_epoch(self.average, self.history)
 
     def _save(self, state: str) -> None:
-        self.saved = time.monotonic()
+        self.saved, self.saved_step = time.monotonic(), self.step
         if not self.ranks.first:
             return
         tensors = {**prefixed("model", self.model.state_dict()), **prefixed("average", self.average.state_dict()),
                    **prefixed("optimizer", optimizer_tensors(self.optimizer))}  # fmt: skip
-        counters = {key: getattr(self, key) for key in COUNTERS}
+        counters = {key: getattr(self, key) for key in COUNTERS} | {"pieces": self.pieces}
         meta = {"model": self.task.describe(), "settings": self._agreed(), "loader": self.loader.state_dict(), "counters": counters,
                 "seconds": self.seconds, "history": self.history, "scaler": self.scaler.state_dict()}  # fmt: skip
         save_checkpoint(self.output, tensors, meta)
@@ -375,25 +369,8 @@ class Trainer:
         if not has_checkpoint(self.output):
             log.warning("nothing to resume in %s: starting from the first step", self.output)
             return
-        saved = load_checkpoint(self.output)
-        pairs = {"model": (self.task.describe(), saved.meta.get("model"))}
-        former = saved.meta.get("settings", {})
-        pairs |= {key: (value, former.get(key)) for key, value in self._agreed().items()}
-        same_run(saved, pairs, remedy=f"repeat the setting, or choose another --{self.task.section}.output")
-        try:
-            for key in COUNTERS:
-                setattr(self, key, type(getattr(self, key))(saved.meta["counters"][key]))
-            self.spent_before, self.history = float(saved.meta["seconds"]), list(saved.meta["history"])
-            state, scaler = dict(saved.meta["loader"]), dict(saved.meta["scaler"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise StateError("the checkpoint does not say where it stopped", where=saved.path, found=str(error)) from None
-        load_module(self.model, saved.part("model"), saved.path)
-        load_module(self.average, saved.part("average"), saved.path)
-        restore_optimizer(self.optimizer, saved.part("optimizer"), saved.path)
-        if scaler:
-            self.scaler.load_state_dict(scaler)
-        self.loader.load_state_dict(state)
-        log.info("resumed %s at epoch %d, step %d", saved.path.parent, self.epoch, self.step)
+        restore_run(self, self._agreed())
+        log.info("resumed %s at epoch %d, step %d", self.output, self.epoch, self.step)
 
     def _ask_to_stop(self) -> None:
         self.stop = True

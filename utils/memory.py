@@ -1,0 +1,152 @@
+"""A limit on the memory a run may take: enforced by the allocator on a GPU, watched on a CPU, told always.
+
+Purpose: `MemoryBudget` refuses a model that cannot fit, raises `OverBudget` where a piece of a batch took too much, and knows the peak.
+Used by: scripts.finetune, utils.training
+Design notes: on a GPU the limit is the share of its memory that PyTorch's allocator may reserve, so an over-run is its own error.
+  On a CPU nothing can refuse an allocation; the limit is of the whole process, looked at after every piece by the kernel's mark of
+  the highest resident set (VmHWM), which is put back before each piece; where that is not possible, by the resident set as it is.
+  The answer to an over-run, smaller pieces, is the training loop's: here is nothing but measuring.
+Assistant guidance: when extending: a new device is a new Meter; figures are 10^9 bytes, as in the settings.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import psutil
+import torch
+from torch import nn
+
+from warehouse.errors import TrainingError
+
+__all__ = ["MemoryBudget", "Meter", "OverBudget", "is_shortage", "training_bytes"]
+
+GB = 10**9
+STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+class OverBudget(MemoryError):
+    """More memory was taken than the budget allows. Answered in the training loop."""
+
+
+def is_shortage(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a GPU, on a CPU, in Python or by the budget."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in ("out of memory", "allocate memory"))
+    )
+
+
+class Meter(Protocol):
+    """Bytes held now, and the most held since the last reset."""
+
+    def reset(self) -> None: ...
+
+    def now(self) -> int: ...
+
+    def peak(self) -> int: ...
+
+    def trim(self) -> None:
+        """Give back what is free, so that it is not counted."""
+
+
+class ProcessMeter:
+    """The resident set of this process. `exact` is false where the kernel's mark cannot be put back."""
+
+    def __init__(self) -> None:
+        self.process, self.exact = psutil.Process(), True
+        self.reset()
+
+    def reset(self) -> None:
+        try:
+            RESET.write_text("5")
+        except OSError:
+            self.exact = False
+
+    def now(self) -> int:
+        return int(self.process.memory_info().rss)
+
+    def peak(self) -> int:
+        if self.exact:
+            with contextlib.suppress(OSError, ValueError, StopIteration):
+                line = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
+                return int(line.split()[1]) * 1024
+        return self.now()
+
+    def trim(self) -> None:
+        gc.collect()
+        # glibc keeps freed blocks of its arenas, and they would count as taken.
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+class CudaMeter:
+    """What PyTorch's allocator has reserved on a GPU; the driver's own few hundred MB are not in it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def reset(self) -> None:
+        torch.cuda.reset_peak_memory_stats(self.device)
+
+    def now(self) -> int:
+        return int(torch.cuda.memory_reserved(self.device))
+
+    def peak(self) -> int:
+        return int(torch.cuda.max_memory_reserved(self.device))
+
+    def trim(self) -> None:
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+class MemoryBudget:
+    """limit_gb: 10^9 bytes; None: only watched. On a GPU the limit is handed to the allocator here, before anything is put there."""
+
+    def __init__(self, limit_gb: float | None, device: torch.device, meter: Meter | None = None) -> None:
+        self.limit = None if limit_gb is None else int(limit_gb * GB)
+        self.device = device
+        self.meter: Meter = meter or (CudaMeter(device) if device.type == "cuda" else ProcessMeter())
+        self.highest = self.meter.peak()
+        if self.limit is not None and device.type == "cuda":
+            whole = torch.cuda.get_device_properties(device).total_memory
+            torch.cuda.set_per_process_memory_fraction(min(1.0, self.limit / whole), device)
+
+    @property
+    def peak_gb(self) -> float:
+        self.highest = max(self.highest, self.meter.peak())
+        return round(self.highest / GB, 3)
+
+    def require(self, model: nn.Module, groups: Iterable[dict[str, Any]], section: str) -> int:
+        """Bytes that training needs before the first picture. Raises TrainingError when the limit is below: no batch is small enough."""
+        held, coming = training_bytes(model, groups)
+        # The process holds the weights already; a GPU is about to.
+        needed = coming + (self.meter.now() if self.device.type == "cpu" else held)
+        if self.limit is not None and needed > self.limit:
+            inside = f", {self.meter.now() / GB:.2f} GB of it the process as it stands" if self.device.type == "cpu" else ""
+            raise TrainingError("the memory budget is below the model's own size", where=f"{section}.memory_budget_gb",
+                                expected=f"at least {needed / GB:.2f} (weights, their average, gradients, optimizer{inside})",
+                                found=self.limit / GB, remedy=f"raise it, or unfreeze less with --{section}.blocks")  # fmt: skip
+        return needed
+
+    @contextlib.contextmanager
+    def watch(self) -> Iterator[None]:
+        """Around a piece's forward and backward pass. Raises OverBudget when it took more than the limit."""
+        self.highest = max(self.highest, self.meter.peak())
+        self.meter.reset()
+        yield
+        taken = self.meter.peak()
+        self.highest = max(self.highest, taken)
+        if self.limit is not None and taken > self.limit:
+            raise OverBudget(f"{taken / GB:.2f} GB")
+
+
+def training_bytes(model: nn.Module, groups: Iterable[dict[str, Any]]) -> tuple[int, int]:
+    """(weights and their running average, gradients and AdamW's two moments of what the optimizer's groups train)."""
+    weights = sum(value.numel() * value.element_size() for value in [*model.parameters(), *model.buffers()])
+    trained = sum(value.numel() * value.element_size() for group in groups for value in group["params"])
+    return 2 * weights, 3 * trained
