@@ -55,7 +55,7 @@ class SegmentSettings(SegmentTraining):
     group_pattern: str | None = None
     patch_size: int = Field(256, ge=16, le=8192)
     overlap: int = Field(64, ge=0, description="pixels neighbouring patches share")
-    channels: Literal[1, 3] | None = Field(None, description="of the patches; null: 1 where every picture is grey, else 3")
+    channels: int | None = Field(None, description="1 or 3 of the patches; null: 1 where every picture is grey, else 3")
     job_size: int = Field(16, ge=1, le=65_536, description="patches of a job, which is one stored chunk")
     jobs: int | None = Field(None, ge=1, description="do at most so many prediction jobs now; null: all")
     max_pixels: int = Field(178_956_970, ge=1, description="of a picture that has to be decoded whole; TIFF files are read by window")
@@ -71,6 +71,13 @@ class SegmentSettings(SegmentTraining):
     @classmethod
     def _as_of_a_build(cls, value: Any, info: Any) -> Any:
         return getattr(BuildSettings.model_validate({info.field_name: value}), info.field_name)
+
+    @field_validator("channels")
+    @classmethod
+    def _grey_or_colour(cls, value: int | None) -> int | None:
+        if value not in (None, 1, 3):
+            raise ValueError(f"must be 1 or 3, not {value}")
+        return value
 
     @model_validator(mode="after")
     def _patches_fit(self) -> SegmentSettings:

@@ -25,6 +25,9 @@ def main(settings: Any) -> dict[str, Any]:
     manifest = write_patch_manifest(patches, segment.folder)
     log.info("%s patches of %s; where they lie: %s", sum(len(patches.split(name)) for name in patches.splits), patches.version, manifest)
     trained = {"checkpoint": segment.checkpoint} if segment.checkpoint else train(settings, patches)
+    if not trained.get("finished", True):
+        log.info("training is not finished; next: the same command again")
+        return {**trained, "patches": patches.version, "dice": None, "iou": None, "masks": 0, "peak_memory_gb": peak_memory_gb()}
     probabilities, left = predict(segment, patches, Path(trained["checkpoint"]))
     result = {**trained, "patches": patches.version, "patch_manifest": str(manifest), "jobs_left": left}
     if probabilities is None:
@@ -95,8 +98,13 @@ def train(settings: Any, patches: Any) -> dict[str, Any]:
     from features.segment import SegmentTask
     from utils.loader import ChunkLoader
     from utils.training import Trainer
+    from warehouse.errors import StateError, TrainingError
 
     segment = settings.segment
+    if "train" not in patches.splits:
+        raise TrainingError("no picture with a mask is in the split train", where=segment.input_root,
+                            found=f"only {', '.join(patches.splits)}",
+                            remedy="add masks, or predict with --segment.checkpoint FOLDER")  # fmt: skip
     training = segment.training()
     options = settings.loader.model_dump() | {"chunks_per_batch": max(segment.chunks_per_batch, settings.loader.chunks_per_batch)}
     split = patches.split("train")
@@ -107,8 +115,14 @@ def train(settings: Any, patches: Any) -> dict[str, Any]:
         ChunkLoader(held_out, min(segment.batch_size, max(held_out.chunk_sizes)), shuffle=False, **settings.loader.model_dump()) as scored,
     ):
         trainer = Trainer(task, training, batches, scored, Path(training.output), book=settings.experiments)
-        result = trainer.run()
-    return {key: result[key] for key in ("checkpoint", "epochs", "steps", "samples_per_second")} | {"training_seconds": result["seconds"]}
+        try:
+            result = trainer.run()
+        except StateError as error:
+            # The loader, whose state does not fit other patches, does not know what its caller can be told to do.
+            remedy = error.remedy or "choose another --segment.output, or predict with --segment.checkpoint"
+            raise StateError(error.what, where=error.where, expected=error.expected, found=error.found, remedy=remedy) from None
+    kept = ("checkpoint", "epochs", "steps", "samples_per_second", "finished")
+    return {key: result[key] for key in kept if key in result} | {"training_seconds": result["seconds"]}
 
 
 def predict(segment: Any, patches: Any, folder: Path) -> tuple[Path | None, int]:
