@@ -9,9 +9,11 @@ Memory: one band of `features.stitch`, one overview of SIDE pixels.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -32,6 +34,8 @@ from warehouse.store import Warehouse
 
 __all__ = ["Stitched", "parents_of", "peak_memory_gb", "picture_names", "stitch_pictures"]
 
+LONGEST_NAME = 150
+
 
 @dataclass(frozen=True, slots=True)
 class Stitched:
@@ -49,10 +53,13 @@ def parents_of(patches: Warehouse) -> list[tuple[str, str, int, int]]:
 
 
 def picture_names(sources: Sequence[str]) -> dict[str, str]:
-    """source -> a file name of its own: the path without extension, which is added where two would be alike."""
+    """source -> a file name of its own: the path without extension; with part of a hash where two would be alike, or it were too long."""
     short = {source: _safe(str(PurePosixPath(source).with_suffix(""))) for source in sources}
-    taken = list(short.values())
-    return {source: name if taken.count(name) == 1 else _safe(source) for source, name in short.items()}
+    taken = Counter(name.lower() for name in short.values())
+    for source, name in short.items():
+        if taken[name.lower()] > 1 or len(name) > LONGEST_NAME:
+            short[source] = f"{name[-LONGEST_NAME:].lstrip('_.')}-{hashlib.sha256(source.encode()).hexdigest()[:12]}"
+    return short
 
 
 def _safe(text: str) -> str:

@@ -162,7 +162,9 @@ def test_a_curve_is_drawn_also_of_epochs_that_were_not_scored(tmp_path: Path) ->
 
 
 def test_pictures_get_file_names_of_their_own() -> None:
-    names = picture_names(["images/a.png", "images/b.png", "images/a.jpg", "x y/ä.png", "../../c.png"])
+    sources = ["images/a.png", "images/b.png", "images/a.jpg", "x y/ä.png", "../../c.png", "a b/c.png", "a_b/c.png", "A_B/c.png",
+               "deep/" * 60 + "a.png", "deep/" * 60 + "b.png", ".png"]  # fmt: skip
+    names = picture_names(sources)
     assert names["images/b.png"] == "images_b"
-    assert len(set(names.values())) == 5
-    assert all(name == Path(name).name and not name.startswith(".") for name in names.values())
+    assert len({name.lower() for name in names.values()}) == len(sources)
+    assert all(name == Path(name).name and not name.startswith(".") and len(name) < 200 for name in names.values())

@@ -200,6 +200,9 @@ BAD = {bad_mask_size: "mask_size", bad_mask_values: "mask_values", torn_picture:
        small_picture: "smaller_than_patch", torn_mask: "mask_unreadable"}  # fmt: skip
 
 
+REMEDY = {"mask_values": "--segment.mask_values", "smaller_than_patch": "lower --segment.patch_size"}
+
+
 @pytest.mark.parametrize("spoil", BAD, ids=lambda spoil: spoil.__name__)
 def test_a_bad_picture_is_a_typed_error_and_a_rejected_line_where_it_may_be_left_out(tmp_path: Path, spoil: Any) -> None:
     for at, name in enumerate(("a.png", "b.png", "c.png")):
@@ -209,6 +212,7 @@ def test_a_bad_picture_is_a_typed_error_and_a_rejected_line_where_it_may_be_left
         cut(tmp_path / "in", tmp_path / "store")
     assert "images/a.png" in str(caught.value)
     assert "--segment.max_invalid 1" in str(caught.value)
+    assert REMEDY.get(BAD[spoil], "mend or remove") in str(caught.value)
     warehouse, _ = cut(tmp_path / "in", tmp_path / "store", max_invalid=1)
     lines = (warehouse.folder / "rejected.jsonl").read_text().splitlines()
     assert len(lines) == 1
@@ -264,6 +268,19 @@ def test_a_tiff_read_by_window_shows_what_the_whole_picture_decoder_shows(tmp_pa
     part = windows.read((33, 5, 65, 71))
     windows.close()
     np.testing.assert_array_equal(part, whole[5:71, 33:65, 0] if part.ndim == 2 else whole[5:71, 33:65])
+
+
+@pytest.mark.parametrize(("value", "dtype", "reason"), [(7, "uint8", "mask_values"), (255, "uint16", "mask_unreadable")])
+def test_a_mask_read_by_window_is_refused_for_its_last_pixel(tmp_path: Path, value: int, dtype: str, reason: str) -> None:
+    for name in ("images", "masks"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+    write_tiff(tmp_path / "in/images/a.tif", np.random.default_rng(0).integers(0, 256, (70, 90), np.uint8), tiled=True, blockxsize=16,
+               blockysize=16)  # fmt: skip
+    mask = np.zeros((70, 90), dtype)
+    mask[-1, -1] = value
+    write_tiff(tmp_path / "in/masks/a.tif", mask)
+    with pytest.raises(ThresholdError, match=rf"images/a\.tif \({reason}"):
+        cut(tmp_path / "in", tmp_path / "store")
 
 
 def test_a_palette_tiff_is_decoded_whole_within_its_limit(tmp_path: Path) -> None:
