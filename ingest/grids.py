@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ __all__ = ["Grid", "Window", "grid_of_bounds", "read_extent"]
 
 Window = tuple[int, int, int, int]
 """(first row, first column, rows, columns) of a raster."""
+SNAP = 5
 MARGIN = 2
 
 
@@ -31,11 +32,9 @@ class Grid:
     height: int
     width: int
 
-    @cached_property
+    @property
     def crs(self) -> Any:
-        from rasterio.crs import CRS
-
-        return CRS.from_wkt(self.crs_wkt)
+        return _crs_of(self.crs_wkt)
 
     @property
     def is_north_up(self) -> bool:
@@ -67,6 +66,18 @@ class Grid:
         a, b, _, d, e, _ = self.transform
         c, f = self.place_of(window[1], window[0])
         return Affine(a, b, c, d, e, f)
+
+    def snapped(self, other: Grid) -> Grid:
+        """This raster with its origin a whole number of 1e-5 pixels from that of `other`, where they share a CRS.
+
+        GDAL's mode counts a pixel that a cell overlaps by 1e-9 to 1e-6 of it, or does not, by the window it is read in.
+        """
+        if self.crs != other.crs or not self.is_north_up:
+            return self
+        a, b, c, d, e, f = self.transform
+        left, top = other.transform[2], other.transform[5]
+        snapped = (a, b, left + a * round((c - left) / a, SNAP), d, e, top + e * round((f - top) / e, SNAP))
+        return Grid(self.crs_wkt, snapped, self.height, self.width)
 
     def place_of(self, column: float, row: float) -> tuple[float, float]:
         """(x, y) of a pixel corner."""
@@ -102,6 +113,13 @@ class Grid:
         first, last = max(0, math.floor(min(rows)) - reach_y), min(self.height, math.ceil(max(rows)) + reach_y)
         start, stop = max(0, math.floor(min(columns)) - reach_x), min(self.width, math.ceil(max(columns)) + reach_x)
         return first, start, last - first, stop - start
+
+
+@lru_cache(maxsize=64)
+def _crs_of(wkt: str) -> Any:
+    from rasterio.crs import CRS
+
+    return CRS.from_wkt(wkt)
 
 
 def grid_of_bounds(crs_wkt: str, bounds: tuple[float, float, float, float], resolution: float, where: Any) -> Grid:

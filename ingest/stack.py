@@ -202,7 +202,7 @@ def warp(plane: Plane, source: Grid, part: Any, target: Grid, window: Any, metho
             return plane[row : row + window[2], column : column + window[3]]
     out = np.full((window[2], window[3]), np.nan, np.float32)
     reproject(
-        plane, out, src_transform=source.at(part), src_crs=source.crs, dst_transform=target.at(window), dst_crs=target.crs,
+        plane, out, src_transform=source.snapped(target).at(part), src_crs=source.crs, dst_transform=target.at(window), dst_crs=target.crs,
         src_nodata=np.nan, dst_nodata=np.nan, resampling=Resampling[method], tolerance=0.0,
     )  # fmt: skip
     return out

@@ -11,7 +11,7 @@ import pytest
 import rasterio
 import xarray as xr
 from cube_fakes import DATES, EPSG, ORIGIN, SERIES, build_cube, expected_series, job_of, scene, write_series, write_tif
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -151,6 +151,8 @@ def test_sentinel2_patch_is_what_its_arrays_hold(shared_data: Path, tmp_path: Pa
 @given(
     st.floats(-3, 3), st.floats(-3, 3), st.integers(0, 20), st.integers(0, 20), st.sampled_from(["nearest", "bilinear", "average", "mode"])
 )
+@example(-1.192092896e-07, 0.0, 0, 14, "mode")
+@example(0.0, 7.7e-6, 3, 20, "mode")
 @settings(max_examples=40, deadline=None)
 def test_no_value_depends_on_how_the_cube_is_cut(shift_x: float, shift_y: float, row: int, column: int, method: str) -> None:
     rng = np.random.default_rng(1)
