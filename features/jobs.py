@@ -39,7 +39,7 @@ from warehouse.schema import FORMAT_VERSION, IGNORED, ArraySpec, Codec, Section
 from warehouse.store import ChunkReader, Warehouse
 from warehouse.summary import SAMPLES_SCHEMA
 
-__all__ = ["FeatureLoader", "FeatureSettings", "open_queue", "plan_features", "publish_features", "read_rows", "run_jobs"]
+__all__ = ["FeatureLoader", "FeatureSettings", "open_queue", "plan_features", "publish_features", "read_rows", "recover_jobs", "run_jobs"]
 
 log = get_log(__name__)
 MOST = float(np.finfo(np.float16).max)
@@ -179,6 +179,21 @@ def open_queue(plan: BuildPlan, settings: FeatureSettings) -> JobQueue:
     jobs = [(split.name, at, min(split.shard_samples, split.specs[0].shape[0] - at * split.shard_samples))
             for split in plan.splits for at in range(len(split.payloads))]  # fmt: skip
     return JobQueue(Path(settings.work) / plan.version / "jobs.db", jobs)
+
+
+def recover_jobs(plan: BuildPlan, queue: JobQueue, root: Path) -> int:
+    """Open again what the queue calls done and `root` does not hold, as after a deleted folder or for another root; how many."""
+    with durable.lock(queue.path.with_name("publish.lock"), wait_s=600):
+        if published(root, plan.version) is not None:
+            return 0
+        staging = staging_folder(root, plan.version)
+        lost = [row["id"] for row, task in zip(queue.rows(), plan_tasks(plan), strict=True)
+                if row["state"] == "done" and not (staging / task.marker).is_file()]  # fmt: skip
+        for job in lost:
+            queue.reopen(job, f"its stored chunk is not under {root}")
+    if lost:
+        log.warning("%d jobs were done before, but %s does not hold them: they are done again", len(lost), root)
+    return len(lost)
 
 
 def run_jobs(plan: BuildPlan, load: Callable[[Any], Block], queue: JobQueue, root: Path, *, limit: int | None = None,

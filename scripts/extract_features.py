@@ -17,7 +17,7 @@ log = get_log("extract_features")
 def main(settings: Any) -> dict[str, Any]:
     from features.encoders import open_encoder
     from features.export import export_npz, export_queue
-    from features.jobs import open_queue, plan_features, publish_features, run_jobs
+    from features.jobs import open_queue, plan_features, publish_features, recover_jobs, run_jobs
     from warehouse import Warehouse
     from warehouse.publish import open_root, published
 
@@ -29,6 +29,8 @@ def main(settings: Any) -> dict[str, Any]:
     open_root(root)
     manifest, done = published(root, plan.version), 0
     with open_queue(plan, features) as queue:
+        if manifest is None:
+            recover_jobs(plan, queue, root)
         left = 0 if manifest is not None else queue.left()
         if manifest is not None:
             log.info("already there: %s", plan.version)

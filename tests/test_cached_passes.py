@@ -76,6 +76,18 @@ def test_another_epoch_goes_past_the_cache():
     assert passes(cached, 0) == [1, 2, 3, 4, 5]
 
 
+def test_a_split_that_the_loader_holds_decoded_is_kept_once_and_said_to_be(caplog):
+    caplog.set_level("INFO")
+    loader, asked = Loader(), Loader()
+    loader.store = asked.store = "memory"
+    cached, twice = CachedPasses(loader, None, 1 << 20, "held-out"), CachedPasses(asked, True, 1 << 20, "held-out")
+    for _ in range(2):
+        assert passes(cached) == passes(twice) == [1, 2, 3, 4, 5]
+    assert cached.cache is None
+    assert twice.cache is not None
+    assert caplog.text.count("will cache 10 samples, 0.0 MB: the loader holds them") == 1
+
+
 def test_a_loader_with_a_random_augmentation_is_refused():
     loader = Loader()
     loader.augment = RandomCrop()

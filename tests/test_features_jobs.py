@@ -17,7 +17,7 @@ from torch import nn
 
 from features.encoders import NetworkEncoder, he_init, open_encoder
 from features.export import export_npz, export_queue
-from features.jobs import FeatureSettings, open_queue, picture_labels, plan_features, publish_features, run_jobs
+from features.jobs import FeatureSettings, open_queue, picture_labels, plan_features, publish_features, recover_jobs, run_jobs
 from features.queue import JobQueue
 from warehouse import Warehouse
 from warehouse.errors import ConfigError, DatabaseError, TrainingError
@@ -113,6 +113,19 @@ def test_a_job_whose_marker_is_there_is_not_computed_again(small, tmp_path):
             raise AssertionError(payload)
 
         assert run_jobs(plan, never, queue, root, limit=1) == 1
+
+
+def test_jobs_that_are_done_elsewhere_or_deleted_are_open_again_at_once(small, tmp_path):
+    plan, load, queue, root = prepared(small, tmp_path)
+    with queue:
+        run_jobs(plan, load, queue, root, limit=3)
+        assert recover_jobs(plan, queue, root) == 0
+        other = tmp_path / "other"
+        open_root(other)
+        assert recover_jobs(plan, queue, other) == 3
+        assert run_jobs(plan, load, queue, other) == 6
+        assert publish_features(plan, load, queue, other) is not None
+        assert recover_jobs(plan, queue, other) == 0
 
 
 def test_a_damaged_chunk_is_found_before_publishing_and_made_again(small, tmp_path):

@@ -39,9 +39,10 @@ class CachedPasses:
         self.cache: TensorCache | None = None
         self.kept = 0
         self.after_kept: dict[str, Any] | None = None
+        self.decoded = wanted is None and getattr(loader, "store", None) == "memory"
         if wanted:
             refuse_random(getattr(loader, "augment", None))
-        elif getattr(loader, "store", None) == "memory" or getattr(loader, "augment", None) is not None:
+        elif getattr(loader, "augment", None) is not None:
             self.wanted = False
 
     def __len__(self) -> int:
@@ -81,13 +82,18 @@ class CachedPasses:
     def _keep(self, number: int, batch: Any, seconds: float) -> None:
         if self.cache is None:
             size = sum(len(buffer) for buffer in encode_item(batch)[1]) * len(self)
+            samples = len(getattr(self.loader, "split", ())) or len(self) * len(batch["index"])
+            if self.decoded:
+                log.info("%s: will cache %d samples, %.1f MB: the loader holds them decoded in memory", self.name, samples, size / 1e6)
+                self.wanted = False
+                return
             if self.wanted is None and size > min(self.limit, free_memory() // 4):
                 log.info("%s: %.1f MB are more than the cache may take: not cached", self.name, size / 1e6)
                 self.wanted = False
                 return
             self.cache = TensorCache(len(self), limit_bytes=self.limit, name=self.name)
             self.cache.probes = 0
-            self.cache.samples = len(getattr(self.loader, "split", ())) or len(self) * len(batch["index"])
+            self.cache.samples = samples
         if self.cache.put(number, batch, seconds):
             self.kept, self.after_kept = number + 1, self.loader.state_dict()
         else:

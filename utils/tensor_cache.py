@@ -269,7 +269,7 @@ class TensorCache:
         self.maker = None
         whole = (end - self.start) * self.count / max(1, int(self.kept_rows().sum())) + self.start
         fit = "" if whole <= self.limit else f", of which {self.limit / 1e6:.1f} MB fit"
-        log.info("%s: will cache %d samples, about %.1f MB%s", self.name, self.samples, whole / 1e6, fit)
+        log.info("%s: will cache %d samples, %.1f MB%s", self.name, self.samples, whole / 1e6, fit)
 
     def _end(self) -> int | None:
         packed = os.pread(self.fd, HEAD.size, 0)
