@@ -317,6 +317,18 @@ def test_a_checkpoint_that_does_not_fit_is_a_line_with_a_remedy(pictures: Path, 
     assert not (tmp_path / "out" / "jobs").exists()
 
 
+def test_training_that_ran_out_of_minutes_predicts_nothing_and_goes_on(pictures: Path, finished: Path, tmp_path: Path,
+                                                                      segment: Callable[..., Outcome]) -> None:  # fmt: skip
+    code, result, last = segment(pictures, tmp_path / "out", max_minutes=1e-6)
+    assert code == 0
+    assert result is not None
+    assert (result["finished"], result["masks"], result["dice"]) == (False, 0, None)
+    assert last == "training is not finished; next: the same command again"
+    assert not (tmp_path / "out" / "probabilities").exists()
+    assert segment(pictures, tmp_path / "out")[1]["finished"]
+    assert digest(tmp_path / "out") == digest(finished)
+
+
 def test_grey_pictures_without_masks_are_predicted_by_a_model_of_colour(pictures: Path, finished: Path, tmp_path: Path,
                                                                         segment: Callable[..., Outcome]) -> None:  # fmt: skip
     (tmp_path / "in").mkdir()
