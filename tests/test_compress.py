@@ -1,10 +1,10 @@
-"""A cube as codes and back: the whole cube, its holes, its splits; rates and errors against plain arithmetic; the baselines."""
+"""A cube as codes and back: the whole cube, its holes, its splits, the bytes on disk. What rates and errors are: tests/test_rate.py."""
 
 from __future__ import annotations
 
-import itertools
 import json
 import tracemalloc
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +14,17 @@ import pytest
 import torch
 import zarr
 from cube_fakes import SERIES, build_cube, write_series
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from scripts import compress_zarr
 from utils.argyaml import SECTIONS, run
 from utils.checkpoint import prefixed, save_checkpoint
 from utils.loader import ChunkLoader
-from vqvae.baselines import Mosaic, baseline_points, components
 from vqvae.codec import restore_vqvae
 from vqvae.compress import CompressSettings, encode_blocks, plan_codes
 from vqvae.model import VQVAE, Shape
-from vqvae.rate import Distortion, entropy_bits, packed_bytes
-from vqvae.rate_report import seam_steps
+from vqvae.rate import packed_bytes
 from vqvae.reconstruct import CodesOfCube, decode_blocks, reconstruct
 from warehouse import Warehouse
-from warehouse.cubes import Feature
 from warehouse.errors import BuildError, ConfigError, StateError, StoreError, TrainingError
 from warehouse.publish import bake, open_root
 from warehouse.report import InspectSettings, write_contact_sheet
@@ -208,12 +203,6 @@ def test_memory_does_not_grow_with_the_cube(tmp_path: Path) -> None:
     assert peaks[1] < 1.5 * peaks[0], "eight times the voxels"
 
 
-@given(st.lists(st.integers(0, 15), min_size=1, max_size=200))
-def test_entropy_is_that_of_the_frequencies(codes: list[int]) -> None:
-    expected = -sum(np.log2(codes.count(code) / len(codes)) for code in codes)
-    assert entropy_bits(np.array(codes), 16) == pytest.approx(expected, abs=1e-6)
-
-
 def test_packed_bytes_are_those_on_disk(made: tuple[Warehouse, str, Warehouse]) -> None:
     _, _, codes = made
     split = codes.split("train")
@@ -221,71 +210,6 @@ def test_packed_bytes_are_those_on_disk(made: tuple[Warehouse, str, Warehouse]) 
     raw = codes.manifest.arrays["codes"]
     spec = ArraySpec("codes", (len(split), *raw["row"]), raw["dtype"], tuple(raw["dims"]), (16, *raw["row"]), None, Codec(**raw["codec"]))
     assert packed_bytes(split.array("codes")[:], spec) == int(files.sum())
-
-
-def test_psnr_of_one_full_range_byte_feature_is_the_usual_one() -> None:
-    byte = Feature("byte", "continuous", minimum=0.0, maximum=255.0)
-    land = Feature("land", "categorical", codes=(4, 2))
-    rng = np.random.default_rng(0)
-    truth = np.stack([rng.integers(0, 256, 500), rng.choice([2, 4], 500)], axis=-1).astype(np.float32)
-    guess = truth + np.stack([rng.normal(0, 5, 500), np.zeros(500)], axis=-1).astype(np.float32)
-    guess[:100, 1] = 4
-    valid = rng.random(truth.shape) > 0.1
-    errors = Distortion((byte, land))
-    errors.add(truth[:200], guess[:200], valid[:200])
-    errors.add(truth[200:], guess[200:], valid[200:])
-    found, mask = errors.figures(), valid[:, 0]
-    mse = float(np.square((guess - truth)[mask, 0].astype(np.float64)).mean())
-    assert found["psnr"] == pytest.approx(10 * np.log10(255**2 / mse))
-    assert found["rmse"] == {"byte": pytest.approx(np.sqrt(mse))}
-    one, other = truth[valid[:, 1], 1], guess[valid[:, 1], 1]
-    unions = [np.mean((one == code) & (other == code)) / np.mean((one == code) | (other == code)) for code in (2, 4)]
-    assert found["miou"] == pytest.approx(np.mean(unions))
-    assert found["accuracy"] == pytest.approx(np.mean(one == other))
-
-
-@settings(max_examples=20, deadline=None)
-@given(st.integers(1, 9), st.integers(0, 99))
-def test_a_mosaic_gives_its_blocks_back(count: int, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    grid = np.stack(np.unravel_index(rng.permutation(2 * 4 * 4)[:count], (2, 4, 4)), axis=1)
-    mosaic = Mosaic(grid * np.array([5, 8, 8]), (5, 8, 8), (10, 16, 16))
-    blocks = rng.normal(size=(count, 5, 8, 8, 2)).astype(np.float32)
-    assert np.array_equal(mosaic.cut(mosaic.lay(blocks)), blocks)
-
-
-def test_baselines_spend_more_bits_for_less_error() -> None:
-    rng = np.random.default_rng(0)
-    y, x = np.mgrid[0:32, 0:32] / 32
-    field = np.sin(6 * y[None, None] + rng.uniform(0, 6, (8, 5, 1, 1))) * np.cos(5 * x) / 4
-    blocks = np.stack([field, 0.8 * field, -0.5 * field], axis=-1).astype(np.float32)
-    blocks += rng.normal(0, 0.01, blocks.shape).astype(np.float32)
-    basis = components(blocks.reshape(-1, 3))
-    assert np.allclose(basis.T @ basis, np.eye(3), atol=1e-5)
-    mosaic = Mosaic(np.stack([np.zeros(8, int), np.zeros(8, int), np.arange(8) * 32], axis=1), (5, 32, 32), (5, 32, 256))
-    curves: dict[str, list[tuple[int, float]]] = {}
-    for coded in baseline_points(blocks, blocks, mosaic):
-        assert coded.guess.shape == blocks.shape
-        curves.setdefault(coded.codec, []).append((coded.bytes, float(np.square(coded.guess - blocks).mean())))
-    assert {name: len(curve) for name, curve in curves.items() if "+ zstd" not in name and len(curve) < 5} == {}
-    for name, curve in curves.items():
-        sizes, errors = zip(*sorted(curve), strict=True)
-        assert all(later <= earlier * 1.05 + 1e-9 for earlier, later in itertools.pairwise(errors)), (name, sizes, errors)
-    assert min(error for _, error in curves["PCA + JPEG 2000"]) < 10**-3.3
-    assert max(error for _, error in curves["int8 + zstd"]) < (1 / 127) ** 2
-
-
-def test_a_seam_is_a_step_of_the_error_at_borders_only() -> None:
-    feature = (Feature("red", "continuous", minimum=0.0, maximum=1.0),)
-    origins = np.array([[0, 0, 0], [0, 0, 8], [0, 8, 0], [0, 8, 8]])
-    mosaic = Mosaic(origins, (2, 8, 8), (2, 16, 16))
-    truth = np.zeros((4, 2, 8, 8, 1), np.float32)
-    valid = np.ones(truth.shape, bool)
-    ramp = (np.arange(8) / 100).astype(np.float32)[:, None]
-    steps = seam_steps(mosaic, truth, truth + ramp[None, None, None], valid, feature)
-    assert steps["x"]["border"] == pytest.approx(0.07, rel=1e-3)
-    assert steps["x"]["inside"] == pytest.approx(0.01, rel=1e-3)
-    assert "y" not in steps, "no error changes along y: nothing to compare"
 
 
 def test_the_command_reports_rates_beside_other_codecs(
@@ -303,6 +227,16 @@ def test_the_command_reports_rates_beside_other_codecs(
     assert [point["levels"] for point in ours] == [1, 2]
     assert all({"bits_per_value", "psnr", "rmse", "miou", "canopy_mae"} <= set(point) for point in ours)
     assert ours[0]["bytes"] < ours[1]["bytes"]
+    rates = Counter(point["codec"] for point in result["points"])
+    report = json.loads((tmp_path / "report/report.json").read_text())
+    assert {name for name, number in rates.items() if number < 5} == set(report["few_rates"])
+    assert report["few_rates"]["VQ-VAE"].startswith("2 rates; a rate a residual level")
+    assert {"float16, mantissa rounded, + zstd", "int8 + zstd", "bit rounding + zstd", "ZFP", "SZ3", "JPEG 2000",
+            "PCA over features + JPEG 2000"} <= set(rates)  # fmt: skip
+    text = (tmp_path / "report/report.md").read_text()
+    assert all(f"| {name} |" in text for name in rates)
+    for name in ("level", "class"):
+        assert report["lossless_categories"][name]["best"] in text
     assert {path.name for path in (tmp_path / "report").iterdir()} == {"report.json", "report.md", "report.png"}
 
 

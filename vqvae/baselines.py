@@ -1,78 +1,48 @@
 """Other codecs on the same held-out values: what a VQ-VAE has to beat, each with its real bytes.
 
-All work on continuous features divided by their range, missing values replaced by the training mean, so that a mean square error is the
-one of rate.py. Principal components are orthonormal: one target error for all components is the best split of bits (reverse water-
-filling), and a component whose variance is under the target is left out. Bases are fitted on training blocks and not counted as bytes.
-JPEG 2000 (Pillow's OpenJPEG, irreversible 9-7 wavelet, 16 bits, raw codestreams) sees all held-out blocks and dates of a component as
-one picture, so that headers cost next to nothing; such a stream cannot be decoded by block as the codes can. Given up: ZFP and SZ3,
-which no dependency brings.
+All work on continuous features divided by their range, so that a mean square error is the one of rate.py. Each is charged the bits of
+`valid` too, as the codes are. Principal components are orthonormal: a quantiser's error in them is the error of the values. Bases are
+fitted on training blocks and counted apart, as a decoder is. Codecs of pictures and of arrays are in picture_codecs.py.
 """
 
 from __future__ import annotations
 
-import io
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numcodecs import blosc
 from numpy.typing import NDArray
 
-__all__ = ["Coded", "Mosaic", "baseline_points", "components"]
+from vqvae.mosaic import Mosaic, filled
+from vqvae.picture_codecs import Coded, absent_codecs, jpeg2000, sz3, zfp
+
+__all__ = ["Blocks", "baseline_points", "components", "mask_bytes"]
 
 Array = NDArray[np.float32]
-COARSE = (8.0, 11.0, 14.0, 17.0, 20.0, 26.0, 33.0)
-QUALITIES = (20.0, 23.0, 26.0, 28.0, 30.0, 33.0, 36.0)
+COARSE = (5.0, 8.0, 11.0, 14.0, 17.0, 20.0, 26.0)
 KEPT = (1, 2, 4, 8, 16, 32, 64)
 PIXEL_KEPT = (1, 2, 3, 5, 8, 12)
-BITS = (1, 2, 3, 5, 7)
+MANTISSAS = (10, 8, 6, 4, 2)
+LEVEL_BITS = (8, 7, 6, 5, 4, 3, 2)
+BITS = (0, 1, 2, 3, 5)
 GROUP = 256
+DEAD_ZONE = 0.6
+"""Scores under this many steps become 0: at low rates cheaper than rounding at equal error (docs/log.md)."""
+MOST_COMPONENTS = 2048
+"""An eigenbasis of more takes minutes."""
 
 
-@dataclass(frozen=True, slots=True)
-class Coded:
-    """One codec at one rate. guess: float32 [N, T, Y, X, C] of the blocks' scaled values."""
+@dataclass(frozen=True)
+class Blocks:
+    """Blocks of continuous features. values: float32 [N, T, Y, X, C], scaled, 0 where missing; valid: bool, the same shape."""
 
-    codec: str
-    setting: str
-    bytes: int
-    guess: Array
-    encode_seconds: float
-    decode_seconds: float
-
-
-class Mosaic:
-    """Held-out blocks laid out as pictures: label blocks below each other, [time, rows, columns].
-
-    origins: int64 [N, 3] of inner chunks; inner, block: (time, y, x) in voxels.
-    """
-
-    def __init__(self, origins: NDArray[np.int64], inner: Sequence[int], block: Sequence[int]) -> None:
-        self.inner = tuple(inner)
-        where = origins[:, 1:] // np.array(block[1:])
-        _, number = np.unique(where, axis=0, return_inverse=True)
-        times, step = np.unique(origins[:, 0], return_inverse=True)
-        inside = origins[:, 1:] % np.array(block[1:])
-        self.corners = np.stack([step.reshape(-1) * inner[0], number.reshape(-1) * block[1] + inside[:, 0], inside[:, 1]], axis=1)
-        self.block_rows = int(block[1])
-        self.shape = (len(times) * inner[0], (int(number.max()) + 1) * block[1], int(block[2]))
-
-    def lay(self, blocks: NDArray[Any], fill: Any = 0) -> NDArray[Any]:
-        """[N, T, Y, X, C] to [time, rows, columns, C]."""
-        out = np.full((*self.shape, blocks.shape[-1]), fill, blocks.dtype)
-        for block, place in zip(blocks, self._places(), strict=True):
-            out[place] = block
-        return out
-
-    def cut(self, mosaic: NDArray[Any]) -> NDArray[Any]:
-        """The inverse of `lay`."""
-        return np.stack([mosaic[place] for place in self._places()])
-
-    def _places(self) -> Iterator[tuple[slice, ...]]:
-        for corner in self.corners.tolist():
-            yield tuple(slice(at, at + size) for at, size in zip(corner, self.inner, strict=True))
+    values: Array
+    valid: NDArray[np.bool_]
+    mosaic: Mosaic
 
 
 def components(rows: Array) -> Array:
@@ -81,57 +51,129 @@ def components(rows: Array) -> Array:
     return np.ascontiguousarray(vectors[:, ::-1]).astype(np.float32)
 
 
-def baseline_points(train: Array, blocks: Array, mosaic: Mosaic) -> Iterator[Coded]:
-    """Every baseline at every rate, one after the other. train, blocks: float32 [n, T, Y, X, C], scaled, 0 where missing."""
-    count = blocks.shape[-1]
-    basis = components(train.reshape(-1, count))
-    laid = mosaic.lay(blocks)
-    for name, transform in (("PCA + JPEG 2000", basis), ("JPEG 2000", np.eye(count, dtype=np.float32))):
-        for quality in QUALITIES:
-            yield _jpeg2000(name, laid, transform, quality, mosaic)
-    yield from _pca_int8("PCA of pixels' time series + int8 + zstd", train, blocks, (1, 1), PIXEL_KEPT)
-    patch = next(size for size in (4, 2, 1) if mosaic.inner[1] % size == 0 and mosaic.inner[2] % size == 0)
-    yield from _pca_int8(f"PCA of {patch} x {patch} patches + int8 + zstd", train, blocks, (patch, patch), KEPT)
-    yield from _pca_one_step(f"PCA of {patch} x {patch} patches, one step for all, + zstd", train, blocks, (patch, patch))
-    yield _simple("float16 + zstd", "", blocks, lambda value: value.astype(np.float16), lambda value: value.astype(np.float32))
-    # 255 steps over a feature's range.
-    yield _simple("int8 + zstd", "", blocks, lambda value: np.clip(np.round(value * 127), -128, 127).astype(np.int8),
-                  lambda value: value.astype(np.float32) / 127)  # fmt: skip
+def mask_bytes(valid: NDArray[np.bool_]) -> int:
+    """Bytes of the bits of `valid` [N, T, Y, X, C], packed and compressed as the codes' are."""
+    return sum(map(len, _zstd(np.packbits(valid.reshape(len(valid), -1), axis=1))))
+
+
+def baseline_points(train: Blocks, held: Blocks) -> Iterator[Coded]:
+    """Every codec that is there at every rate, one after the other; guess: float32 [N, T, Y, X, C] of `held`."""
+    mask, absent = mask_bytes(held.valid), absent_codecs()
+    for coded in _points(train, held, absent):
+        yield replace(coded, bytes=coded.bytes + mask)
+
+
+def _points(train: Blocks, held: Blocks, absent: dict[str, str]) -> Iterator[Coded]:
+    start = time.perf_counter()
+    laid = filled(held.mosaic.lay(held.values), held.mosaic.lay(held.valid))
+    filling = time.perf_counter() - start
+
+    def cut(coded: Coded, seconds: float = filling) -> Coded:
+        return replace(coded, guess=held.mosaic.cut(coded.guess), encode_seconds=coded.encode_seconds + seconds)
+
+    if "JPEG 2000" not in absent:
+        yield from map(cut, _jpeg2000(train, laid, held.mosaic))
+    smooth = held.mosaic.cut(laid)
+    yield from _pca_int8("PCA of pixels' time series + int8 + zstd", train.values, smooth, (1, 1), PIXEL_KEPT)
+    patch = _patch(train.values, 4)
+    yield from _pca_int8(f"PCA of {patch} x {patch} patches + int8 + zstd", train.values, smooth, (patch, patch), KEPT)
+    patch = _patch(train.values, 8)
+    yield from _pca_one_step(f"PCA of {patch} x {patch} patches, one step for all, + zstd", train.values, smooth, (patch, patch))
+    truth, valid = held.mosaic.lay(held.values), held.mosaic.lay(held.valid)
+    # Zeros, not a smooth filling: ZFP passes over blocks of them.
+    yield from (cut(each, 0.0) for each in ([] if "ZFP" in absent else zfp(truth, valid)))
+    yield from map(cut, [] if "SZ3" in absent else sz3(laid, valid))
+    yield from _simple_points(held.values)
+
+
+def _jpeg2000(train: Blocks, laid: Array, mosaic: Mosaic) -> Iterator[Coded]:
+    count, dates = laid.shape[3], laid.shape[0]
+    yield from jpeg2000("JPEG 2000", laid, np.eye(count, dtype=np.float32))
+    yield from jpeg2000("PCA over features + JPEG 2000", laid, components(train.values.reshape(-1, count)))
+    if np.array_equal(train.mosaic.times, mosaic.times) and dates * count <= MOST_COMPONENTS:
+        whole = train.mosaic.lay(np.ones((*train.values.shape[:-1], 1), bool))[..., 0].all(axis=0)
+        series = train.mosaic.lay(train.values)[:, whole].transpose(1, 0, 2).reshape(-1, dates * count)
+        if len(series) > 2 * dates * count:
+            yield from jpeg2000("PCA over features and dates + JPEG 2000", laid, components(series), dates=True)
+
+
+def _simple_points(blocks: Array) -> Iterator[Coded]:
+    for bits in MANTISSAS:
+        yield _simple("float16, mantissa rounded, + zstd", f"{bits} of 10 bits", blocks,
+                      lambda value, bits=bits: _rounded(value.astype(np.float16), bits), lambda value: value)  # fmt: skip
+    low, high = (getattr(blocks, each)(axis=(0, 1, 2, 3)) for each in ("min", "max"))
+    for bits in LEVEL_BITS:
+        step = np.maximum((high - low) / np.float32((1 << bits) - 1), np.float32(1e-9))
+        yield _simple("int8 + zstd", f"{1 << bits} levels", blocks,
+                      lambda value, step=step: np.round((value - low) / step).astype(np.uint8),
+                      lambda value, step=step: value * step + low, extra=low.nbytes + step.nbytes)  # fmt: skip
     for bits in BITS:
         yield _simple("bit rounding + zstd", f"{bits} bits", blocks, lambda value, bits=bits: _rounded(value, bits), lambda value: value)
 
 
-def _simple(name: str, setting: str, blocks: Array, encode: Callable[[Array], Any], decode: Callable[[Any], Array]) -> Coded:
+def _simple(
+    name: str, setting: str, blocks: Array, encode: Callable[[Array], Any], decode: Callable[[Any], Array], extra: int = 0
+) -> Coded:
     start = time.perf_counter()
     kept = encode(blocks)
     packed = _zstd(kept)
     middle = time.perf_counter()
-    guess = decode(kept)
-    return Coded(name, setting, sum(map(len, packed)), guess, middle - start, time.perf_counter() - middle)
+    guess = decode(kept).astype(np.float32)
+    return Coded(name, setting, sum(map(len, packed)) + extra, guess, middle - start, _unpacked_seconds(packed, middle))
+
+
+def _unpacked_seconds(packed: Sequence[bytes], start: float) -> float:
+    """Seconds since `start`, decompressing included."""
+    for part in packed:
+        blosc.decompress(part)
+    return time.perf_counter() - start
 
 
 def _zstd(rows: NDArray[Any]) -> list[bytes]:
-    """Blosc-zstd buffers of groups of rows, features apart: shuffled by bytes, as the codes are."""
+    """Blosc-zstd buffers of groups of rows, features apart: shuffled by bytes or by bits, whichever is smaller."""
     size = rows.dtype.itemsize
-    parts = (np.ascontiguousarray(np.moveaxis(rows[first : first + GROUP], -1, 0)) for first in range(0, len(rows), GROUP))
-    return [blosc.compress(part.view(np.uint8).reshape(-1)[at : at + (1 << 30)], b"zstd", 9, int(size > 1), 0, size)
-            for part in parts for at in range(0, part.nbytes, 1 << 30)]  # fmt: skip
+    parts = [np.ascontiguousarray(np.moveaxis(rows[first : first + GROUP], -1, 0)) for first in range(0, len(rows), GROUP)]
+    ways = [
+        [blosc.compress(part.view(np.uint8).reshape(-1)[at : at + (1 << 30)], b"zstd", 9, shuffle, 0, size)
+         for part in parts for at in range(0, part.nbytes, 1 << 30)]
+        for shuffle in (int(size > 1), 2)
+    ]  # fmt: skip
+    return min(ways, key=lambda way: sum(map(len, way)))
 
 
-def _rounded(value: Array, bits: int) -> Array:
-    """float32 with `bits` of its mantissa kept, rounded to nearest (Zender 2016, doi 10.5194/gmd-9-3199-2016)."""
-    raw = value.view(np.uint32)
-    drop = 23 - bits
-    out: Array = ((raw + np.uint32((1 << (drop - 1)) - 1) + ((raw >> np.uint32(drop)) & np.uint32(1))) & ~np.uint32((1 << drop) - 1)).view(
-        np.float32
-    )
+def _rounded(value: NDArray[Any], bits: int) -> NDArray[Any]:
+    """float16 or float32 with `bits` of its mantissa kept, rounded to nearest even (Zender 2016, doi 10.5194/gmd-9-3199-2016)."""
+    word, whole = (np.uint16, 10) if value.dtype == np.float16 else (np.uint32, 23)
+    drop = whole - bits
+    if not drop:
+        return value
+    raw = value.view(word)
+    half = word((1 << (drop - 1)) - 1)
+    out: NDArray[Any] = ((raw + half + ((raw >> word(drop)) & word(1))) & word(np.iinfo(word).max ^ ((1 << drop) - 1))).view(value.dtype)
     return out
 
 
+def _patch(train: Array, most: int) -> int:
+    """Edge of patches: at most `most`, a divisor of the blocks' edges, with an eigenbasis that is small and well determined."""
+    n, t, y, x, count = train.shape
+    for edge in (8, 4, 2):
+        size = t * edge * edge * count
+        enough = n * (y // edge) * (x // edge) >= 2 * size
+        if edge <= most and y % edge == x % edge == 0 and size <= MOST_COMPONENTS and enough:
+            return edge
+    return 1
+
+
+def _basis(train: Array, patch: tuple[int, int]) -> tuple[Array, Array]:
+    """(principal directions, training rows) of patches."""
+    rows = _folded(train, patch)
+    rows = rows.reshape(-1, rows.shape[-1])
+    return components(rows), rows
+
+
 def _pca_int8(name: str, train: Array, blocks: Array, patch: tuple[int, int], kept: Sequence[int]) -> Iterator[Coded]:
-    basis = components(_folded(train, patch).reshape(-1, train.shape[1] * patch[0] * patch[1] * train.shape[-1]))
-    spread = np.abs(_folded(train, patch) @ basis[:, : max(kept)]).reshape(-1, min(max(kept), basis.shape[1])).max(axis=0)
-    step = np.maximum(spread, 1e-6) / 127
+    basis, rows = _basis(train, patch)
+    step = np.maximum(np.abs(rows @ basis[:, : max(kept)]).max(axis=0), 1e-6) / 127
     for number in sorted({min(number, basis.shape[1]) for number in kept}):
         start = time.perf_counter()
         scores = _folded(blocks, patch) @ basis[:, :number]
@@ -139,20 +181,23 @@ def _pca_int8(name: str, train: Array, blocks: Array, patch: tuple[int, int], ke
         packed = _zstd(numbers)
         middle = time.perf_counter()
         guess = _unfolded((numbers * step[:number]).astype(np.float32) @ basis[:, :number].T, blocks.shape, patch)
-        yield Coded(name, f"{number} components", sum(map(len, packed)), guess, middle - start, time.perf_counter() - middle)
+        yield Coded(name, f"{number} components", sum(map(len, packed)), guess, middle - start, _unpacked_seconds(packed, middle),
+                    basis[:, :number].nbytes + step[:number].nbytes)  # fmt: skip
 
 
 def _pca_one_step(name: str, train: Array, blocks: Array, patch: tuple[int, int]) -> Iterator[Coded]:
     """All components with the step of one target error (a uniform quantiser's is step^2 / 12): weak ones become zeros."""
-    basis = components(_folded(train, patch).reshape(-1, train.shape[1] * patch[0] * patch[1] * train.shape[-1]))
+    basis, _ = _basis(train, patch)
     for quality in COARSE:
-        step = np.float32(np.sqrt(12 * 10 ** (-quality / 10)))
+        step = np.float32(math.sqrt(12 * 10 ** (-quality / 10)))
         start = time.perf_counter()
-        numbers = np.round(_folded(blocks, patch) @ basis / step).clip(-32_768, 32_767).astype(np.int16)
+        scores = _folded(blocks, patch) @ basis / step
+        numbers = (np.sign(scores) * np.floor(np.abs(scores) + 1 - DEAD_ZONE)).clip(-32_768, 32_767).astype(np.int16)
         packed = _zstd(numbers)
         middle = time.perf_counter()
         guess = _unfolded((numbers * step).astype(np.float32) @ basis.T, blocks.shape, patch)
-        yield Coded(name, f"{quality:g} dB", sum(map(len, packed)), guess, middle - start, time.perf_counter() - middle)
+        yield Coded(name, f"step of {quality:g} dB", sum(map(len, packed)), guess, middle - start, _unpacked_seconds(packed, middle),
+                    basis.nbytes)  # fmt: skip
 
 
 def _folded(blocks: Array, patch: tuple[int, int]) -> Array:
@@ -167,31 +212,3 @@ def _unfolded(rows: Array, shape: Sequence[int], patch: tuple[int, int]) -> Arra
     n, t, y, x, c = shape
     py, px = patch
     return rows.reshape(n, y // py, x // px, t, py, px, c).transpose(0, 3, 1, 4, 2, 5, 6).reshape(n, t, y, x, c)
-
-
-def _jpeg2000(name: str, laid: Array, basis: Array, quality: float, mosaic: Mosaic) -> Coded:
-    """Each component a codestream, its dates below each other, all to the same mean square error 10^(-quality / 10)."""
-    from PIL import Image
-
-    start = time.perf_counter()
-    planes = laid @ basis
-    scale = 32_767 / max(float(np.abs(planes).max()), 1e-6)
-    target = 10 ** (-quality / 10)
-    # OpenJPEG's fixed quality is against the peak of the 16 bits.
-    decibel = 10 * np.log10(65_535**2 / (target * scale**2))
-    streams: dict[int, bytes] = {}
-    for part in range(planes.shape[-1]):
-        plane = planes[..., part].reshape(-1, planes.shape[2])
-        if float(np.square(plane).mean()) <= target:
-            continue
-        buffer = io.BytesIO()
-        picture = Image.fromarray((np.round(plane * scale) + 32_768).clip(0, 65_535).astype(np.uint16))
-        picture.save(buffer, "JPEG2000", irreversible=True, no_jp2=True, quality_mode="dB", quality_layers=[decibel])
-        streams[part] = buffer.getvalue()
-    middle = time.perf_counter()
-    back = np.zeros_like(planes)
-    for part, stream in streams.items():
-        with Image.open(io.BytesIO(stream)) as picture:
-            back[..., part] = ((np.asarray(picture).astype(np.float32) - 32_768) / scale).reshape(planes.shape[:-1])
-    guess = mosaic.cut((back @ basis.T).astype(np.float32))
-    return Coded(name, f"{quality:g} dB", sum(map(len, streams.values())), guess, middle - start, time.perf_counter() - middle)

@@ -2,7 +2,8 @@
 
 Definitions. Rate: bits over the valid values of the features a codec holds. Distortion: over valid voxels of the continuous features,
 each error divided by its feature's range (maximum - minimum over valid training voxels): PSNR = -10 log10 of the mean square of these,
-which for one uint8 feature of full range is the usual PSNR with peak 255.
+which for one uint8 feature of full range is the usual PSNR with peak 255. `psnr_255` beside it is over the peak 255, of features that
+are bytes by their training range alone: pictures are usually judged so, and narrow ranges make it the higher number.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from warehouse.schema import ArraySpec
 from warehouse.shards import encode, padded
 from warehouse.store import Warehouse
 
-__all__ = ["Distortion", "entropy_bits", "feature_ranges", "packed_bytes", "stored_rate"]
+__all__ = ["Distortion", "entropy_bits", "feature_ranges", "is_byte", "packed_bytes", "stored_rate"]
 
 
 def entropy_bits(codes: NDArray[Any], size: int) -> float:
@@ -40,6 +41,12 @@ def packed_bytes(rows: NDArray[Any], spec: ArraySpec) -> int:
 def feature_ranges(features: Sequence[Feature]) -> NDArray[np.float64]:
     """maximum - minimum of each feature over valid training voxels, at least 1e-6."""
     return np.array([max((each.maximum or 0.0) - (each.minimum or 0.0), 1e-6) for each in features])
+
+
+def is_byte(feature: Feature) -> bool:
+    """Whether a feature's training values look like bytes: continuous, within 0..255, wider than an index such as NDVI."""
+    low, high = feature.minimum, feature.maximum
+    return feature.kind == "continuous" and low is not None and high is not None and low >= 0 and high <= 255 and high - low > 1.5
 
 
 class Distortion:
@@ -74,13 +81,13 @@ class Distortion:
         return int(self.count[self.continuous].sum())
 
     def figures(self) -> dict[str, Any]:
-        """psnr in dB; rmse {feature: physical units}; accuracy, miou (means over categorical features), canopy_mae."""
+        """psnr in dB; psnr_255 in dB, of byte features (None without any); rmse {feature: physical units}; accuracy, miou (means over
+        categorical features), canopy_mae."""
         count = np.maximum(self.count, 1)
         some = self.continuous
-        out: dict[str, Any] = {"psnr": None, "rmse": {self.features[at].name: float(np.sqrt(self.squared[at] / count[at])) for at in some}}
-        if self.values:
-            error = float((self.squared[some] / self.ranges[some] ** 2).sum() / self.values)
-            out["psnr"] = -10 * float(np.log10(max(error, 1e-12)))
+        rmse = {self.features[at].name: float(np.sqrt(self.squared[at] / count[at])) for at in some}
+        out: dict[str, Any] = {"psnr": self._psnr(some, self.ranges), "rmse": rmse}
+        out["psnr_255"] = self._psnr([at for at in some if is_byte(self.features[at])], np.full(len(self.features), 255.0))
         if self.confusion:
             scores = [_scores(table) for table in self.confusion.values()]
             out["accuracy"], out["miou"] = (float(np.mean(column)) for column in zip(*scores, strict=True))
@@ -88,6 +95,13 @@ class Distortion:
         if canopy:
             out["canopy_mae"] = float((self.absolute[canopy] / count[canopy]).mean())
         return out
+
+    def _psnr(self, some: list[int], peaks: NDArray[np.float64]) -> float | None:
+        """Of some features' errors over their peaks; None without values."""
+        number = self.count[some].sum()
+        if not number:
+            return None
+        return -10 * float(np.log10(max((self.squared[some] / peaks[some] ** 2).sum() / number, 1e-12)))
 
 
 def _scores(confusion: NDArray[np.int64]) -> tuple[float, float]:

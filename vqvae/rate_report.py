@@ -1,9 +1,10 @@
 """The rate-distortion report: the codes of a cube's held-out blocks at every number of levels, beside other codecs on the same values.
 
-report.json has every point, report.md the table, report.png the curves. Two abscissas, so that nothing is hidden: `bits_per_value` is
+report.json has every point, report.md the tables, report.png the curves. Two abscissas, so that nothing is hidden: `bits_per_value` is
 over the valid values of the features a codec holds (the codes hold all, other codecs the continuous ones), `bits_per_continuous` charges
 the codes of all features to the continuous values alone. Curves are drawn over the second, which is the harder one for the codes.
-Memory: the held-out blocks, at most `report_samples`, four times over.
+A codec that is not installed, or that has fewer than five rates, is named with the reason. Memory: the held-out blocks, at most
+`report_samples`, about ten times over.
 """
 
 from __future__ import annotations
@@ -16,22 +17,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vqvae.baselines import Mosaic, baseline_points
+from vqvae.baselines import Blocks, baseline_points
 from vqvae.compress import BATCH, CompressSettings, CubePart, code_arrays, encode_blocks
-from vqvae.rate import Distortion, entropy_bits, feature_ranges, packed_bytes
+from vqvae.lossless import lossless_categories
+from vqvae.mosaic import Mosaic
+from vqvae.picture_codecs import absent_codecs
+from vqvae.rate import Distortion, entropy_bits, feature_ranges, is_byte, packed_bytes
+from vqvae.rate_plot import OURS, draw
 from vqvae.reconstruct import CodesOfCube, decode_blocks
 from warehouse import durable
 from warehouse.errors import BuildError
-from warehouse.schema import SPLIT_NAMES, ArraySpec, Codec
+from warehouse.schema import SPLIT_NAMES
 from warehouse.store import Warehouse
 
-__all__ = ["EARLIER", "seam_steps", "write_report"]
+__all__ = ["at_equal_rate", "few_rates", "seam_steps", "write_report"]
 
-EARLIER = {
-    "prototype VQ-VAE (its own PSNR scale)": ((0.006, 24.8), (0.013, 26.1), (0.028, 27.4), (0.057, 28.3)),
-    "prototype PCA + JPEG 2000 (its own PSNR scale)": ((0.012, 26.1), (0.042, 28.8), (0.124, 32.6), (0.28, 35.5)),
-}
-"""Measured before on NAIP (bits a value, PSNR in dB); over which range was not noted: shapes of curves to compare, not heights."""
+TRAIN_SAMPLES = 1024
+"""Training blocks that bases are fitted on, at most."""
+FEWEST_RATES = 5
 Draw = tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.int64]]
 
 
@@ -40,7 +43,7 @@ def write_report(cube: Warehouse, codes: Path, settings: CompressSettings, folde
     version = CodesOfCube(codes, settings.checkpoint, device=settings.device)
     layout, features = version.cube.layout, version.cube.features
     split = next(name for name in ("val", "test", "train") if name in cube.splits)
-    data, valid, origins = drawn(cube, split, settings.report_samples, by_block=True)
+    data, valid, origins = drawn(cube, split, settings.report_samples)
     truth = np.where(valid, data, 0)
     facts = Distortion(features)
     facts.add(truth, truth, valid)
@@ -48,15 +51,16 @@ def write_report(cube: Warehouse, codes: Path, settings: CompressSettings, folde
     mosaic = Mosaic(origins, layout.inner, layout.block)
     points, guess = code_points(version, data, valid, origins, settings.shard_samples)
     seams = seam_steps(mosaic, data, guess, valid, features) if guess is not None else {}
-    points += other_points(cube, data, valid, features, mosaic, facts.continuous, min(settings.report_samples, 512))
+    points += other_points(cube, data, valid, features, mosaic, facts.continuous, min(settings.report_samples, TRAIN_SAMPLES))
     for point in points:
         point["bits_per_value"] = 8 * point["bytes"] / max(1, every if point["all_features"] else held)
         point["bits_per_continuous"] = 8 * point["bytes"] / max(1, held)
-    lossless = lossless_categories(data, valid, features)
     best = max((point for point in points if point["all_features"]), key=lambda point: point["levels"])
     report = {"split": split, "blocks": len(data), "continuous_values": held, "values": every, "ranges": ranges_of(features),
-              "points": points,
-              "seams": seams, "lossless_categories": lossless,
+              "byte_features": [feature.name for feature in features if is_byte(feature)],
+              "points": points, "at_equal_rate": at_equal_rate(points),
+              "absent": absent_codecs() if facts.continuous else {}, "few_rates": few_rates(points),
+              "seams": seams, "lossless_categories": lossless_categories(data, valid, features, mosaic),
               "checkpoint": version.warehouse.manifest.recipe["checkpoint"],
               "codec_bytes": {"decoder": version.codec.decoder_bytes, "codebook": version.codec.codebook_bytes}}  # fmt: skip
     try:
@@ -76,17 +80,14 @@ def ranges_of(features: Any) -> dict[str, float]:
     }
 
 
-def drawn(cube: Warehouse, split: str, most: int, *, by_block: bool) -> Draw:
-    """(data, valid, origins) of up to `most` samples of a split: of whole label blocks in a fixed random order, or spread evenly."""
+def drawn(cube: Warehouse, split: str, most: int) -> Draw:
+    """(data, valid, origins) of up to `most` samples of a split: of whole label blocks, drawn in a fixed random order."""
     assert cube.cube is not None
     part = CubePart(cube, SPLIT_NAMES.index(split))
     origins = part.places.origins(np.arange(len(part)))
-    if by_block:
-        _, number = np.unique(origins[:, 1:] // np.array(cube.cube.layout.block[1:]), axis=0, return_inverse=True)
-        order = np.random.default_rng(0).permutation(int(number.max()) + 1)
-        chosen = np.sort(np.argsort(order[number.reshape(-1)], kind="stable")[:most])
-    else:
-        chosen = np.unique(np.linspace(0, len(part) - 1, min(most, len(part))).astype(np.int64))
+    _, number = np.unique(origins[:, 1:] // np.array(cube.cube.layout.block[1:]), axis=0, return_inverse=True)
+    order = np.random.default_rng(0).permutation(int(number.max()) + 1)
+    chosen = np.sort(np.argsort(order[number.reshape(-1)], kind="stable")[:most])
     out: dict[str, NDArray[Any]] = {name: np.empty((len(chosen), *spec.shape[1:]), spec.dtype) for name, spec in part.specs.items()}
     part.reader().fill(list(out), chosen, out)
     return out["data"], out["valid"], origins[chosen]
@@ -114,7 +115,7 @@ def code_points(
         errors = Distortion(version.cube.features)
         errors.add(data, guess, valid)
         points.append({
-            "codec": "VQ-VAE", "setting": f"{levels} levels", "levels": levels, "all_features": True, "bytes": sum(sizes.values()),
+            "codec": OURS, "setting": f"{levels} levels", "levels": levels, "all_features": True, "bytes": sum(sizes.values()),
             "bytes_by_array": sizes, "ideal_codes_bytes": ideal, "fixed_codes_bytes": kept.size * np.log2(codec.codebook_size) / 8,
             **errors.figures(), "encode_seconds": encode_seconds, "decode_seconds": decode_seconds,
         })  # fmt: skip
@@ -133,26 +134,52 @@ def other_points(cube: Warehouse, data: NDArray[np.float32], valid: NDArray[np.b
         out: NDArray[np.float32] = np.where(mask[..., some], (values[..., some] - means) / ranges, 0).astype(np.float32)
         return out
 
-    train, train_valid, _ = drawn(cube, "train", most, by_block=False)
+    def blocks(values: NDArray[np.float32], mask: NDArray[np.bool_], laid: Mosaic) -> Blocks:
+        return Blocks(scaled(values, mask), mask[..., some], laid)
+
+    train, train_valid, origins = drawn(cube, "train", most)
+    assert cube.cube is not None
+    layout = cube.cube.layout
     points = []
-    for coded in baseline_points(scaled(train, train_valid), scaled(data, valid), mosaic):
+    held = blocks(data, valid, mosaic)
+    for coded in baseline_points(blocks(train, train_valid, Mosaic(origins, layout.inner, layout.block)), held):
         errors = Distortion([features[at] for at in some])
         errors.add(data[..., some], coded.guess * ranges + means, valid[..., some])
         points.append({"codec": coded.codec, "setting": coded.setting, "levels": 0, "all_features": False, "bytes": coded.bytes,
+                       "bytes_apart": coded.apart,
                        **errors.figures(), "encode_seconds": coded.encode_seconds, "decode_seconds": coded.decode_seconds})  # fmt: skip
     return points
 
 
-def lossless_categories(data: NDArray[np.float32], valid: NDArray[np.bool_], features: Any) -> dict[str, float]:
-    """Bits a valid value of each categorical feature, its classes as bytes through Blosc-zstd in chunks of 256 blocks."""
-    out = {}
-    for at, feature in enumerate(features):
-        if feature.kind == "categorical":
-            codes = np.sort(np.array(feature.codes, np.float32))
-            place = np.searchsorted(codes, np.where(valid[..., at], data[..., at], codes[0])).astype(np.uint8).reshape(len(data), -1)
-            spec = ArraySpec("class", place.shape, "uint8", ("sample", "voxel"), (256, place.shape[1]), None, Codec("zstd", 9))
-            out[feature.name] = 8 * packed_bytes(place, spec) / max(1, int(valid[..., at].sum()))
-    return out
+def at_equal_rate(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For each point of the codes, every other codec's PSNR at its bits a continuous value: {setting, bits_per_continuous, psnr,
+    others: {codec: dB}}, between a codec's neighbouring rates along log(rate); None outside of its rates."""
+    others: dict[str, list[tuple[float, float]]] = {}
+    for point in points:
+        if point["codec"] != OURS and point["psnr"] is not None:
+            others.setdefault(point["codec"], []).append((point["bits_per_continuous"], point["psnr"]))
+    rows = []
+    for point in points:
+        if point["codec"] != OURS or point["psnr"] is None:
+            continue
+        rate = point["bits_per_continuous"]
+        row: dict[str, float | None] = {}
+        for name, curve in others.items():
+            rates, heights = zip(*sorted(curve), strict=True)
+            inside = rates[0] <= rate <= rates[-1]
+            row[name] = float(np.interp(np.log(rate), np.log(rates), heights)) if inside else None
+        rows.append({"setting": point["setting"], "bits_per_continuous": rate, "psnr": point["psnr"], "others": row})
+    return rows
+
+
+def few_rates(points: list[dict[str, Any]]) -> dict[str, str]:
+    """Codecs with fewer than five rates, and why."""
+    counts: dict[str, int] = {}
+    for point in points:
+        counts[point["codec"]] = counts.get(point["codec"], 0) + 1
+    why = {OURS: "a rate a residual level: train with --vqvae.levels 5 or more"}
+    rest = "other settings need more bytes and err more"
+    return {name: f"{count} rates; {why.get(name, rest)}" for name, count in counts.items() if count < FEWEST_RATES}
 
 
 def seam_steps(
@@ -184,50 +211,61 @@ def seam_steps(
 
 def table_of(report: dict[str, Any]) -> str:
     """Markdown."""
+    bytes_named = ", ".join(report["byte_features"]) or "none"
     lines = [
         f"# Rate and distortion on {report['blocks']} held-out blocks ({report['split']})", "",
-        "PSNR: errors over each continuous feature's training range. Rates: bits a valid value of the features held, and all bits over the",
-        "valid values of continuous features.", "",
-        "| codec | setting | bits a value | bits a continuous value | PSNR dB | RMSE | mIoU | canopy MAE | encode s | decode s |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "PSNR: errors over each continuous feature's training range. PSNR 255: errors over 255, of features that are bytes",
+        f"({bytes_named}). Rates: bits a valid value of the features held, and all bits over the valid values of continuous features;",
+        "the bits of `valid` are counted with every codec. Dotted in the picture: curves of a prototype whose PSNR scale is not known.", "",
+        "| codec | setting | bits a value | bits a continuous value | PSNR | PSNR 255 | RMSE | mIoU | canopy MAE | encode s | decode s |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for point in sorted(report["points"], key=lambda point: (not point["all_features"], point["codec"], point["bits_per_continuous"])):
         rmse = ", ".join(f"{name} {value:.3g}" for name, value in point["rmse"].items())
-        rates = [_number(point[key]) for key in ("bits_per_value", "bits_per_continuous", "psnr")]
+        rates = [_number(point[key]) for key in ("bits_per_value", "bits_per_continuous", "psnr", "psnr_255")]
         rest = [_number(point.get(key)) for key in ("miou", "canopy_mae", "encode_seconds", "decode_seconds")]
         lines.append("| " + " | ".join([point["codec"], point["setting"], *rates, rmse, *rest]) + " |")
-    lossless = [f"{name} {bits:.3f} bits a value" for name, bits in report["lossless_categories"].items()]
+    lines += _equal_rate_table(report["at_equal_rate"])
+    notes = [*(f"{name}: not measured, {why}" for name, why in report["absent"].items()),
+             *(f"{name}: {why}" for name, why in report["few_rates"].items())]  # fmt: skip
+    if notes:
+        lines += ["", "Absent, or with fewer than five rates:", "", *(f"* {note}" for note in notes)]
+    lines += _category_table(report)
     seams = [f"{axis} {step['border']:.4f} / {step['inside']:.4f} = {step['ratio']:.2f}" for axis, step in report["seams"].items()]
-    lines += ["", "Categories without loss: " + (", ".join(lossless) or "none")]
     lines += ["", "Seams, mean step of the error across borders / inside: " + (", ".join(seams) or "none")]
     apart = ", ".join(f"{name} {size / 1e6:.2f} MB" for name, size in report["codec_bytes"].items())
-    return "\n".join([*lines, "", f"Apart, once for any number of cubes: {apart}.", ""])
+    basis = max((point.get("bytes_apart", 0) for point in report["points"]), default=0)
+    return "\n".join([*lines, "", f"Apart, once for any number of cubes: {apart}, the largest PCA basis {basis / 1e6:.2f} MB.", ""])
+
+
+def _equal_rate_table(rows: list[dict[str, Any]]) -> list[str]:
+    """PSNR of the codes and of the codecs that reach their rates."""
+    names = [name for name in (rows[0]["others"] if rows else {}) if any(row["others"][name] is not None for row in rows)]
+    if not names:
+        return []
+    lines = ["", "At the rates of the codes, PSNR in dB, interpolated along log(rate); empty: not reached.", "",
+             "| bits a continuous value | " + " | ".join([OURS, *names]) + " |", "|---" * (len(names) + 2) + "|"]  # fmt: skip
+    for row in rows:
+        cells = [_number(row["bits_per_continuous"]), f"{row['psnr']:.2f}"]
+        lines.append("| " + " | ".join(cells + [_number(row["others"][name]) for name in names]) + " |")
+    return lines
+
+
+def _category_table(report: dict[str, Any]) -> list[str]:
+    """Lossless bits of every packing, and the mean IoU that the codes keep."""
+    if not report["lossless_categories"]:
+        return []
+    lines = ["", "Categories without loss, bits a valid value, the bits of `valid` counted:", "",
+             "| feature | packing | bits a value | encode s | decode s |", "|---|---|---|---|---|"]  # fmt: skip
+    for name, found in report["lossless_categories"].items():
+        for packing, size in sorted(found["packings"].items(), key=lambda item: item[1]["bytes"]):
+            text = f"**{packing}**" if packing == found["best"] else packing
+            numbers = [_number(size.get(key)) for key in ("bits_per_value", "encode_seconds", "decode_seconds")]
+            lines.append("| " + " | ".join([name, text, *numbers]) + " |")
+    ours = [f"{_number(point['miou'])} at {_number(point['bits_per_value'])} bits a value of all features"
+            for point in report["points"] if point["all_features"] and point.get("miou") is not None]  # fmt: skip
+    return [*lines, "", "Mean IoU of the codes: " + ", ".join(ours)] if ours else lines
 
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
-
-
-def draw(points: list[dict[str, Any]], path: Path) -> None:
-    """PSNR over bits a continuous value, logarithmic."""
-    import io
-
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 6), layout="constrained")
-    axes = figure.add_subplot()
-    for name in dict.fromkeys(point["codec"] for point in points):
-        mine = (point for point in points if point["codec"] == name and point["bytes"] and point["psnr"] is not None)
-        curve = sorted((point["bits_per_continuous"], point["psnr"]) for point in mine)
-        if curve:
-            axes.plot(*zip(*curve, strict=True), marker="o", linewidth=3 if name == "VQ-VAE" else 1.2, label=name)
-    for name, earlier in EARLIER.items():
-        axes.plot(*zip(*earlier, strict=True), linestyle=":", marker=".", color="0.55" if "VQ" in name else "0.75", label=name)
-    axes.set_xscale("log")
-    axes.set_xlabel("bits a valid continuous value")
-    axes.set_ylabel("PSNR over the features' ranges, dB")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    durable.write_bytes(path, buffer.getvalue())
