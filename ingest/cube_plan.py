@@ -229,10 +229,15 @@ def _date_of(root: Path, path: str, raster: RasterSettings) -> np.datetime64:
     try:
         if match is None:
             raise ValueError(f"the name does not match {raster.time.pattern}")
-        return np.datetime64(dt.datetime.strptime(match["date"], raster.time.format).replace(tzinfo=None), "s")
+        return _instant(dt.datetime.strptime(match["date"], raster.time.format))
     except ValueError as error:
         raise SourceError("a raster's name holds no date", where=root / path, found=str(error),
                           remedy="correct raster.time.pattern and format, or make the feature static") from None  # fmt: skip
+
+
+def _instant(time: dt.datetime) -> np.datetime64:
+    """In UTC; a time without an offset is taken as it stands."""
+    return np.datetime64(time if time.tzinfo is None else time.astimezone(dt.UTC).replace(tzinfo=None), "s")
 
 
 def _times_file(root: Path, raster: RasterSettings, steps: int, path: str) -> Times:
@@ -242,9 +247,7 @@ def _times_file(root: Path, raster: RasterSettings, steps: int, path: str) -> Ti
         )
     where = root / raster.time.file
     try:
-        times = np.array(
-            [np.datetime64(dt.datetime.fromisoformat(text).replace(tzinfo=None), "s") for text in json.loads(where.read_bytes())]
-        )
+        times = np.array([_instant(dt.datetime.fromisoformat(text)) for text in json.loads(where.read_bytes())])
     except (OSError, ValueError, TypeError) as error:
         raise SourceError(
             "the file of dates does not parse", where=where, found=str(error)[:120], remedy="make it a JSON list of ISO dates"
@@ -256,6 +259,9 @@ def _times_file(root: Path, raster: RasterSettings, steps: int, path: str) -> Ti
 
 
 def _check_sorted(times: Times, where: Path) -> None:
+    if np.isnat(times).any():
+        raise SourceError("a date is missing", where=where, found=f"none at step {int(np.argmax(np.isnat(times)))}",
+                          remedy="give every step its date")  # fmt: skip
     steps = np.diff(times)
     if (steps == np.timedelta64(0, "s")).any():
         raise SourceError("a date stands twice", where=where, found=str(times[int(np.argmax(steps == np.timedelta64(0, "s")))]),

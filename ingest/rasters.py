@@ -153,7 +153,10 @@ class NumpySource:
     def read(self, step: int | None, bands: Sequence[Band], window: Window) -> list[NDArray[np.float32]]:
         row, column, rows, columns = window
         # Mapped anew each time: pages of a map that is kept count as this process's memory.
-        data = np.load(self.path, mmap_mode="r", allow_pickle=False)
+        try:
+            data = np.load(self.path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise unreadable(self.path, error) from None
         plane = data[:, :, None] if data.ndim == 2 else data if step is None else data[step]
         return [plane[row : row + rows, column : column + columns, int(band) - 1].astype(np.float32) for band in bands]
 

@@ -153,12 +153,14 @@ class CubeLoader:
     def _check_unchanged(self, path: str) -> None:
         if path in self._checked:
             return
-        try:
-            info = (self.root / path).stat()
-        except OSError as error:
-            raise SourceError("a raster vanished during the build", where=self.root / path, found=error.strerror) from None
-        if path in self.stamps and (info.st_size, info.st_mtime_ns) != self.stamps[path]:
-            raise SourceError("a raster changed during the build", where=self.root / path, remedy="run the same command again")
+        for name in self._files.get(path, [path]):
+            try:
+                info = (self.root / name).stat()
+            except OSError as error:
+                raise SourceError("a raster vanished during the build", where=self.root / name, found=error.strerror,
+                                  remedy="put it back and run the same command again") from None  # fmt: skip
+            if name in self.stamps and (info.st_size, info.st_mtime_ns) != self.stamps[name]:
+                raise SourceError("a raster changed during the build", where=self.root / name, remedy="run the same command again")
         self._checked.add(path)
 
     def _check_values(self, feature: Feature, plane: Plane, date: int) -> None:
@@ -176,6 +178,12 @@ class CubeLoader:
                 f"feature {feature.name!r} holds a code that is not declared", where=self._where(feature.name, date),
                 expected=f"one of {list(feature.codes)}", found=f"{stray[0]:g}", remedy="add it to codes, or declare it as nodata",
             )  # fmt: skip
+
+    @cached_property
+    def _files(self) -> dict[str, list[str]]:
+        """The files of each source that is a folder (Zarr)."""
+        folders = {frame.path + "/" for layer in self.layers.values() for frame in layer.frames if frame and frame.path not in self.stamps}
+        return {folder[:-1]: [name for name in self.stamps if name.startswith(folder)] for folder in folders}
 
     @cached_property
     def _codes(self) -> dict[str, Plane]:
