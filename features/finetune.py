@@ -164,9 +164,9 @@ class FinetuneTask:
         return classification_metrics(*judged(model, batches, self.targets[1]))
 
     def after_epoch(self, average: nn.Module, history: list[dict[str, Any]]) -> None:
-        """Keep the best epoch, the first of equals; a function of the history, so that a resumed run keeps the same one."""
+        """Keep the best epoch, of equals the last, whose rate was lower. A function of the history: a resumed run keeps the same one."""
         scores = [line["accuracy"] for line in history if "accuracy" in line]
-        if "accuracy" in history[-1] and scores[-1] > max(scores[:-1], default=-1.0):
+        if "accuracy" in history[-1] and scores[-1] >= max(scores[:-1], default=-1.0):
             save_checkpoint(self.folder, prefixed("average", average.state_dict()), {"model": self.describe(), "best": history[-1]})
 
     def conclude(self, average: nn.Module) -> dict[str, float]:
@@ -179,8 +179,7 @@ class FinetuneTask:
         name, batches, targets = self.final
         device = next(average.parameters()).device
         probability, truth = judged(average, (to_device(batch, device) for batch in batches), targets)
-        matrix = confusion_matrix(truth, probability.argmax(axis=1), len(self.class_names))
-        draw_confusion(matrix, self.class_names, self.folder / "confusion.png", f"{self.name} on {name}")
+        self.draw_matrix(confusion_matrix(truth, probability.argmax(axis=1), len(self.class_names)), name)
         return {**said, **classification_metrics(probability, truth)}
 
     def describe(self) -> dict[str, Any]:
@@ -189,6 +188,9 @@ class FinetuneTask:
         frozen = sum(1 for _ in self.model.network.parameters()) > len(self.tuned)
         return {"kind": FINETUNED, "name": f"{FINETUNED}-{Path(base).name}", "encoder": self.started, "frozen": frozen,
                 "blocks": self.settings.blocks, "classes": self.class_names}  # fmt: skip
+
+    def draw_matrix(self, matrix: Any, name: str) -> None:
+        draw_confusion(matrix, self.class_names, self.folder / "confusion.png", f"{self.name} on {name}")
 
     def draw(self, history: list[dict[str, Any]], path: Path) -> None:
         from matplotlib.figure import Figure

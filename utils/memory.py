@@ -27,6 +27,8 @@ from warehouse.errors import TrainingError
 __all__ = ["MemoryBudget", "Meter", "OverBudget", "is_shortage", "training_bytes"]
 
 GB = 10**9
+M_MMAP_THRESHOLD = -3
+"""mallopt's number of it, from malloc.h."""
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -79,9 +81,12 @@ class ProcessMeter:
 
     def trim(self) -> None:
         gc.collect()
-        # glibc keeps freed blocks of its arenas, and they would count as taken.
+        # glibc keeps freed blocks, and they would count as taken. From here on blocks of 1 MiB and more go back as soon as they are freed,
+        # which costs page faults; where memory is short that is the better bargain.
         with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).malloc_trim(0)
+            glibc = ctypes.CDLL(None)
+            glibc.mallopt(M_MMAP_THRESHOLD, 1 << 20)
+            glibc.malloc_trim(0)
 
 
 class CudaMeter:

@@ -106,6 +106,7 @@ class Trainer:
             self.budget.require(self.model, self.optimizer.param_groups, self.task.section)
         if self.settings.resume:
             self._resume()
+        self.first_step = self.step
         self.wrapped = self.ranks.wrap(self.model)
         self.journal = begin_journal(self)
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
@@ -145,8 +146,9 @@ class Trainer:
 
     def _over(self) -> bool:
         minutes, epochs = self.settings.max_minutes, self.settings.epochs
-        spent = self.seconds - (0.0 if epochs is None else self.spent_before)
-        out_of_time = minutes is not None and spent >= 60 * minutes
+        # A session does one step at least, however short it is, or the run would never end.
+        spent, moved = (self.seconds, True) if epochs is None else (self.seconds - self.spent_before, self.step > self.first_step)
+        out_of_time = minutes is not None and moved and spent >= 60 * minutes
         if self.ranks.count > 1:
             flags = self.ranks.maximum([float(out_of_time), float(self.stop)])
             out_of_time, self.stop = flags[0] > 0, flags[1] > 0
@@ -331,14 +333,16 @@ class Trainer:
 
     def _note_epoch(self) -> None:
         at = self.epoch + self.batches / self.epoch_batches
-        if self.epoch_samples or not self.history:
+        if fresh := bool(self.epoch_samples or not self.history):
             loss = self.epoch_loss / max(1, self.epoch_samples)
             self.history.append({"epoch": round(at, 3), "step": self.step, "loss": loss, "seconds": round(self.seconds, 1)})
-        # Time ran out just after an epoch that was not scored: its line gets the score.
+        # Time ran out just after an epoch that was not scored: its line gets the score. A finished run scored again says nothing new.
+        told = not fresh and self.metrics.items() <= self.history[-1].items()
         self.history[-1] |= self.metrics
         loss = self.history[-1]["loss"]
         self.epoch_loss, self.epoch_samples = 0.0, 0
-        self.journal.line("epoch", **self.history[-1])
+        if not told:
+            self.journal.line("epoch", **self.history[-1])
         spent = ", ".join(f"t_{name} {seconds / max(self.phases.seconds, 1e-9):.0%}" for name, seconds in self.phases.total.items())
         if self.ranks.first:
             log.info("epoch %g: loss %.4f%s; %.1f samples/s, %s", at, loss, "".join(f", {k} {v:.4g}" for k, v in self.metrics.items()),
