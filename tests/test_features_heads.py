@@ -5,9 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.stats import mannwhitneyu
+from torch.nn import functional
 
-from features.head import Cached, HeadSettings, ablated, train_head
+from features.head import Cached, HeadSettings, ablated, make_head, train_head
 from features.metrics import auroc, calibration_error, classification_metrics, confusion_matrix, macro_f1
 from utils.checkpoint import load_checkpoint
 from warehouse.errors import ConfigError, StateError
@@ -47,10 +50,59 @@ def test_calibration_error_is_zero_for_the_calibrated_and_the_gap_for_the_boaste
     assert calibration_error(sure, np.arange(10) % 2) == pytest.approx(0.4)
 
 
+@settings(deadline=None, max_examples=60)
+@given(seed=st.integers(0, 10**6), count=st.integers(2, 60), classes=st.integers(2, 5), digits=st.sampled_from([1, 2, 9]))
+def test_figures_are_those_of_counting_one_by_one(seed, count, classes, digits):
+    rng = np.random.default_rng(seed)
+    target, rough = rng.integers(0, classes, count), rng.dirichlet(np.ones(classes), count).round(digits) + 1e-3
+    probability = rough / rough.sum(axis=1, keepdims=True)
+    found = classification_metrics(probability, target)
+    areas = []
+    for c in range(classes):
+        ones, zeros = probability[target == c, c], probability[target != c, c]
+        if len(ones) and len(zeros):
+            areas.append(np.mean([(one > zero) + (one == zero) / 2 for one in ones for zero in zeros]))
+    assert found.get("auroc", -1) == pytest.approx(np.mean(areas) if areas else -1)
+    said, top = probability.argmax(axis=1), probability.max(axis=1)
+    gap = 0.0
+    for low in range(15):
+        inside = (top > low / 15) & (top <= (low + 1) / 15)
+        if inside.any():
+            gap += inside.mean() * abs((said == target)[inside].mean() - top[inside].mean())
+    assert found["ece"] == pytest.approx(gap)
+    scores = []
+    for c in set(target) | set(said):
+        right = ((said == c) & (target == c)).sum()
+        precision, recall = right / max(1, (said == c).sum()), right / max(1, (target == c).sum())
+        scores.append(2 * precision * recall / (precision + recall) if right else 0.0)
+    assert found["macro_f1"] == pytest.approx(np.mean(scores))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_loss_is_pytorch_s_cross_entropy(tmp_path, smoothing, weighted):
+    cached = clouds()
+    target = cached.target["train"].clone()
+    target[:15] = 0  # classes of unequal size
+    cached.target["train"] = target
+    wanted = HeadSettings(epochs=1, batch_size=60, label_smoothing=smoothing, class_weights=weighted)
+    seen: list[float] = []
+    train_head(wanted, cached, tmp_path, log_epoch=lambda _, figures: seen.append(figures["loss"]))
+    head = make_head(wanted, 8, 3)
+    head.fit_scale(cached.pooled["train"])
+    counts = target.bincount(minlength=3)
+    weight = 60 / (3 * counts) if weighted else None
+    with torch.no_grad():
+        losses = functional.cross_entropy(
+            head(head.scaled(cached.pooled["train"])), target, weight, reduction="none", label_smoothing=smoothing
+        )
+    assert seen == [pytest.approx(float(losses.mean()), rel=1e-5)]
+
+
 @pytest.mark.parametrize("change", [{}, {"kind": "mlp"}, {"mixup": 0.2, "noise": 0.1, "label_smoothing": 0.1, "class_weights": True}])
 def test_a_head_learns_clouds_twice_the_same(tmp_path, change):
-    settings = HeadSettings(epochs=30, batch_size=16, **change)
-    one, again = (train_head(settings, clouds(), tmp_path / name) for name in ("one", "again"))
+    wanted = HeadSettings(epochs=30, batch_size=16, **change)
+    one, again = (train_head(wanted, clouds(), tmp_path / name) for name in ("one", "again"))
     assert one["accuracy"] > 0.8
     one.pop("seconds"), again.pop("seconds")
     assert one == again
