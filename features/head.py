@@ -42,6 +42,8 @@ class HeadSettings(Section):
     """What `train_head` trains on a version of features; `ablations` are run one after another, each with its overrides."""
 
     features: str | None = Field(None, description="a version of features or its root; null: the newest under features.output_root")
+    checkpoint: str | None = Field(None, description="score this trained head instead of training")
+    other_pictures: bool = Field(False, description="score it also on features of another store")
     name: str = Field("head", pattern=r"^[A-Za-z0-9._-]{1,64}$")
     kind: Literal["linear", "mlp", "attention"] = "linear"
     epochs: int = Field(10, ge=1)
@@ -63,7 +65,10 @@ class HeadSettings(Section):
 
 @dataclass(frozen=True)
 class Cached:
-    """A version's features in RAM. pooled: float32 [n, D]; spatial: float16 [n, D, h, w] or None; target: int64 [n], by split."""
+    """A version's features in RAM. pooled: float32 [n, D]; spatial: float16 [n, D, h, w] or None; target: int64 [n], by split.
+
+    source: digest of the pictures they are of.
+    """
 
     version: str
     encoder: dict[str, Any]
@@ -71,6 +76,12 @@ class Cached:
     pooled: dict[str, Tensor]
     target: dict[str, Tensor]
     spatial: dict[str, Tensor] = field(default_factory=dict)
+    source: str | None = None
+
+    @property
+    def megabytes(self) -> float:
+        parts = (self.pooled, self.target, self.spatial)
+        return sum(value.numel() * value.element_size() for part in parts for value in part.values()) / 1e6
 
     @property
     def selection(self) -> str:
@@ -115,7 +126,8 @@ def read_cached(warehouse: Warehouse, *, spatial: bool = False) -> Cached:
                                 remedy="give the class more pictures, or leave it out with --build.classes")  # fmt: skip
     pooled = {name: value.float() for name, value in found["feature"].items()}
     target = {name: value.long() for name, value in found["target"].items()}
-    return Cached(warehouse.version, manifest.recipe["encoder"], classes, pooled, target, found.get("feature_map", {}))
+    source = manifest.recipe["source"]["digest"]
+    return Cached(warehouse.version, manifest.recipe["encoder"], classes, pooled, target, found.get("feature_map", {}), source)
 
 
 class Head(nn.Module):
@@ -206,7 +218,7 @@ def train_head(settings: HeadSettings, cached: Cached, folder: Path, *, log_epoc
     figures, matrix = score(head, inputs[cached.held_out], cached.target[cached.held_out])
     meta = {"model": {"kind": f"head-{settings.kind}", "width": inputs["train"].shape[1], "classes": list(cached.class_names),
                       "hidden": settings.hidden}, "features": cached.version, "encoder": cached.encoder,
-            "settings": settings.model_dump(mode="json", exclude={"ablations"})}  # fmt: skip
+            "source": cached.source, "settings": settings.model_dump(mode="json", exclude={"ablations"})}  # fmt: skip
     saved = {name: torch.where(value.isinf(), torch.finfo(value.dtype).max, value) for name, value in head.state_dict().items()}
     save_checkpoint(folder, prefixed("head", saved), meta)
     draw_confusion(matrix, cached.class_names, folder / "confusion.png", f"{settings.name} on {cached.held_out}")

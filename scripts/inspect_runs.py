@@ -27,6 +27,8 @@ def main(settings: Any) -> dict[str, Any]:
         rows = chosen_runs(book, runs)
         best = best_run(book, rows, runs.metric, runs.better)
         console = Console(stderr=True)
+        if not console.is_terminal:  # a file has no edge: tables as wide as they are
+            console = Console(stderr=True, width=200)
         console.print(runs_table(book, rows, runs.metric, runs.better))
         picture = None
         if rows:

@@ -1,7 +1,8 @@
 """python -m scripts.train_head --config config.yaml [--head.features FOLDER --head.epochs 50]
 
 Trains heads on a published version of features, one after another as head.ablations says, and compares them on the held-out split. Every
-run has its checkpoint and confusion matrix under head.output, and its figures in the experiment book.
+run has its checkpoint and confusion matrix under head.output, and its figures in the experiment book. With head.checkpoint a trained head
+is scored instead.
 """
 
 from pathlib import Path
@@ -18,11 +19,14 @@ def main(settings: Any) -> dict[str, Any]:
     from warehouse import Warehouse
 
     head = settings.head
+    if head.checkpoint:
+        return score_trained(settings)
     warehouse = Warehouse.open(head.features or settings.features.output_root)
     wanted = ablated(head)
     cached = read_cached(warehouse, spatial=any(one.kind == "attention" for one in wanted))
     name, random = cached.encoder["name"], " (random weights)" if cached.encoder["random"] else ""
-    log.info("%d features by %s%s, scored on %s", sum(map(len, cached.pooled.values())), name, random, cached.held_out)
+    count = sum(map(len, cached.pooled.values()))
+    log.info("%d features by %s%s, %.1f MB in memory, scored on %s", count, name, random, cached.megabytes, cached.held_out)
     runs = []
     for one in wanted:
         runs.append(train_one(train_head, one, cached, settings.experiments))
@@ -31,6 +35,23 @@ def main(settings: Any) -> dict[str, Any]:
     best = max(runs, key=lambda result: result["selection_accuracy"])
     log.info("best: %s in %s; next: python -m scripts.inspect_runs", best["name"], best["path"])
     return {"runs": runs, "best": best["name"], "features": warehouse.version, "encoder": name, "random": cached.encoder["random"]}
+
+
+def score_trained(settings: Any) -> dict[str, Any]:
+    from features.head import read_cached
+    from features.head_score import check_same_features, score_head
+    from utils.checkpoint import load_checkpoint
+    from warehouse import Warehouse
+
+    head, checkpoint = settings.head, load_checkpoint(Path(settings.head.checkpoint))
+    warehouse = Warehouse.open(head.features or settings.features.output_root)
+    cached = read_cached(warehouse, spatial=checkpoint.meta.get("model", {}).get("kind") == "head-attention")
+    check_same_features(checkpoint, cached, other_pictures=head.other_pictures)
+    result = score_head(checkpoint, cached, Path(head.output) / f"confusion_{cached.version}.png")
+    log.info("%s: accuracy %.3f on %s in %.0f ms; next: python -m scripts.inspect_runs", result["name"], result["accuracy"],
+             result["held_out"], 1e3 * result["seconds"])  # fmt: skip
+    about = {"encoder": cached.encoder["name"], "random": cached.encoder["random"]}
+    return {"runs": [result], "best": result["name"], "features": warehouse.version, **about}
 
 
 def train_one(train_head: Any, one: Any, cached: Any, experiments: Any) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,11 +13,12 @@ from scipy.stats import mannwhitneyu
 from torch.nn import functional
 
 from features.head import Cached, HeadSettings, ablated, make_head, train_head
+from features.head_score import check_same_features, restore_head, score_head
 from features.metrics import auroc, calibration_error, classification_metrics, confusion_matrix, macro_f1
-from utils.checkpoint import load_checkpoint
+from utils.checkpoint import load_checkpoint, save_checkpoint
 from warehouse.errors import ConfigError, StateError
 
-FACTS = {"name": "tiny", "random": True}
+FACTS = {"name": "tiny", "random": True, "weights_sha256": "ab", "preprocessing": {"size": [8, 8]}}
 
 
 def clouds(count=60, classes=3, width=8, spread=0.4):
@@ -129,6 +132,48 @@ def test_attention_finds_the_one_cell_that_tells(tmp_path):
         pooled[name] = spatial[name].float().mean(dim=(2, 3))
     cached = Cached("v0", FACTS, ("a", "b"), pooled, target, spatial)
     assert train_head(HeadSettings(kind="attention", epochs=30, batch_size=16), cached, tmp_path)["accuracy"] > 0.9
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_a_trained_head_is_scored_again_with_the_same_figures(tmp_path, kind):
+    cached = replace(clouds(), source="a" * 64)
+    trained = train_head(HeadSettings(name="mine", kind=kind, epochs=5, class_weights=True), cached, tmp_path)
+    saved = load_checkpoint(tmp_path)
+    check_same_features(saved, cached)
+    again = score_head(saved, cached, tmp_path / "score" / "confusion.png")
+    assert {key: again[key] for key in ("name", "accuracy", "macro_f1", "auroc", "ece", "held_out")} == {
+        key: trained[key] for key in ("name", "accuracy", "macro_f1", "auroc", "ece", "held_out")
+    }
+    assert (tmp_path / "score" / "confusion.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"encoder": FACTS | {"name": "other"}}, "another encoder .*expected tiny, found other"),
+        ({"encoder": FACTS | {"weights_sha256": "0"}}, "another encoder .*expected ab, found 0"),
+        ({"encoder": FACTS | {"preprocessing": {"size": [9, 9]}}}, "another preprocessing"),
+        ({"class_names": ("a", "b", "d")}, "other classes"),
+        ({"source": "b"}, "another store .*other_pictures true"),
+    ],
+)
+def test_features_of_another_store_encoder_or_preprocessing_are_refused(tmp_path, change, match):
+    cached = replace(clouds(), source="a")
+    train_head(HeadSettings(epochs=1), cached, tmp_path)
+    other = replace(cached, **change)
+    with pytest.raises(StateError, match=match):
+        check_same_features(load_checkpoint(tmp_path), other)
+    if "source" in change:
+        check_same_features(load_checkpoint(tmp_path), other, other_pictures=True)
+
+
+def test_a_checkpoint_that_is_no_head_s_is_refused(tmp_path):
+    save_checkpoint(tmp_path, {"head.x": torch.zeros(1)}, {"model": {"kind": "tiny"}})
+    with pytest.raises(StateError, match=r"not of a head.*infer_view"):
+        check_same_features(load_checkpoint(tmp_path), clouds())
+    save_checkpoint(tmp_path, {"head.x": torch.zeros(1)}, {"model": {"kind": "head-mlp", "width": 0, "hidden": 3, "classes": ["a", "b"]}})
+    with pytest.raises(StateError, match="width 0"):
+        restore_head(load_checkpoint(tmp_path))
 
 
 def test_early_stopping_ends_before_the_last_epoch(tmp_path):
