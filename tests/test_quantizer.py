@@ -251,6 +251,16 @@ def test_a_collapsed_codebook_is_noticed_logged_and_starts_anew(caplog: pytest.L
     assert found[-1] > 0.8 * healthy
 
 
+def test_a_restarted_level_starts_from_what_the_levels_below_leave_over() -> None:
+    quantizer, z = ema(levels=3), vectors(500, 6)
+    run_step(quantizer, z, 0)
+    left = float((z - quantizer.decode(quantizer.encode(z)[:, :2])).square().mean())
+    quantizer.books[2].started.fill_(False)
+    run_step(quantizer, z, 1)
+    assert float(quantizer.books[2].codes.square().mean()) < 2 * left
+    assert float((z - quantizer.decode(quantizer.encode(z))).square().mean()) < 0.7 * left
+
+
 def test_a_step_s_figures_count_codes_of_the_step_and_of_the_epoch() -> None:
     quantizer, z = ema(), vectors(256, 6)
     run_step(quantizer, z, 0)

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from utils.checkpoint import prefixed, save_checkpoint
-from vqvae.channels import Channels
+from vqvae.channels import Channels, units
 from vqvae.codec import restore_vqvae
 from vqvae.losses import TERMS, Weights, loss_terms
 from vqvae.metrics import Tally, as_result
@@ -20,6 +20,7 @@ from warehouse.errors import StateError, TrainingError
 
 RED = Feature("red", "continuous", mean=90.0, std=30.0, minimum=0.0, maximum=255.0)
 NDVI = Feature("ndvi", "continuous", mean=0.2, std=0.3, minimum=-1.0, maximum=1.0)
+UNITS = [size * float(np.sqrt(((30 / 240) ** 2 + (0.3 / 2) ** 2) / 2)) for size in (240, 2)]
 COVER = Feature("cover", "canopy", mean=16.0, std=20.0, minimum=0.0, maximum=100.0)
 CLASSES = Feature("class", "categorical", codes=(7, -1, 40), class_counts=(10, 80, 10))
 FEATURES = (RED, CLASSES, NDVI, COVER)
@@ -44,14 +45,23 @@ def model(shape: Shape = SHAPE, features: tuple[Feature, ...] = FEATURES) -> VQV
         return VQVAE(features, shape)
 
 
-def test_truth_is_standardised_masked_and_tells_undeclared_codes_from_declared() -> None:
+def test_truth_is_centred_scaled_masked_and_tells_undeclared_codes_from_declared() -> None:
     data = torch.tensor([120.0, 40.0, float("nan"), 16.0]).expand(1, 1, 1, 2, 4).clone()
     data[0, 0, 0, 1, 1] = 8.0
     truth = Channels(FEATURES).truth(data, torch.ones_like(data, dtype=torch.bool))
-    assert truth.values[0, :, 0, 0, 0].tolist() == pytest.approx([1.0, 0.0])
+    assert truth.values[0, :, 0, 0, 0].tolist() == pytest.approx([30 / UNITS[0], 0.0])
     assert truth.values_mask[0, :, 0, 0, 0].tolist() == [True, False]
     assert truth.classes[0, 0, 0, 0].tolist() == [2, -1], "codes in sorted order -1, 7, 40; 8 is none of them"
     assert float(truth.amounts[0, 0, 0, 0, 0]) == pytest.approx(np.log(2))
+
+
+def test_continuous_features_are_divided_by_their_range_and_have_a_mean_variance_of_one() -> None:
+    assert units([RED, NDVI]) == pytest.approx(UNITS)
+    assert units([RED, NDVI])[0] / units([RED, NDVI])[1] == pytest.approx(min(255, 8 * 30) / 2)
+    assert np.mean([(each.std / unit) ** 2 for each, unit in zip([RED, NDVI], UNITS, strict=True)]) == pytest.approx(1)
+    stray, flat = Feature("dem", "continuous", mean=0.0, std=1.0, minimum=0.0, maximum=1e6), Feature("flat", "continuous", mean=3.0, std=0.0)
+    assert units([stray]) == pytest.approx([1.0])
+    assert units([flat]) == pytest.approx([1e-6])
 
 
 def test_a_perfect_network_gives_the_data_back_in_physical_units() -> None:
@@ -97,7 +107,7 @@ def test_loss_terms_are_the_formulas_by_hand() -> None:
         guess = said[sample].double().numpy()
         cont = sum(
             np.where(valid[sample, ..., f], ((data[sample, ..., f] - m) / s - guess[row]) ** 2, 0).sum()
-            for row, (f, m, s) in enumerate([(0, 90, 30), (2, 0.2, 0.3)])
+            for row, (f, m, s) in enumerate([(0, 90, UNITS[0]), (2, 0.2, UNITS[1])])
         ) / (2 * voxels)
         cat = canopy = 0.0
         for at in np.ndindex(5, 8, 8):

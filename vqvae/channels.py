@@ -1,11 +1,14 @@
-"""How a cube's features become channels and come back: which are standardised, which are classes, which are zero-heavy amounts.
+"""How a cube's features become channels and come back: which are scaled numbers, which are classes, which are zero-heavy amounts.
 
 Everything here is a pure function of the feature table. Values that are not valid never reach the network: they become 0, and the
-mask is a channel of its own. Order of outputs: continuous ones, then each categorical's logits, then two for each canopy.
+mask is a channel of its own. Order of outputs: continuous ones, then each categorical's logits, then two for each canopy. Continuous features are centred and divided by their range, since
+that is what distortion is judged over (rate.py), with one factor for all that brings their mean variance to 1: dividing each by its own
+deviation made a band of little contrast cost as much as one of much, 0.1 to 0.4 dB at the same rate on NAIP (docs/log.md).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,13 +18,14 @@ from torch import Tensor, nn
 from warehouse.cubes import Feature
 from warehouse.errors import TrainingError
 
-__all__ = ["Channels", "Truth"]
+__all__ = ["Channels", "Truth", "units"]
 
 MOST_WEIGHT = 10.0
+MOST_DEVIATIONS = 8.0
 
 
 class Truth(NamedTuple):
-    """What a block says, channels first. values: float32 [B, Q, T, Y, X], standardised, 0 where not valid (Q continuous features);
+    """What a block says, channels first. values: float32 [B, Q, T, Y, X], (value - mean) / unit, 0 where not valid (Q continuous features);
     values_mask: bool of the same shape; classes: int64 [B, C, T, Y, X], -1 where not valid; amounts: float32 [B, A, T, Y, X],
     log1p(value / scale), 0 where not valid; amounts_mask: bool."""
 
@@ -30,6 +34,19 @@ class Truth(NamedTuple):
     classes: Tensor
     amounts: Tensor
     amounts_mask: Tensor
+
+
+def units(features: Sequence[Feature]) -> list[float]:
+    """What 1 stands for in each continuous feature: its range over valid training voxels, times the factor that makes the mean variance 1.
+
+    A range counts as MOST_DEVIATIONS standard deviations at most: one stray value must not hide what a feature otherwise says.
+    """
+    deviations = [max(each.std or 0.0, 1e-6) for each in features]
+    ranges = [min(max((each.maximum or 0.0) - (each.minimum or 0.0), std), MOST_DEVIATIONS * std)
+              for each, std in zip(features, deviations, strict=True)]  # fmt: skip
+    shares = [(std / size) ** 2 for std, size in zip(deviations, ranges, strict=True)]
+    factor = math.sqrt(sum(shares) / max(1, len(shares)))
+    return [size * factor for size in ranges]
 
 
 class Channels(nn.Module):
@@ -48,10 +65,10 @@ class Channels(nn.Module):
             for kind in ("continuous", "categorical", "canopy")
         )
         self.mean: Tensor
-        self.std: Tensor
+        self.unit: Tensor
         self.scale: Tensor
         self._keep("mean", [self.features[number].mean or 0.0 for number in self.continuous])
-        self._keep("std", [max(self.features[number].std or 0.0, 1e-6) for number in self.continuous])
+        self._keep("unit", units([self.features[number] for number in self.continuous]))
         self._keep("scale", [max(self.features[number].mean or 0.0, 1e-6) for number in self.canopy])
         for number in self.categorical:
             codes, counts = self.features[number].codes, self.features[number].class_counts
@@ -83,7 +100,7 @@ class Channels(nn.Module):
         value, mask = data.movedim(-1, 1), valid.movedim(-1, 1)
         shape = (-1, 1, 1, 1)
         values_mask, amounts_mask = mask[:, self.continuous], mask[:, self.canopy]
-        values = ((value[:, self.continuous] - self.mean.view(shape)) / self.std.view(shape)).masked_fill(~values_mask, 0.0)
+        values = ((value[:, self.continuous] - self.mean.view(shape)) / self.unit.view(shape)).masked_fill(~values_mask, 0.0)
         amounts = (value[:, self.canopy].clamp_min(0) / self.scale.view(shape)).log1p().masked_fill(~amounts_mask, 0.0)
         classes = [self._classes(value[:, number], mask[:, number], number) for number in self.categorical]
         stacked = (
@@ -110,7 +127,7 @@ class Channels(nn.Module):
         """said [B, outputs, T, Y, X] as data float32 [B, T, Y, X, F]: units and codes as stored, inside the range training showed."""
         data = said.new_empty((len(said), len(self.features), *said.shape[2:]), dtype=torch.float32)
         for place, number in enumerate(self.continuous):
-            data[:, number] = self._inside(said[:, place].float() * self.std[place] + self.mean[place], number)
+            data[:, number] = self._inside(said[:, place].float() * self.unit[place] + self.mean[place], number)
         for number, logits in zip(self.categorical, self.logits(said), strict=True):
             codes: Tensor = getattr(self, f"codes_{number}")
             data[:, number] = codes[logits.argmax(dim=1)]

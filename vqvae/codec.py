@@ -16,7 +16,7 @@ from torch import Tensor
 
 from utils.checkpoint import known_model, load_checkpoint, load_module
 from vqvae.codebook import CodebookRules
-from vqvae.model import VQVAE, Shape
+from vqvae.model import SCALING, VQVAE, Shape
 from warehouse.cubes import Feature
 from warehouse.errors import StateError, WarehouseError
 
@@ -62,6 +62,8 @@ def restore_vqvae(path: Path | str, features: Sequence[Feature] | None = None, d
     remedy = "train one with python -m scripts.train_vqvae"
     said = known_model(checkpoint, ("vqvae",), "a VQ-VAE", remedy)
     try:
+        if said.pop("scaling", None) != SCALING:
+            raise ValueError("features are scaled otherwise than here")
         table = tuple(Feature.of(dict(raw)) for raw in said.pop("features"))
         shape = _shape(said)
         shape.check()

@@ -33,7 +33,7 @@ class Weights:
 def loss_terms(found: Reconstruction, truth: Truth, channels: Channels, weights: Weights) -> dict[str, Tensor]:
     """Each of TERMS as float32 [B].
 
-    cont: squared error of standardised values (Huber x 2 beyond `huber`), mean over features. cat: cross-entropy in nats with
+    cont: squared error of scaled values (channels.py) (Huber x 2 beyond `huber`), mean over features. cat: cross-entropy in nats with
     inverse-frequency class weights. canopy: binary cross-entropy of being above zero + squared error of log1p(amount) where it is.
     """
     said = found.said.float()

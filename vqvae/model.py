@@ -23,10 +23,12 @@ from vqvae.quantizer import make_quantizer
 from warehouse.cubes import Feature
 from warehouse.errors import TrainingError
 
-__all__ = ["VQVAE", "Reconstruction", "Shape"]
+__all__ = ["SCALING", "VQVAE", "Reconstruction", "Shape"]
 
 EMBEDDING = 4
 GROUPS = 8
+SCALING = "range"
+"""Of continuous features, in checkpoints: weights of another scaling would decode to wrong values without any error."""
 Triple = tuple[int, int, int]
 
 
@@ -199,7 +201,7 @@ class VQVAE(nn.Module):
     def describe(self) -> dict[str, Any]:
         """JSON that builds the same model again."""
         shape = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self.shape).items()}
-        return {"kind": "vqvae", **shape, "features": [feature.to_json() for feature in self.channels.features]}
+        return {"kind": "vqvae", "scaling": SCALING, **shape, "features": [feature.to_json() for feature in self.channels.features]}
 
 
 def components(value: Tensor, count: int) -> tuple[Tensor, Tensor]:

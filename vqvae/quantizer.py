@@ -147,8 +147,9 @@ class EmaQuantizer(Quantizer):
             if level < len(sums):
                 before = book.codes.clone()
                 book.update(summed[level])
-                if pool is not None and not waiting:
-                    self.replaced += book.replace_dead(pool, step)
+                if pool is not None:
+                    if not waiting:
+                        self.replaced += book.replace_dead(pool, step)
                     # What this level leaves over for the next is measured with the codes the tokens were given.
                     pool = pool - before[nearest(pool, before)]
             elif pool is not None:

@@ -35,10 +35,10 @@ class VqvaeSettings(TrainSettings):
     warehouse: str | None = Field(None, description="a warehouse or one of its versions; null: the newest under build.output_root")
     quantizer: Literal["ema", "fsq"] = "ema"
     codebook_size: int = Field(512, ge=4, le=65_536)
-    code_dim: int = Field(8, ge=1, le=1024, description="numbers a latent vector; fsq takes its own from codebook_size")
-    levels: int = Field(4, ge=1, le=32, description="residual levels")
+    code_dim: int = Field(32, ge=1, le=1024, description="numbers a latent vector; fsq takes its own from codebook_size")
+    levels: int = Field(6, ge=1, le=32, description="residual levels")
     level_dropout: float = Field(0.5, ge=0, le=1, description="share of samples decoded from an even draw of 1..levels levels")
-    beta: float = Field(0.1, ge=0, description="weight of the commitment to the codes")
+    beta: float = Field(0.4, ge=0, description="weight of the commitment to the codes")
     cat_weight: float = Field(0.1, ge=0)
     canopy_weight: float = Field(0.2, ge=0)
     huber: float | None = Field(None, gt=0, description="standard deviations from where the squared error is linear; null: never")
