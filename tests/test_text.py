@@ -6,12 +6,14 @@ import contextlib
 import itertools
 import json
 import math
+import multiprocessing
 import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from cache_fakes import same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ingest_fakes import DATA, encoded, picture, write_picture
@@ -21,6 +23,7 @@ from ingest.images import decode_rgb
 from ingest.records.text import parse_icdar, parse_mmocr
 from ingest.text import TextItems
 from ingest.text_maps import TextMapSettings, draw_text_maps, offset_distance, shrink_polygon
+from utils.cached_loader import CachedLoader
 from utils.tensor_cache import CachedDataset, CacheKey, fingerprint
 from warehouse.errors import AnnotationError, ConfigError, PictureError, SourceError, WarehouseError
 
@@ -134,6 +137,7 @@ def test_text_that_leaves_the_picture_is_clipped_to_it(parts):
     assert not (maps.too_small & np.array(ignore, bool)).any()
 
 
+@pytest.mark.usefixtures("shared_data")
 def test_the_toy_set_is_read_by_name_not_by_place():
     items = TextItems(ICDAR, Path("textdet_test.json"), (384, 640))
     listed = json.loads((ICDAR / "textdet_test.json").read_text())["data_list"]
@@ -228,6 +232,23 @@ def test_polygons_follow_a_turned_picture(tmp_path, orientation, frame):
     assert (item["orientation"], item["raw_size"]) == (orientation, (80, 120))
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.usefixtures("shared_data")
+def test_a_cached_loader_gives_ragged_items_as_they_are_for_any_number_of_workers(workers):
+    items = TextItems(ICDAR, Path("textdet_test.json"), (96, 160))
+    plain = [items[at] for at in range(len(items))]
+    assert len({len(item["polygons"]) for item in plain}) > 3, "ragged"
+    context = multiprocessing.get_context("fork") if workers else None
+    loader = CachedLoader(CachedDataset(items), batch_size=4, num_workers=workers, collate_fn=list, multiprocessing_context=context)
+    for _ in range(2):
+        batches = list(loader)
+        assert list(map(len, batches)) == [4, 4, 2]
+        assert same([item for batch in batches for item in batch], plain)
+    assert loader.dataset.cache.stats.items == len(items)
+
+
+@pytest.mark.usefixtures("shared_data")
 def test_items_go_through_the_cache_unchanged_and_are_kept_for_the_next_run(tmp_path):
     items = TextItems(ICDAR, Path("textdet_test.json"), (96, 160))
     key = CacheKey(items.version, "test", fingerprint(items))
@@ -378,6 +399,7 @@ def test_any_bytes_are_read_or_refused_by_type(data):
         assert parse_icdar(data, "gt_a.txt", "a").source == "a"
 
 
+@pytest.mark.usefixtures("shared_data")
 def test_the_example_in_the_docs_runs(tmp_path, monkeypatch):
     shutil.copytree(ICDAR, tmp_path / "icdar_toy")
     monkeypatch.chdir(tmp_path)
