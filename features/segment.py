@@ -36,6 +36,7 @@ class SegmentTraining(TrainSettings):
     epochs: int | None = Field(40, ge=1)
     batch_size: int = Field(4, ge=1, le=65_536)
     average: float = Field(0.99, ge=0, lt=1, description="decay of the running average of the weights, which is what is kept; 0: none")
+    cache_limit_mb: int = Field(256, ge=1, description="of held-out batches kept in memory: little, since pictures may be of any size")
     width: int = Field(24, ge=4, le=512, description="channels of the U-Net's first level, doubled at each")
     levels: int = Field(4, ge=1, le=6)
     stem: int = Field(2, ge=1, le=4, description="side of the square of pixels that is folded into channels first")

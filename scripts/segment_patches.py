@@ -106,13 +106,17 @@ def train(settings: Any, patches: Any) -> dict[str, Any]:
                             found=f"only {', '.join(patches.splits)}",
                             remedy="add masks, or predict with --segment.checkpoint FOLDER")  # fmt: skip
     training = segment.training()
-    options = settings.loader.model_dump() | {"chunks_per_batch": max(segment.chunks_per_batch, settings.loader.chunks_per_batch)}
+    options = settings.loader.model_dump()
+    if options["store"] == "auto":
+        # Not decoded into memory, nor mapped: patches of large pictures are many, and reading them is nothing beside the U-Net.
+        options["store"] = "pread"
+    mixed = {"chunks_per_batch": max(segment.chunks_per_batch, options["chunks_per_batch"])}
     split = patches.split("train")
     held_out = patches.split(next((name for name in ("val", "test") if name in patches.splits), "train"))
     task = SegmentTask(training, channels=patches.manifest.arrays["image"]["row"][0], classes=segment.classes)
     with (
-        ChunkLoader(split, segment.batch_size, seed=segment.seed, **options) as batches,
-        ChunkLoader(held_out, min(segment.batch_size, max(held_out.chunk_sizes)), shuffle=False, **settings.loader.model_dump()) as scored,
+        ChunkLoader(split, segment.batch_size, seed=segment.seed, **options | mixed) as batches,
+        ChunkLoader(held_out, min(segment.batch_size, max(held_out.chunk_sizes)), shuffle=False, **options) as scored,
     ):
         trainer = Trainer(task, training, batches, scored, Path(training.output), book=settings.experiments)
         try:

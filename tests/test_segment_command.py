@@ -29,6 +29,7 @@ from ingest.synthetic import SampleSettings, make_sample
 from scripts import segment_patches
 from utils.argyaml import run
 from utils.checkpoint import load_checkpoint, save_checkpoint
+from utils.loader import ChunkLoader
 from warehouse import Warehouse
 from warehouse.schema import BuildSettings
 
@@ -327,6 +328,21 @@ def test_training_that_ran_out_of_minutes_predicts_nothing_and_goes_on(pictures:
     assert not (tmp_path / "out" / "probabilities").exists()
     assert segment(pictures, tmp_path / "out")[1]["finished"]
     assert digest(tmp_path / "out") == digest(finished)
+
+
+def test_training_holds_neither_the_patches_in_memory_nor_all_it_evaluates(pictures: Path, tmp_path: Path, segment: Callable[..., Outcome],
+                                                                          monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """`store: auto` would decode a split into memory while it fits: a picture of 20,000 x 20,000 would be there twice."""
+    stores: list[tuple[str, str]] = []
+
+    class Noted(ChunkLoader):
+        def __init__(self, *args: Any, **more: Any) -> None:
+            super().__init__(*args, **more)
+            stores.append((self.split.name, self.store))
+
+    monkeypatch.setattr("utils.loader.ChunkLoader", Noted)
+    assert segment(pictures, tmp_path / "out", epochs=1, limit_batches=1)[0] == 0
+    assert stores == [("train", "pread"), ("val", "pread")]
 
 
 def test_grey_pictures_without_masks_are_predicted_by_a_model_of_colour(pictures: Path, finished: Path, tmp_path: Path,
