@@ -37,6 +37,9 @@ SHIPPED: list[dict[str, Any]] = [
     {"name": "mlp_mixup", "kind": "mlp", "mixup": 0.2, "noise": 0.1, "label_smoothing": 0.1},
 ]
 
+ONE_FOR_ALL = {"features", "checkpoint", "other_pictures", "output"}
+"""Settings that an ablation cannot have otherwise than its neighbours."""
+
 
 class HeadSettings(Section):
     """What `train_head` trains on a version of features; `ablations` are run one after another, each with its overrides."""
@@ -175,10 +178,10 @@ def ablated(settings: HeadSettings) -> list[HeadSettings]:
     runs = []
     for at, change in enumerate(settings.ablations or [{}]):
         base = settings.model_dump(exclude={"ablations"})
-        unknown = sorted(set(change) - set(base))
+        unknown = sorted(set(change) - (set(base) - ONE_FOR_ALL))
         if unknown:
             raise ConfigError("an ablation overrides what is no setting of head", where=f"head.ablations[{at}]", found=unknown[0],
-                              expected=f"some of {', '.join(base)}")  # fmt: skip
+                              expected=f"some of {', '.join(key for key in base if key not in ONE_FOR_ALL)}")  # fmt: skip
         try:
             runs.append(HeadSettings(**{**base, "name": f"run{at}" if change else settings.name, **change, "ablations": []}))
         except ValueError as error:

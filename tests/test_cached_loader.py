@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
+from benchmarks.tensor_cache import Pictures, measure
 from utils.cached_loader import CachedLoader
 from utils.tensor_cache import CachedDataset
 from warehouse.errors import ConfigError, PictureError, WorkerError
@@ -75,6 +76,14 @@ def test_the_second_epoch_is_twenty_times_faster_with_workers_too():
         assert sum(map(len, loader)) == 60
         seconds.append(time.perf_counter() - start)
     assert seconds[0] > 20 * min(seconds[1:])
+
+
+@pytest.mark.parametrize(("kind", "workers"), [("CachedLoader", 0), ("CachedLoader", 2), ("DataLoader", 2)])
+def test_the_benchmark_s_rows_are_of_one_file_and_of_equal_items(kind, workers):
+    row = measure(kind, workers, Pictures(20, rounds=1), repeats=1)
+    assert row["file_bytes"] == pytest.approx(20 * 197_000, rel=0.05)
+    assert row["first_s"] > row["second_s"] > 0
+    assert (row["grown_bytes"] > 0) <= (workers > 0)
 
 
 def test_what_is_handed_out_cannot_change_the_cache():

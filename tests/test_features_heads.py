@@ -188,7 +188,7 @@ def test_ablations_are_runs_with_their_overrides():
     assert [run.name for run in ablated(HeadSettings(name="mine", ablations=[]))] == ["mine"]
 
 
-@pytest.mark.parametrize("change", [{"kinds": "mlp"}, {"epochs": 0}, {"ablations": 3}])
+@pytest.mark.parametrize("change", [{"kinds": "mlp"}, {"epochs": 0}, {"ablations": 3}, {"checkpoint": "x"}, {"features": "x"}])
 def test_an_ablation_that_is_none_is_refused(change):
     with pytest.raises(ConfigError, match=r"ablation"):
         ablated(HeadSettings(ablations=[change]))
