@@ -151,6 +151,9 @@ class FinetuneTask:
     def loss(self, model: nn.Module, batch: dict[str, Tensor], epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.no_grad():
             pictures = augment_pictures(self.model.encoder.resized(batch["image"]), batch["index"], epoch, self.settings)
+        # A batch of one has no spread to take statistics from.
+        for norm in self.model.moving:
+            norm.training = len(pictures) > 1
         logits = model(pictures)
         target = self.targets[0].to(logits.device)[batch["index"]]
         if "pad" in batch:

@@ -272,6 +272,18 @@ def test_a_real_overrun_on_the_cpu_is_seen_and_halves_go_on_within_the_budget(tm
         run("too_little", small - 0.05, 1)
 
 
+def test_a_batch_of_one_moves_no_statistics(tmp_path):
+    """Pictures shrunk to one cell: a batch norm over a single value would be an error."""
+    encoder = toy_encoder(size=2)
+    task = make_task(tmp_path, encoder=encoder, norms="trained", head_epochs=0)
+    task.before_epoch(0)
+    batch = next(iter(FakeLoader("train")))
+    for count, moves in ((1, False), (4, True)):
+        before = encoder.network.blocks[2][1].running_mean.clone()
+        task.loss(task.model.train(), {key: value[:count] for key, value in batch.items()}, 0)[0].backward()
+        assert torch.equal(before, encoder.network.blocks[2][1].running_mean) != moves
+
+
 def test_a_budget_below_the_model_s_own_size_is_an_error_before_any_step(tmp_path):
     with pytest.raises(TrainingError, match=r"below the model's own size: finetune\.memory_budget_gb; expected at least \d"):
         make_trainer(tmp_path, budget=MemoryBudget(0.01, torch.device("cpu"))).run()

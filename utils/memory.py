@@ -127,10 +127,12 @@ class MemoryBudget:
         return round(self.highest / GB, 3)
 
     def require(self, model: nn.Module, groups: Iterable[dict[str, Any]], section: str) -> int:
-        """Bytes that training needs before the first picture. Raises TrainingError when the limit is below: no batch is small enough."""
+        """Bytes that training needs before the first picture, asked while nothing but the weights is there, on the CPU.
+
+        Raises TrainingError when the limit is below: no batch is small enough.
+        """
         held, coming = training_bytes(model, groups)
-        # The process holds the weights already; a GPU is about to.
-        needed = coming + (self.meter.now() if self.device.type == "cpu" else held)
+        needed = coming + (self.meter.now() + held // 2 if self.device.type == "cpu" else held)
         if self.limit is not None and needed > self.limit:
             inside = f", {self.meter.now() / GB:.2f} GB of it the process as it stands" if self.device.type == "cpu" else ""
             raise TrainingError("the memory budget is below the model's own size", where=f"{section}.memory_budget_gb",

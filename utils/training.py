@@ -73,12 +73,14 @@ class Trainer:
         self.held_out = CachedPasses(held_out, settings.cache_transformed_tensors, settings.cache_limit_mb << 20, f"{task.name}, held-out")
         self.ranks = ranks or Ranks.start(settings.device)
         self.device, self.open_seconds, self.book = self.ranks.device, open_seconds, book
+        groups = task.groups(settings.weight_decay) if hasattr(task, "groups") else parameter_groups(task.model, settings.weight_decay)
+        if budget is not None:
+            budget.require(task.model, groups, task.section)
         flat = all(parameter.ndim < 5 for parameter in task.model.parameters())
         self.model = task.model.to(self.device, memory_format=torch.channels_last if flat else torch.preserve_format)
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.copied = tuple(f"{name}." for name, module in self.model.named_modules() if getattr(module, "copied_by_average", False))
         self.lr = task.lr if settings.lr is None else settings.lr
-        groups = task.groups(settings.weight_decay) if hasattr(task, "groups") else parameter_groups(self.model, settings.weight_decay)
         self.optimizer = torch.optim.AdamW(groups, lr=self.lr)
         self.budget, self.save_steps, self.pieces = budget, save_steps, 1
         self.after_step: Callable[[int, int], dict[str, float]] = getattr(task, "after_step", lambda step, epoch: {})
@@ -102,8 +104,6 @@ class Trainer:
         Ctrl-C, once the checkpoint is written."""
         if self.epoch_batches == 0:
             raise TrainingError("nothing to train on: the training split has no batches", remedy="lower batch_size")
-        if self.budget is not None:
-            self.budget.require(self.model, self.optimizer.param_groups, self.task.section)
         if self.settings.resume:
             self._resume()
         self.first_step = self.step
@@ -252,7 +252,7 @@ class Trainer:
         parts: dict[str, Tensor] = {}
         for whole in batches:
             taken += 1
-            part = len(whole["index"]) if self.pieces == 1 else -(-size // self.pieces)
+            part = -(-len(whole["index"]) // self.pieces)
             cuts = range(0, len(whole["index"]), part)
             for start in cuts:
                 batch = whole if self.pieces == 1 else {key: value[start : start + part] for key, value in whole.items()}
