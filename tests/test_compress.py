@@ -19,8 +19,9 @@ from scripts import compress_zarr
 from utils.argyaml import SECTIONS, run
 from utils.checkpoint import prefixed, save_checkpoint
 from utils.loader import ChunkLoader
+from vqvae.blocks import encode_blocks, learned_search
 from vqvae.codec import restore_vqvae
-from vqvae.compress import CompressSettings, encode_blocks, plan_codes
+from vqvae.compress import CompressSettings, plan_codes
 from vqvae.model import VQVAE, Shape
 from vqvae.rate import packed_bytes
 from vqvae.reconstruct import CodesOfCube, decode_blocks, reconstruct
@@ -67,7 +68,7 @@ def whole(cube: Warehouse) -> np.ndarray:
 
 def test_codes_open_in_the_loader_with_the_cube_s_splits(made: tuple[Warehouse, str, Warehouse]) -> None:
     cube, model, codes = made
-    codec = restore_vqvae(model)
+    codec, settings = restore_vqvae(model), codes.manifest.recipe["settings"]
     assert set(cube.splits) < set(codes.splits)
     for name in cube.splits:
         mine, other = codes.split(name), cube.split(name)
@@ -79,9 +80,11 @@ def test_codes_open_in_the_loader_with_the_cube_s_splits(made: tuple[Warehouse, 
                 assert batch["codes"].dtype == torch.uint16
                 seen |= {int(at): {key: value[i].clone() for key, value in batch.items()} for i, at in enumerate(batch["index"])}
             for batch in blocks:
-                expected = codec.encode(batch["data"], batch["valid"])
+                search = learned_search(codec, cube, levels=2, weight=settings["rate_weight"], paths=settings["paths"])
+                expected = search.order, codec.encode(batch["data"], batch["valid"], search)
                 for i, at in enumerate(batch["index"].tolist()):
-                    assert torch.equal(seen[at]["codes"].long(), expected[i])
+                    rows = [order[seen[at]["codes"][level].long()] for level, order in enumerate(expected[0])]
+                    assert torch.equal(torch.stack(rows), expected[1][i])
                     assert seen[at]["origin"].tolist() == other.origins(np.array([at]))[0].tolist()
                     bits = np.unpackbits(seen[at]["valid"].numpy(), count=batch["valid"][i].numel())
                     assert np.array_equal(bits, batch["valid"][i].numpy().reshape(-1))
@@ -138,8 +141,9 @@ def test_codes_are_the_same_for_any_stored_chunk_size_and_a_flipped_byte_is_foun
 
 
 def test_fewer_levels_are_a_prefix(made: tuple[Warehouse, str, Warehouse], tmp_path: Path) -> None:
-    cube, model, codes = made
-    one = compressed(cube, model, tmp_path / "one", levels=1)
+    cube, model, _ = made
+    nearest = {"rate_weight": 0, "paths": 1}
+    codes, one = (compressed(cube, model, tmp_path / str(levels), levels=levels, **nearest) for levels in (2, 1))
     assert np.array_equal(one.split("train").array("codes")[:], codes.split("train").array("codes")[:, :1])
     both = CodesOfCube(codes.folder, model, levels=1).decoded(0)[1]
     assert np.array_equal(both, CodesOfCube(one.folder, model).decoded(0)[1], equal_nan=True)
@@ -224,13 +228,16 @@ def test_the_command_reports_rates_beside_other_codecs(
     rows = Warehouse.open(result["path"]).table("files.parquet", ["size"])["size"].to_pylist()
     assert result["bits_per_value"] == pytest.approx(8 * sum(rows) / np.isfinite(whole(cube)).sum())
     ours = [point for point in result["points"] if point["codec"] == "VQ-VAE"]
-    assert [point["levels"] for point in ours] == [1, 2]
+    assert [(point["levels"], point["rate_weight"]) for point in ours] == [
+        (2, 0.2), (1, 0), (2, 0), (2, 0.05), (2, 0.1), (2, 0.4), (2, 0.8), (2, 1.6)
+    ]  # fmt: skip
     assert all({"bits_per_value", "psnr", "rmse", "miou", "canopy_mae"} <= set(point) for point in ours)
-    assert ours[0]["bytes"] < ours[1]["bytes"]
+    assert ours[1]["bytes"] < ours[2]["bytes"]
+    lengths = [point["ideal_codes_bytes"] for point in sorted(ours, key=lambda point: point["rate_weight"]) if point["levels"] == 2]
+    assert lengths == sorted(lengths, reverse=True), "a bit that costs more is used less"
     rates = Counter(point["codec"] for point in result["points"])
     report = json.loads((tmp_path / "report/report.json").read_text())
     assert {name for name, number in rates.items() if number < 5} == set(report["few_rates"])
-    assert report["few_rates"]["VQ-VAE"].startswith("2 rates; a rate a residual level")
     assert {"float16, mantissa rounded, + zstd", "int8 + zstd", "bit rounding + zstd", "ZFP", "SZ3", "JPEG 2000",
             "PCA over features + JPEG 2000"} <= set(rates)  # fmt: skip
     text = (tmp_path / "report/report.md").read_text()

@@ -273,13 +273,15 @@ def test_every_lossless_packing_gives_back_what_it_took() -> None:
 
 def test_other_codecs_are_read_at_the_codes_rates() -> None:
     def point(codec: str, rate: float, psnr: float) -> dict[str, Any]:
-        return {"codec": codec, "setting": "s", "bits_per_continuous": rate, "psnr": psnr, "psnr_255": None, "bytes": 1}
+        return {"codec": codec, "setting": "s", "bits_per_continuous": rate, "bits_per_value": rate / 10, "psnr": psnr, "psnr_255": None,
+                "bytes": 1}  # fmt: skip
 
     points = [point("VQ-VAE", 0.1, 25), point("A", 1, 30), point("A", 0.01, 20), *(point("B", rate, 9) for rate in (1, 2, 3, 4, 5))]
     assert at_equal_rate(points) == [
-        {"setting": "s", "bits_per_continuous": 0.1, "psnr": 25, "others": {"A": pytest.approx(25), "B": None}}
+        {"setting": "s", "bits_per_value": 0.01, "bits_per_continuous": 0.1, "psnr": 25, "others": {"A": pytest.approx(25), "B": None},
+         "others_per_value": {"A": pytest.approx(20), "B": None}}
     ]
-    assert few_rates(points) == {"VQ-VAE": "1 rates; a rate a residual level: train with --vqvae.levels 5 or more",
+    assert few_rates(points) == {"VQ-VAE": "1 rates; other settings need more bytes and err more",
                                  "A": "2 rates; other settings need more bytes and err more"}  # fmt: skip
 
 

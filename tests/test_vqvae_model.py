@@ -59,7 +59,8 @@ def test_continuous_features_are_divided_by_their_range_and_have_a_mean_variance
     assert units([RED, NDVI]) == pytest.approx(UNITS)
     assert units([RED, NDVI])[0] / units([RED, NDVI])[1] == pytest.approx(min(255, 8 * 30) / 2)
     assert np.mean([(each.std / unit) ** 2 for each, unit in zip([RED, NDVI], UNITS, strict=True)]) == pytest.approx(1)
-    stray, flat = Feature("dem", "continuous", mean=0.0, std=1.0, minimum=0.0, maximum=1e6), Feature("flat", "continuous", mean=3.0, std=0.0)
+    stray = Feature("dem", "continuous", mean=0.0, std=1.0, minimum=0.0, maximum=1e6)
+    flat = Feature("flat", "continuous", mean=3.0, std=0.0)
     assert units([stray]) == pytest.approx([1.0])
     assert units([flat]) == pytest.approx([1e-6])
 

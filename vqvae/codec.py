@@ -17,6 +17,7 @@ from torch import Tensor
 from utils.checkpoint import known_model, load_checkpoint, load_module
 from vqvae.codebook import CodebookRules
 from vqvae.model import SCALING, VQVAE, Shape
+from vqvae.search import CodeSearch
 from warehouse.cubes import Feature
 from warehouse.errors import StateError, WarehouseError
 
@@ -39,9 +40,27 @@ class CubeCodec:
         self.codebook_bytes = 4 * shape.levels * shape.codebook_size * model.quantizer.dim if shape.quantizer == "ema" else 0
 
     @torch.inference_mode()
-    def encode(self, data: Tensor, valid: Tensor) -> Tensor:
-        """data: float32 [B, T, Y, X, F], valid: bool; codes int64 [B, levels, t, y, x] in 0..codebook_size-1."""
-        return self.model.encode(data.to(self.device), valid.to(self.device)).cpu()
+    def vectors(self, data: Tensor, valid: Tensor) -> Tensor:
+        """float32 [B, t, y, x, D]: what a block's codes approximate. data: float32 [B, T, Y, X, F], valid: bool."""
+        latent = self.model.latent(data.to(self.device), valid.to(self.device)).movedim(1, -1)
+        return self.model.quantizer.measured(latent.flatten(0, -2)).view(latent.shape).cpu()
+
+    @property
+    def tables(self) -> list[Tensor]:
+        """What each code of each level adds to a vector, float32 [K, D] a level."""
+        return [table.cpu() for table in self.model.quantizer.tables()]
+
+    @torch.inference_mode()
+    def encode(self, data: Tensor, valid: Tensor, search: CodeSearch | None = None) -> Tensor:
+        """data: float32 [B, T, Y, X, F], valid: bool; codes int64 [B, levels, t, y, x] in 0..codebook_size-1.
+
+        search: how they are chosen, and for how many levels; None: the nearest at each level.
+        """
+        if search is None:
+            return self.model.encode(data.to(self.device), valid.to(self.device)).cpu()
+        vectors = self.vectors(data, valid)
+        rows = search.choose(vectors.flatten(0, -2), self.tables[: len(search.price)])
+        return rows.view(*vectors.shape[:-1], -1).movedim(-1, 1)
 
     @torch.inference_mode()
     def decode(self, codes: Tensor) -> Tensor:

@@ -25,38 +25,34 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
-from torch import Tensor
 
+from vqvae.blocks import BATCH, LABEL_NAMES, CubePart, encode_blocks, learned_search, numbered, read_blocks
 from vqvae.codec import CubeCodec, restore_vqvae
+from vqvae.search import CodeSearch
 from warehouse.builder import Block, BuildPlan, SplitPlan
 from warehouse.contents import Contents, array_info
-from warehouse.cubes import CubePlaces, cube_arrays
+from warehouse.cubes import CubePlaces
 from warehouse.errors import StateError, TrainingError
 from warehouse.manifest import code_version, toolchain, version_name
 from warehouse.metadata import consolidated, create_array
-from warehouse.schema import FORMAT_VERSION, SPLIT_NAMES, ArraySpec, Codec, Section
+from warehouse.schema import FORMAT_VERSION, ArraySpec, Codec, Section
 from warehouse.store import ChunkReader, Warehouse
 
 __all__ = [
     "CODES_SAMPLES_SCHEMA",
-    "LABEL_NAMES",
     "CodeLoader",
     "CompressSettings",
-    "CubePart",
     "checkpoint_digest",
     "code_arrays",
     "code_contents",
-    "encode_blocks",
     "open_codec",
     "plan_codes",
 ]
 
-LABEL_NAMES = (*SPLIT_NAMES, "left_out")
 CODES_SAMPLES_SCHEMA = pa.schema(
     [("split", pa.string()), ("index", pa.int64()), ("t", pa.int64()), ("y", pa.int64()), ("x", pa.int64()), ("sha256", pa.string())]
 )
 """t, y, x: first voxel in the cube; sha256: of codes, valid and origin, decoded."""
-BATCH = 32
 
 
 class CompressSettings(Section):
@@ -66,6 +62,8 @@ class CompressSettings(Section):
     checkpoint: str = Field("checkpoints/vqvae", description="of the model: its folder or checkpoint.json")
     output_root: str = Field("artifacts/codes", description="where versions of codes are published")
     levels: int | None = Field(None, ge=1, le=32, description="residual levels kept; null: all the model has")
+    rate_weight: float = Field(0.2, ge=0, le=1000, description="thousandths of the latent variance a bit is worth; 0: nearest codes")
+    paths: int = Field(4, ge=1, le=64, description="sequences of codes kept a level while choosing")
     shard_samples: int = Field(256, ge=1, le=65_536, description="samples of a stored chunk of codes, the unit that decodes alone")
     reconstruct: str | None = Field(None, description="folder where the reconstruction is published as a cube; null: none")
     report: str | None = Field(None, description="folder of the rate-distortion report on held-out blocks; null: none")
@@ -73,28 +71,6 @@ class CompressSettings(Section):
     workers: int = Field(0, ge=0, le=256, description="processes; 0: this one, with all of PyTorch's threads")
     if_exists: Literal["skip", "clear"] = "skip"
     device: str = Field("cpu", description="cpu, cuda, cuda:1, ...")
-
-
-class CubePart:
-    """The samples of a cube under one label (0 train, 1 val, 2 test, 3 left out), as a ChunkReader reads them."""
-
-    group = "cube"
-
-    def __init__(self, warehouse: Warehouse, label: int, labels: NDArray[np.uint8] | None = None) -> None:
-        assert warehouse.cube is not None
-        self.warehouse, self.name = warehouse, LABEL_NAMES[label]
-        layout = warehouse.cube.layout
-        self.places = CubePlaces(layout, warehouse.cube_table("split") if labels is None else labels, label)
-        compressor = warehouse.manifest.arrays["data"]["codec"]["cname"] or "none"
-        self.specs = {spec.name: spec for spec in cube_arrays(layout, compressor, len(self.places))}
-        self.info = {"chunks": len(self.places.chunk_sizes)}
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def reader(self) -> ChunkReader:
-        part: Any = self
-        return ChunkReader(part, access="pread", verify="always", keep=4)
 
 
 def checkpoint_digest(codec: CubeCodec) -> str:
@@ -111,23 +87,6 @@ def open_codec(path: str, digest: str | None, device: str = "cpu") -> CubeCodec:
         raise StateError("these codes were made with another checkpoint", where=codec.path, expected=f"sha256 {digest[:12]}",
                          found=found[:12], remedy="name the one they were made with: --compress.checkpoint FOLDER")  # fmt: skip
     return codec
-
-
-def encode_blocks(codec: CubeCodec, data: NDArray[np.float32], valid: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """data, valid: [B, T, Y, X, F] of whole inner chunks; codes int64 [B, L, t, y, x]. Blocks of a windowed model are tiles of them."""
-    tiles = [size // part for size, part in zip(data.shape[1:4], codec.block, strict=True)]
-    codes = codec.encode(_cut(torch.from_numpy(data), tiles), _cut(torch.from_numpy(valid), tiles))
-    grid = codes.shape[2:]
-    joined = codes.reshape(len(data), *tiles, codes.shape[1], *grid).permute(0, 4, 1, 5, 2, 6, 3, 7)
-    return joined.reshape(len(data), codes.shape[1], *(n * g for n, g in zip(tiles, grid, strict=True))).numpy()
-
-
-def _cut(value: Tensor, tiles: Sequence[int]) -> Tensor:
-    """[B, T, Y, X, F] to [B * tiles, T / nt, Y / ny, X / nx, F]."""
-    batch, t, y, x, count = value.shape
-    nt, ny, nx = tiles
-    parts = value.reshape(batch, nt, t // nt, ny, y // ny, nx, x // nx, count).permute(0, 1, 3, 5, 2, 4, 6, 7)
-    return parts.reshape(-1, t // nt, y // ny, x // nx, count).contiguous()
 
 
 def code_arrays(samples: int, size: int, levels: int, grid: Sequence[int], codebook_size: int, valid_bits: int) -> tuple[ArraySpec, ...]:
@@ -158,6 +117,7 @@ class CodeLoader:
     device: str
     levels: int
     size: int
+    search: CodeSearch
 
     def __call__(self, payload: tuple[int, int]) -> Block:
         label, chunk = payload
@@ -174,11 +134,11 @@ class CodeLoader:
         dtype = np.uint8 if codec.codebook_size <= 256 else np.uint16
         for first in range(0, len(indices), BATCH):
             some = indices[first : first + BATCH]
-            out: dict[str, NDArray[Any]] = {name: np.empty((len(some), *spec.shape[1:]), spec.dtype) for name, spec in part.specs.items()}
-            reader.fill(list(out), some, out)
-            codes = encode_blocks(codec, out["data"], out["valid"])[:, : self.levels].astype(dtype)
-            bits = np.packbits(out["valid"].reshape(len(some), -1), axis=1)
-            counts = out["valid"].sum(axis=(1, 2, 3))
+            data, valid = read_blocks(part, reader, some)
+            rows = encode_blocks(codec, data, valid, self.search)
+            codes = numbered(rows, self.search).astype(dtype)
+            bits = np.packbits(valid.reshape(len(some), -1), axis=1)
+            counts = valid.sum(axis=(1, 2, 3))
             for at in range(len(some)):
                 yield {"codes": codes[at], "valid": bits[at], "origin": origins[first + at], "count": counts[at]}
 
@@ -219,9 +179,11 @@ def plan_codes(warehouse: Warehouse, settings: CompressSettings) -> tuple[BuildP
             "summary": warehouse.manifest.summary,
         },
         "checkpoint": digest,
-        "settings": {"levels": levels, "shard_samples": settings.shard_samples},
+        "settings": {"levels": levels, "shard_samples": settings.shard_samples, "rate_weight": settings.rate_weight,
+                     "paths": settings.paths},
     }  # fmt: skip
     version, key = version_name(recipe)
+    search = learned_search(codec, warehouse, levels=levels, weight=settings.rate_weight, paths=settings.paths)
     labels = warehouse.cube_table("split")
     splits, total = [], 0
     for label, name in enumerate(LABEL_NAMES):
@@ -235,11 +197,11 @@ def plan_codes(warehouse: Warehouse, settings: CompressSettings) -> tuple[BuildP
         splits.append(SplitPlan(name, specs, payloads, ("",) * chunks, ({},) * chunks, whole_chunks=True))
     summary = {
         "source": warehouse.version, "checkpoint": digest, "levels": levels, "codebook_size": codec.codebook_size,
-        "inner": list(inner), "features": [feature.name for feature in cube.features],
+        "inner": list(inner), "features": [feature.name for feature in cube.features], "codebook_rows": search.order.tolist(),
     }  # fmt: skip
     tools = toolchain() | {"torch": torch.__version__}
     plan = BuildPlan(version, key, recipe, {}, tools, tuple(splits), (), total, total, (), summary, {}, contents=code_contents)
-    loader = CodeLoader(warehouse.folder, settings.checkpoint, digest, settings.device, levels, settings.shard_samples)
+    loader = CodeLoader(warehouse.folder, settings.checkpoint, digest, settings.device, levels, settings.shard_samples, search)
     return plan, loader
 
 
@@ -247,9 +209,11 @@ def code_contents(plan: BuildPlan, results: Sequence[Any], store: Path) -> Conte
     """What a version of codes says about itself; writes the groups' metadata."""
     source = plan.recipe["source"]
     summary = plan.summary | {"valid": [int(n) for n in np.sum([result.facts["valid"] for result in results], axis=0)]}
+    # In the manifest alone: as attributes of every group they would weigh more than some codes.
+    shown = {key: value for key, value in summary.items() if key != "codebook_rows"}
     with consolidated(store, [split.name for split in plan.splits], {"layout": "codes", "version": plan.version}) as groups:
         for split in plan.splits:
-            groups[split.name].attrs.update({"class_names": [], "layout": "codes", "split": split.name, "summary": summary})
+            groups[split.name].attrs.update({"class_names": [], "layout": "codes", "split": split.name, "summary": shown})
             for spec in split.specs:
                 create_array(groups[split.name], spec)
     waiting = iter(results)

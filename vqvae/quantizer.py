@@ -58,6 +58,14 @@ class Quantizer(nn.Module):
         """codes: int64 [N, l], l of the levels from the first on; float32 [N, D]."""
         raise NotImplementedError
 
+    def tables(self) -> list[Tensor]:
+        """What each code of each level adds, float32 [K, D] a level."""
+        raise NotImplementedError
+
+    def measured(self, vectors: Tensor) -> Tensor:
+        """float32 [N, D] as what `tables` are compared with and `decode` gives back approximately."""
+        return vectors
+
     def step(self, step: int, epoch: int) -> dict[str, float]:
         """End an optimizer step: update what follows the data; figures of the step over all ranks.
 
@@ -119,6 +127,9 @@ class EmaQuantizer(Quantizer):
             codes.append(book.nearest(rest))
             rest = rest - book.decode(codes[-1])
         return torch.stack(codes, dim=1)
+
+    def tables(self) -> list[Tensor]:
+        return [book.codes for book in self.books]
 
     def decode(self, codes: Tensor) -> Tensor:
         return torch.stack([book.decode(codes[:, level]) for level, book in zip(range(codes.shape[1]), self.books, strict=False)]).sum(
@@ -187,6 +198,13 @@ class FsqQuantizer(Quantizer):
 
     def encode(self, vectors: Tensor) -> Tensor:
         return self.grid.split(self.grid.bound(vectors), self.levels)
+
+    def tables(self) -> list[Tensor]:
+        every = torch.arange(self.size, device=self.grid.levels.device)
+        return self.grid.parts(every.unsqueeze(1).expand(-1, self.levels))
+
+    def measured(self, vectors: Tensor) -> Tensor:
+        return self.grid.bound(vectors) / (self.grid.levels // 2)
 
     def decode(self, codes: Tensor) -> Tensor:
         return torch.stack(self.grid.parts(codes)).sum(dim=0)

