@@ -88,5 +88,5 @@ def learned_search(codec: CubeCodec, warehouse: Warehouse, *, levels: int, weigh
         tiles = [size // block for size, block in zip(data.shape[1:4], codec.block, strict=True)]
         vectors = codec.vectors(_cut(torch.from_numpy(data), tiles), _cut(torch.from_numpy(valid), tiles)).flatten(0, -2)
         # Every n-th position, so that the tokens of any block size fit in memory.
-        found.append(vectors[:: max(1, len(vectors) * len(chosen) // (BATCH * LEARN_TOKENS))])
-    return learn_search(torch.cat(found), codec.tables[:levels], weight, paths)
+        found.append(vectors[:: max(1, len(vectors) * len(chosen) // (BATCH * LEARN_TOKENS))].cpu())
+    return learn_search(torch.cat(found), [table.cpu() for table in codec.tables[:levels]], weight, paths)

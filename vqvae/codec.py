@@ -41,14 +41,14 @@ class CubeCodec:
 
     @torch.inference_mode()
     def vectors(self, data: Tensor, valid: Tensor) -> Tensor:
-        """float32 [B, t, y, x, D]: what a block's codes approximate. data: float32 [B, T, Y, X, F], valid: bool."""
+        """float32 [B, t, y, x, D], on the codec's device: what a block's codes approximate. data: float32 [B, T, Y, X, F], valid: bool."""
         latent = self.model.latent(data.to(self.device), valid.to(self.device)).movedim(1, -1)
-        return self.model.quantizer.measured(latent.flatten(0, -2)).view(latent.shape).cpu()
+        return self.model.quantizer.measured(latent.flatten(0, -2)).view(latent.shape)
 
     @property
     def tables(self) -> list[Tensor]:
         """What each code of each level adds to a vector, float32 [K, D] a level."""
-        return [table.cpu() for table in self.model.quantizer.tables()]
+        return self.model.quantizer.tables()
 
     @torch.inference_mode()
     def encode(self, data: Tensor, valid: Tensor, search: CodeSearch | None = None) -> Tensor:
@@ -60,7 +60,7 @@ class CubeCodec:
             return self.model.encode(data.to(self.device), valid.to(self.device)).cpu()
         vectors = self.vectors(data, valid)
         rows = search.choose(vectors.flatten(0, -2), self.tables[: len(search.price)])
-        return rows.view(*vectors.shape[:-1], -1).movedim(-1, 1)
+        return rows.view(*vectors.shape[:-1], -1).movedim(-1, 1).cpu()
 
     @torch.inference_mode()
     def decode(self, codes: Tensor) -> Tensor:

@@ -18,7 +18,8 @@ from vqvae.codebook import nearest
 
 __all__ = ["CodeSearch", "learn_search"]
 
-ROWS = 1024
+CELLS = 1 << 21
+"""Vectors x paths x codes that are compared at once, which bounds the memory."""
 ROUNDS = 4
 UNSEEN = 0.01
 """Count of a code that no training token chose."""
@@ -36,11 +37,7 @@ class CodeSearch:
 
     def choose(self, vectors: Tensor, books: Sequence[Tensor]) -> Tensor:
         """Rows of the codebooks, int64 [N, L]. vectors: float32 [N, D]; books: float32 [K, D], a level each."""
-        return torch.cat([_beam(part, books, self.price, self.paths) for part in vectors.split(ROWS)])
-
-    def numbered(self, rows: Tensor) -> Tensor:
-        """Rows int64 [N, L] as numbers on disk."""
-        return torch.stack([self.order[level].argsort()[rows[:, level]] for level in range(rows.shape[1])], dim=1)
+        return _searched(vectors, books, self.price.to(vectors.device), self.paths)
 
 
 def learn_search(vectors: Tensor, books: Sequence[Tensor], weight: float, paths: int) -> CodeSearch:
@@ -49,10 +46,15 @@ def learn_search(vectors: Tensor, books: Sequence[Tensor], weight: float, paths:
     worth = weight / 1000 * float(vectors.var(dim=0, correction=0).sum())
     price = torch.zeros((len(books), size))
     for _ in range(ROUNDS if worth else 1):
-        rows = torch.cat([_beam(part, books, price, min(paths, 2)) for part in vectors.split(ROWS)])
+        rows = _searched(vectors, books, price, min(paths, 2))
         count = torch.stack([torch.bincount(column, minlength=size) for column in rows.T]) + UNSEEN
         price = worth * (-(count / count.sum(dim=1, keepdim=True)).log2() * STEPS).round() / STEPS
     return CodeSearch(price, count.argsort(dim=1, descending=True, stable=True), paths)
+
+
+def _searched(vectors: Tensor, books: Sequence[Tensor], price: Tensor, paths: int) -> Tensor:
+    rows = max(1, CELLS // (paths * len(books[0])))
+    return torch.cat([_beam(part, books, price, paths) for part in vectors.split(rows)])
 
 
 def _beam(vectors: Tensor, books: Sequence[Tensor], price: Tensor, paths: int) -> Tensor:
@@ -61,7 +63,7 @@ def _beam(vectors: Tensor, books: Sequence[Tensor], price: Tensor, paths: int) -
         return _greedy(vectors, books)
     count = len(vectors)
     rest, spent = vectors.unsqueeze(1), vectors.new_zeros((count, 1))
-    path = torch.zeros((count, 1, 0), dtype=torch.int64)
+    path = torch.zeros((count, 1, 0), dtype=torch.int64, device=vectors.device)
     for level, book in enumerate(books):
         error = rest.square().sum(dim=-1, keepdim=True) - 2 * (rest @ book.T) + book.square().sum(dim=1)
         cost = (error + spent.unsqueeze(-1) + price[level]).flatten(1)
