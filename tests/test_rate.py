@@ -278,8 +278,14 @@ def test_other_codecs_are_read_at_the_codes_rates() -> None:
 
     points = [point("VQ-VAE", 0.1, 25), point("A", 1, 30), point("A", 0.01, 20), *(point("B", rate, 9) for rate in (1, 2, 3, 4, 5))]
     assert at_equal_rate(points) == [
-        {"setting": "s", "bits_per_value": 0.01, "bits_per_continuous": 0.1, "psnr": 25, "others": {"A": pytest.approx(25), "B": None},
-         "others_per_value": {"A": pytest.approx(20), "B": None}}
+        {
+            "setting": "s",
+            "bits_per_value": 0.01,
+            "bits_per_continuous": 0.1,
+            "psnr": 25,
+            "others": {"A": pytest.approx(25), "B": None},
+            "others_per_value": {"A": pytest.approx(20), "B": None},
+        }
     ]
     assert few_rates(points) == {"VQ-VAE": "1 rates; other settings need more bytes and err more",
                                  "A": "2 rates; other settings need more bytes and err more"}  # fmt: skip
