@@ -1,7 +1,7 @@
 """A trained VQ-VAE's encoder as a backbone for pictures: what it learnt of raster blocks, read off a picture.
 
 A picture has neither time nor units, so this is a loan, and it is defined here: the picture stands still for all time steps of a block;
-its channels, normalised as values of 0.5 +- 0.25, take the place of the standardised features; every voxel is valid; the grid grows to
+its channels, normalised as values of 0.5 +- 0.25, take the place of the scaled features; every voxel is valid; the grid grows to
 the picture's size. The map is what the last residual block says, before it is squeezed into a code, averaged over time. Only models of
 one continuous feature (given the picture's luma) or of three (by name where they are red, green and blue, else in order) can be filled
 that way; any other is refused, not padded with guesses.

@@ -33,12 +33,13 @@ class VqvaeSettings(TrainSettings):
     """What `train_vqvae` trains, on what, for how long. Triples are (time, y, x) in voxels."""
 
     warehouse: str | None = Field(None, description="a warehouse or one of its versions; null: the newest under build.output_root")
+    clip_norm: float = Field(1.0, gt=0)
     quantizer: Literal["ema", "fsq"] = "ema"
     codebook_size: int = Field(512, ge=4, le=65_536)
-    code_dim: int = Field(32, ge=1, le=1024, description="numbers a latent vector; fsq takes its own from codebook_size")
-    levels: int = Field(6, ge=1, le=32, description="residual levels")
-    level_dropout: float = Field(0.5, ge=0, le=1, description="share of samples decoded from an even draw of 1..levels levels")
-    beta: float = Field(0.4, ge=0, description="weight of the commitment to the codes")
+    code_dim: int = Field(64, ge=1, le=1024, description="numbers a latent vector; fsq takes its own from codebook_size")
+    levels: int = Field(8, ge=1, le=32, description="residual levels")
+    level_dropout: float = Field(0.3, ge=0, le=1, description="share of samples decoded from an even draw of 1..levels levels")
+    beta: float = Field(0.8, ge=0, description="weight of the commitment to the codes")
     cat_weight: float = Field(0.1, ge=0)
     canopy_weight: float = Field(0.2, ge=0)
     huber: float | None = Field(None, gt=0, description="standard deviations from where the squared error is linear; null: never")
@@ -80,7 +81,7 @@ class VqvaeTask:
     """See utils.training.Task. features: the cube's table; chunk: its inner chunk (time, y, x); blocks: a batch of training blocks
     from whose principal components the model begins; None: from random weights."""
 
-    name, section, lr = "VQ-VAE", "vqvae", 3e-3
+    name, section, lr = "VQ-VAE", "vqvae", 2e-3
     headline = ("total", "min")
 
     def __init__(
