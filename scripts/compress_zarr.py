@@ -15,7 +15,7 @@ log = get_log("compress_zarr")
 
 
 def main(settings: Any) -> dict[str, Any]:
-    from vqvae.compress import plan_codes
+    from vqvae.compress import codes_recipe, plan_codes
     from vqvae.rate import stored_rate
     from vqvae.reconstruct import plan_reconstruction
     from warehouse import Warehouse
@@ -23,8 +23,8 @@ def main(settings: Any) -> dict[str, Any]:
     compress, start = settings.compress, time.monotonic()
     cube = Warehouse.open(compress.warehouse or settings.build.output_root)
     root = Path(compress.output_root)
-    plan, load = plan_codes(cube, compress)
-    manifest = publish(plan, load, root, compress)
+    recipe, _ = codes_recipe(cube, compress)
+    manifest = publish(recipe, lambda: plan_codes(cube, compress), root, compress)
     codes = root / manifest.version
     encoded = time.monotonic()
     rate = stored_rate(codes, compress.checkpoint)
@@ -35,7 +35,7 @@ def main(settings: Any) -> dict[str, Any]:
     if compress.reconstruct:
         at = time.monotonic()
         plan, load = plan_reconstruction(codes, compress.checkpoint, device=compress.device)
-        again = publish(plan, load, Path(compress.reconstruct), compress)
+        again = publish(plan.recipe, lambda: (plan, load), Path(compress.reconstruct), compress)
         result |= {"reconstruction": str(Path(compress.reconstruct) / again.version), "decode_seconds": round(time.monotonic() - at, 3)}
     if compress.report:
         from vqvae.rate_report import write_report
@@ -45,16 +45,19 @@ def main(settings: Any) -> dict[str, Any]:
     return result | {"seconds": round(time.monotonic() - start, 3)}
 
 
-def publish(plan: Any, load: Any, root: Path, compress: Any) -> Any:
+def publish(recipe: Any, make_plan: Any, root: Path, compress: Any) -> Any:
     from contextlib import ExitStack
 
+    from warehouse.manifest import version_name
     from warehouse.publish import bake, open_root, published
 
-    manifest = None if compress.if_exists == "clear" else published(root, plan.version)
+    version, _ = version_name(recipe)
+    manifest = None if compress.if_exists == "clear" else published(root, version)
     if manifest is not None:
-        log.info("already there: %s; --compress.if_exists clear makes it again", plan.version)
+        log.info("already there: %s; --compress.if_exists clear makes it again", version)
         return manifest
     open_root(root)
+    plan, load = make_plan()
     with ExitStack() as stack:
 
         def on_plan(plan: Any) -> Any:

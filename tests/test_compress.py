@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tracemalloc
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from scripts import compress_zarr
 from utils.argyaml import SECTIONS, run
 from utils.checkpoint import prefixed, save_checkpoint
 from utils.loader import ChunkLoader
-from vqvae.blocks import encode_blocks, learned_search
+from vqvae.blocks import encode_blocks, learned_search, training_vectors
 from vqvae.codec import restore_vqvae
 from vqvae.compress import CompressSettings, plan_codes
 from vqvae.model import VQVAE, Shape
@@ -80,7 +81,9 @@ def test_codes_open_in_the_loader_with_the_cube_s_splits(made: tuple[Warehouse, 
                 assert batch["codes"].dtype == torch.uint16
                 seen |= {int(at): {key: value[i].clone() for key, value in batch.items()} for i, at in enumerate(batch["index"])}
             for batch in blocks:
-                search = learned_search(codec, cube, levels=2, weight=settings["rate_weight"], paths=settings["paths"])
+                search = learned_search(
+                    codec, training_vectors(codec, cube), levels=2, weight=settings["rate_weight"], paths=settings["paths"]
+                )
                 expected = search.order, codec.encode(batch["data"], batch["valid"], search)
                 for i, at in enumerate(batch["index"].tolist()):
                     rows = [order[seen[at]["codes"][level].long()] for level, order in enumerate(expected[0])]
@@ -147,6 +150,44 @@ def test_fewer_levels_are_a_prefix(made: tuple[Warehouse, str, Warehouse], tmp_p
     assert np.array_equal(one.split("train").array("codes")[:], codes.split("train").array("codes")[:, :1])
     both = CodesOfCube(codes.folder, model, levels=1).decoded(0)[1]
     assert np.array_equal(both, CodesOfCube(one.folder, model).decoded(0)[1], equal_nan=True)
+
+
+def test_chunks_numbered_by_another_search_are_made_again(made: tuple[Warehouse, str, Warehouse], tmp_path: Path) -> None:
+    cube, model, codes = made
+    settings = CompressSettings(checkpoint=model, output_root=str(tmp_path), shard_samples=16)
+    plan, load = plan_codes(cube, settings)
+    # What a rounding on another machine does: two codes of equal use change places.
+    other = load.search.order.clone()
+    other[:, [0, 1]] = other[:, [1, 0]]
+    changed = replace(load, search=replace(load.search, order=other))
+    first = replace(plan, splits=tuple(replace(split, digests=(changed.search.digest,) * len(split.digests)) for split in plan.splits))
+    open_root(tmp_path)
+    calls = iter(range(3))
+
+    def killed(payload: Any) -> Any:
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+        return changed(payload)
+
+    with pytest.raises(KeyboardInterrupt):
+        bake(lambda _: first, lambda _: killed, tmp_path, workers=0, cluster=None, trace=True, on_plan=lambda _: None)
+    bake(lambda _: plan, lambda _: load, tmp_path, workers=0, cluster=None, trace=True, on_plan=lambda _: None)
+    assert Warehouse.open(tmp_path).manifest.digest == codes.manifest.digest
+    for chunk in range(2):
+        one, two = (CodesOfCube(version.folder, model).decoded(chunk)[1] for version in (Warehouse.open(tmp_path), codes))
+        assert np.array_equal(one, two, equal_nan=True)
+
+
+def test_codes_of_an_earlier_release_and_unknown_devices_are_refused(made: tuple[Warehouse, str, Warehouse], tmp_path: Path) -> None:
+    cube, model, _ = made
+    plan, load = plan_codes(cube, CompressSettings(checkpoint=model, shard_samples=16))
+    old = replace(plan, summary={key: value for key, value in plan.summary.items() if key != "codebook_rows"})
+    open_root(tmp_path)
+    bake(lambda _: old, lambda _: load, tmp_path, workers=0, cluster=None, trace=True, on_plan=lambda _: None)
+    with pytest.raises(StoreError, match=r"do not say how they are numbered.*earlier release.*compress_zarr"):
+        CodesOfCube(Warehouse.open(tmp_path).folder, model)
+    with pytest.raises(ConfigError, match="the device cannot be used"):
+        plan_codes(cube, CompressSettings(checkpoint=model, device="nonesuch"))
 
 
 def test_refusals_name_what_is_wrong(made: tuple[Warehouse, str, Warehouse], tmp_path: Path) -> None:

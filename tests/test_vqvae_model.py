@@ -63,6 +63,7 @@ def test_continuous_features_are_divided_by_their_range_and_have_a_mean_variance
     flat = Feature("flat", "continuous", mean=3.0, std=0.0)
     assert units([stray]) == pytest.approx([1.0])
     assert units([flat]) == pytest.approx([1e-6])
+    assert units([RED, flat, NDVI])[::2] == pytest.approx(UNITS), "a band that never varies changes nothing for the others"
 
 
 def test_a_perfect_network_gives_the_data_back_in_physical_units() -> None:

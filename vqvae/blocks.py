@@ -16,7 +16,7 @@ from warehouse.cubes import CubePlaces, cube_arrays
 from warehouse.schema import SPLIT_NAMES
 from warehouse.store import ChunkReader, Warehouse
 
-__all__ = ["BATCH", "LABEL_NAMES", "CubePart", "encode_blocks", "learned_search", "numbered", "read_blocks"]
+__all__ = ["BATCH", "LABEL_NAMES", "CubePart", "encode_blocks", "learned_search", "numbered", "read_blocks", "training_vectors"]
 
 LABEL_NAMES = (*SPLIT_NAMES, "left_out")
 BATCH = 32
@@ -76,17 +76,21 @@ def numbered(rows: NDArray[np.int64], search: CodeSearch) -> NDArray[np.int64]:
     return np.stack([search.order[level].argsort().numpy()[rows[:, level]] for level in range(rows.shape[1])], axis=1)
 
 
-def learned_search(codec: CubeCodec, warehouse: Warehouse, *, levels: int, weight: float, paths: int) -> CodeSearch:
-    """Prices and numbers of codes from up to LEARN_BLOCKS training blocks of a cube (of any others where it has none for training)."""
+def training_vectors(codec: CubeCodec, warehouse: Warehouse) -> Tensor:
+    """float32 [N, D], on the CPU: latent vectors of up to LEARN_BLOCKS training blocks of a cube (of any others where it has none)."""
     labels = warehouse.cube_table("split")
     part = next(part for label in range(len(LABEL_NAMES)) if len(part := CubePart(warehouse, label, labels)))
     chosen = np.unique(np.linspace(0, len(part) - 1, min(LEARN_BLOCKS, len(part))).astype(np.int64))
     reader, found = part.reader(), []
     for first in range(0, len(chosen), BATCH):
-        some = chosen[first : first + BATCH]
-        data, valid = read_blocks(part, reader, some)
+        data, valid = read_blocks(part, reader, chosen[first : first + BATCH])
         tiles = [size // block for size, block in zip(data.shape[1:4], codec.block, strict=True)]
         vectors = codec.vectors(_cut(torch.from_numpy(data), tiles), _cut(torch.from_numpy(valid), tiles)).flatten(0, -2)
         # Every n-th position, so that the tokens of any block size fit in memory.
         found.append(vectors[:: max(1, len(vectors) * len(chosen) // (BATCH * LEARN_TOKENS))].cpu())
-    return learn_search(torch.cat(found), [table.cpu() for table in codec.tables[:levels]], weight, paths)
+    return torch.cat(found)
+
+
+def learned_search(codec: CubeCodec, vectors: Tensor, *, levels: int, weight: float, paths: int) -> CodeSearch:
+    """Prices and numbers of codes, from `training_vectors`."""
+    return learn_search(vectors, [table.cpu() for table in codec.tables[:levels]], weight, paths)

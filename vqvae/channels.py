@@ -21,7 +21,7 @@ from warehouse.errors import TrainingError
 __all__ = ["Channels", "Truth", "units"]
 
 MOST_WEIGHT = 10.0
-MOST_DEVIATIONS = 8.0
+MOST_DEVIATIONS, LEAST_UNIT = 8.0, 1e-6
 
 
 class Truth(NamedTuple):
@@ -41,12 +41,13 @@ def units(features: Sequence[Feature]) -> list[float]:
 
     A range counts as MOST_DEVIATIONS standard deviations at most: one stray value must not hide what a feature otherwise says.
     """
-    deviations = [max(each.std or 0.0, 1e-6) for each in features]
-    ranges = [min(max((each.maximum or 0.0) - (each.minimum or 0.0), std), MOST_DEVIATIONS * std)
+    deviations = [each.std or 0.0 for each in features]
+    ranges = [max(min((each.maximum or 0.0) - (each.minimum or 0.0), MOST_DEVIATIONS * std), std, LEAST_UNIT)
               for each, std in zip(features, deviations, strict=True)]  # fmt: skip
-    shares = [(std / size) ** 2 for std, size in zip(deviations, ranges, strict=True)]
-    factor = math.sqrt(sum(shares) / max(1, len(shares)))
-    return [size * factor for size in ranges]
+    # A feature that never varies says nothing of how the others should be scaled.
+    shares = [(std / size) ** 2 for std, size in zip(deviations, ranges, strict=True) if std > 0]
+    factor = math.sqrt(sum(shares) / len(shares)) if shares else 1.0
+    return [max(size * factor, LEAST_UNIT) for size in ranges]
 
 
 class Channels(nn.Module):

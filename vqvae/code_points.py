@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vqvae.blocks import BATCH, encode_blocks, learned_search, numbered
+from vqvae.blocks import BATCH, encode_blocks, learned_search, numbered, training_vectors
 from vqvae.compress import code_arrays
-from vqvae.rate import Distortion, entropy_bits, packed_bytes
+from vqvae.rate import Distortion, entropy_bits, packed, unpacked
 from vqvae.rate_plot import OURS
 from vqvae.reconstruct import CodesOfCube, decode_blocks
+from vqvae.search import CodeSearch
 from warehouse.store import Warehouse
 
 __all__ = ["RATE_WEIGHTS", "code_points"]
@@ -29,40 +30,43 @@ def code_points(version: CodesOfCube, cube: Warehouse, held: Held, shard_samples
     each number of levels, then all levels at each of RATE_WEIGHTS."""
     own = version.warehouse.manifest.recipe["settings"]
     ways = [(version.levels, own["rate_weight"], own["paths"])]
-    ways += [(levels, 0.0, 1) for levels in range(1, version.levels + 1)] + [
-        (version.levels, weight, own["paths"]) for weight in RATE_WEIGHTS
-    ]
+    ways += [(levels, 0.0, 1) for levels in range(1, version.levels + 1)]
+    ways += [(version.levels, weight, own["paths"]) for weight in RATE_WEIGHTS]
+    vectors = training_vectors(version.codec, cube)
     points, guess = [], None
     for levels, weight, paths in dict.fromkeys(ways):
-        point, values = code_point(version, cube, held, levels=levels, weight=weight, paths=paths, size=shard_samples)
-        points.append(point)
+        search = learned_search(version.codec, vectors, levels=levels, weight=weight, paths=paths)
+        point, values = code_point(version, held, search, shard_samples)
+        setting = f"{levels} levels" + (f", rate weight {weight:g}" if weight else "") + (f", {paths} paths" if paths > 1 else "")
+        points.append({"codec": OURS, "setting": setting, "levels": levels, "rate_weight": weight, "paths": paths} | point)
         guess = values if guess is None else guess
     assert guess is not None
     return points, guess
 
 
-def code_point(
-    version: CodesOfCube, cube: Warehouse, held: Held, *, levels: int, weight: float, paths: int, size: int
-) -> tuple[dict[str, Any], Values]:
-    """Bytes and errors of held-out blocks coded that way, and what they decode to."""
+def code_point(version: CodesOfCube, held: Held, search: CodeSearch, size: int) -> tuple[dict[str, Any], Values]:
+    """Bytes and errors of held-out blocks coded that way, and what they decode to. Seconds: network, search, zstd, and back."""
     codec, (data, valid, origins) = version.codec, held
-    search = learned_search(codec, cube, levels=levels, weight=weight, paths=paths)
     batches = [slice(at, at + BATCH) for at in range(0, len(data), BATCH)]
     start = time.perf_counter()
     rows = np.concatenate([encode_blocks(codec, data[some], valid[some], search) for some in batches])
-    encoded = time.perf_counter()
-    guess = np.concatenate([decode_blocks(codec, rows[some], version.cube.layout.inner) for some in batches])
-    decoded = time.perf_counter()
+    levels = rows.shape[1]
     specs = {spec.name: spec for spec in code_arrays(len(data), size, levels, rows.shape[2:], codec.codebook_size, valid[0].size)}
     bits = np.packbits(valid.reshape(len(valid), -1), axis=1)
     arrays = {"codes": numbered(rows, search).astype(specs["codes"].dtype), "valid": bits, "origin": origins.astype(np.int32)}
-    sizes = {name: packed_bytes(arrays[name], spec) for name, spec in specs.items()}
+    files = {name: packed(arrays[name], spec) for name, spec in specs.items()}
+    encoded = time.perf_counter()
+    order = search.order.numpy()
+    numbers = unpacked(files["codes"], specs["codes"], len(data))
+    again = np.stack([order[level][numbers[:, level]] for level in range(levels)], axis=1)
+    guess = np.concatenate([decode_blocks(codec, again[some], version.cube.layout.inner) for some in batches])
+    decoded = time.perf_counter()
+    sizes = {name: sum(map(len, some)) for name, some in files.items()}
     ideal = sum(entropy_bits(rows[:, level], codec.codebook_size) for level in range(levels)) / 8
     errors = Distortion(version.cube.features)
     errors.add(data, guess, valid)
-    setting = f"{levels} levels" + (f", rate weight {weight:g}" if weight else "")
     return {
-        "codec": OURS, "setting": setting, "levels": levels, "rate_weight": weight, "all_features": True, "bytes": sum(sizes.values()),
-        "bytes_by_array": sizes, "ideal_codes_bytes": ideal, "fixed_codes_bytes": rows.size * np.log2(codec.codebook_size) / 8,
-        **errors.figures(), "encode_seconds": encoded - start, "decode_seconds": decoded - encoded,
+        "all_features": True, "bytes": sum(sizes.values()), "bytes_by_array": sizes, "ideal_codes_bytes": ideal,
+        "fixed_codes_bytes": rows.size * np.log2(codec.codebook_size) / 8, **errors.figures(),
+        "encode_seconds": encoded - start, "decode_seconds": decoded - encoded,
     }, guess  # fmt: skip

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from utils.checkpoint import known_model, load_checkpoint, load_module
+from utils.ranks import choose_device
 from vqvae.codebook import CodebookRules
 from vqvae.model import SCALING, VQVAE, Shape
 from vqvae.search import CodeSearch
@@ -31,7 +32,9 @@ class CubeCodec:
     decoding needs, without codebook_bytes."""
 
     def __init__(self, model: VQVAE, path: Path, device: torch.device | str = "cpu") -> None:
-        self.model, self.path, self.device = model.to(device).eval().requires_grad_(False), path, torch.device(device)
+        """Raises ConfigError for a device that cannot be used."""
+        self.device, self.path = choose_device(str(device)), path
+        self.model = model.to(self.device).eval().requires_grad_(False)
         shape = model.shape
         self.features, self.block, self.grid = model.channels.features, shape.block, shape.grid
         self.levels, self.codebook_size = shape.levels, shape.codebook_size

@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
-from vqvae.blocks import BATCH, LABEL_NAMES, CubePart, encode_blocks, learned_search, numbered, read_blocks
+from vqvae.blocks import BATCH, LABEL_NAMES, CubePart, encode_blocks, learned_search, numbered, read_blocks, training_vectors
 from vqvae.codec import CubeCodec, restore_vqvae
 from vqvae.search import CodeSearch
 from warehouse.builder import Block, BuildPlan, SplitPlan
@@ -45,6 +45,7 @@ __all__ = [
     "checkpoint_digest",
     "code_arrays",
     "code_contents",
+    "codes_recipe",
     "open_codec",
     "plan_codes",
 ]
@@ -70,7 +71,7 @@ class CompressSettings(Section):
     report_samples: int = Field(2048, ge=1, description="held-out blocks the report looks at, at most")
     workers: int = Field(0, ge=0, le=256, description="processes; 0: this one, with all of PyTorch's threads")
     if_exists: Literal["skip", "clear"] = "skip"
-    device: str = Field("cpu", description="cpu, cuda, cuda:1, ...")
+    device: str = Field("cpu", description="cpu, auto, cuda, cuda:1, ...")
 
 
 def checkpoint_digest(codec: CubeCodec) -> str:
@@ -149,8 +150,8 @@ def _part(cube: Path, label: int) -> tuple[CubePart, ChunkReader]:
     return part, part.reader()
 
 
-def plan_codes(warehouse: Warehouse, settings: CompressSettings) -> tuple[BuildPlan, CodeLoader]:
-    """The build of a cube's codes and its `load`.
+def codes_recipe(warehouse: Warehouse, settings: CompressSettings) -> tuple[dict[str, Any], CubeCodec]:
+    """What names a cube's version of codes, and its codec.
 
     Raises TrainingError for a warehouse of pictures; StateError for a checkpoint of other features, block or fewer levels; as
     `restore_vqvae` for one that is absent or damaged.
@@ -168,22 +169,24 @@ def plan_codes(warehouse: Warehouse, settings: CompressSettings) -> tuple[BuildP
     if levels > codec.levels:
         raise StateError("the checkpoint has fewer levels", where=codec.path, expected=f"at least {levels}", found=codec.levels,
                          remedy="lower --compress.levels")  # fmt: skip
-    grid = tuple(size // part * cells for size, part, cells in zip(inner, codec.block, codec.grid, strict=True))
-    digest = checkpoint_digest(codec)
-    recipe = {
-        "format_version": FORMAT_VERSION,
-        "code_version": code_version(),
-        "format": "codes",
-        "source": {
-            "version": warehouse.version, "digest": warehouse.manifest.digest, "cube": cube.to_json(),
-            "summary": warehouse.manifest.summary,
-        },
-        "checkpoint": digest,
-        "settings": {"levels": levels, "shard_samples": settings.shard_samples, "rate_weight": settings.rate_weight,
-                     "paths": settings.paths},
+    source = {
+        "version": warehouse.version, "digest": warehouse.manifest.digest, "cube": cube.to_json(), "summary": warehouse.manifest.summary,
     }  # fmt: skip
+    chosen = {"levels": levels, "shard_samples": settings.shard_samples, "rate_weight": settings.rate_weight, "paths": settings.paths}
+    recipe = {"format_version": FORMAT_VERSION, "code_version": code_version(), "format": "codes", "source": source,
+              "checkpoint": checkpoint_digest(codec), "settings": chosen}  # fmt: skip
+    return recipe, codec
+
+
+def plan_codes(warehouse: Warehouse, settings: CompressSettings) -> tuple[BuildPlan, CodeLoader]:
+    """The build of a cube's codes and its `load`; raises what `codes_recipe` does. Takes seconds: prices and numbers are learned here."""
+    recipe, codec = codes_recipe(warehouse, settings)
+    cube = warehouse.cube
+    assert cube is not None
+    inner, digest, levels = cube.layout.inner, recipe["checkpoint"], recipe["settings"]["levels"]
+    grid = tuple(size // part * cells for size, part, cells in zip(inner, codec.block, codec.grid, strict=True))
     version, key = version_name(recipe)
-    search = learned_search(codec, warehouse, levels=levels, weight=settings.rate_weight, paths=settings.paths)
+    search = learned_search(codec, training_vectors(codec, warehouse), levels=levels, weight=settings.rate_weight, paths=settings.paths)
     labels = warehouse.cube_table("split")
     splits, total = [], 0
     for label, name in enumerate(LABEL_NAMES):
@@ -194,7 +197,8 @@ def plan_codes(warehouse: Warehouse, settings: CompressSettings) -> tuple[BuildP
         specs = code_arrays(samples, settings.shard_samples, levels, grid, codec.codebook_size, math.prod(inner) * cube.shape[3])
         chunks = -(-samples // settings.shard_samples)
         payloads = tuple((label, chunk) for chunk in range(chunks))
-        splits.append(SplitPlan(name, specs, payloads, ("",) * chunks, ({},) * chunks, whole_chunks=True))
+        # Learned anew by whoever goes on: on another machine a rounding may number codes otherwise, and then no chunk may be kept.
+        splits.append(SplitPlan(name, specs, payloads, (search.digest,) * chunks, ({},) * chunks, whole_chunks=True))
     summary = {
         "source": warehouse.version, "checkpoint": digest, "levels": levels, "codebook_size": codec.codebook_size,
         "inner": list(inner), "features": [feature.name for feature in cube.features], "codebook_rows": search.order.tolist(),

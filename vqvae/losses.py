@@ -22,7 +22,7 @@ TERMS = ("cont", "cat", "canopy", "vq", "total")
 @dataclass(frozen=True, slots=True)
 class Weights:
     """Of the terms in `total`. beta: commitment to the codes (van den Oord 2017); huber: where the squared error of a continuous
-    feature becomes linear, in its standard deviations; None: never."""
+    feature becomes linear, in scaled units (channels.py); None: never."""
 
     cat: float = 0.1
     canopy: float = 0.2

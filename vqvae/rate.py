@@ -19,10 +19,10 @@ from vqvae.compress import open_codec
 from warehouse import manifest as tables
 from warehouse.cubes import Feature
 from warehouse.schema import ArraySpec
-from warehouse.shards import encode, padded
+from warehouse.shards import decode_into, encode, padded
 from warehouse.store import Warehouse
 
-__all__ = ["Distortion", "entropy_bits", "feature_ranges", "is_byte", "packed_bytes", "stored_rate"]
+__all__ = ["Distortion", "entropy_bits", "feature_ranges", "is_byte", "packed", "packed_bytes", "stored_rate", "unpacked"]
 
 
 def entropy_bits(codes: NDArray[Any], size: int) -> float:
@@ -32,10 +32,23 @@ def entropy_bits(codes: NDArray[Any], size: int) -> float:
     return float(-(counts[counts > 0] * np.log2(share)).sum())
 
 
-def packed_bytes(rows: NDArray[Any], spec: ArraySpec) -> int:
-    """Bytes of the files that hold these rows, headers and checksums included. rows: [n, *spec.shape[1:]]."""
+def packed(rows: NDArray[Any], spec: ArraySpec) -> list[bytes]:
+    """The files that hold these rows, headers and checksums included. rows: [n, *spec.shape[1:]]."""
     size = spec.chunk[0]
-    return sum(len(encode(padded(list(rows[first : first + size]), spec), spec.codec)) for first in range(0, len(rows), size))
+    return [encode(padded(list(rows[first : first + size]), spec), spec.codec) for first in range(0, len(rows), size)]
+
+
+def unpacked(files: Sequence[bytes], spec: ArraySpec, count: int) -> NDArray[Any]:
+    """The first `count` rows of such files."""
+    out = np.empty((len(files), *spec.chunk), spec.dtype)
+    for file, rows in zip(files, out, strict=True):
+        decode_into(memoryview(file), rows, spec.codec, True)
+    return out.reshape(-1, *spec.chunk[1:])[:count]
+
+
+def packed_bytes(rows: NDArray[Any], spec: ArraySpec) -> int:
+    """Bytes of `packed`."""
+    return sum(map(len, packed(rows, spec)))
 
 
 def feature_ranges(features: Sequence[Feature]) -> NDArray[np.float64]:

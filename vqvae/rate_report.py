@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from vqvae.baselines import Blocks, baseline_points
@@ -63,7 +64,8 @@ def write_report(cube: Warehouse, codes: Path, settings: CompressSettings, folde
               "absent": absent_codecs() if facts.continuous else {}, "few_rates": few_rates(points),
               "seams": seams, "lossless_categories": lossless_categories(data, valid, features, mosaic),
               "checkpoint": version.warehouse.manifest.recipe["checkpoint"],
-              "codec_bytes": {"decoder": version.codec.decoder_bytes, "codebook": version.codec.codebook_bytes}}  # fmt: skip
+              "codec_bytes": {"decoder": version.codec.decoder_bytes, "codebook": version.codec.codebook_bytes},
+              "numbering_bytes": len(json.dumps(version.rows.tolist())), "threads": torch.get_num_threads()}  # fmt: skip
     try:
         durable.write_bytes(folder / "report.json", json.dumps(report, indent=1).encode())
         durable.write_bytes(folder / "report.md", table_of(report).encode())
@@ -124,7 +126,7 @@ def other_points(cube: Warehouse, data: NDArray[np.float32], valid: NDArray[np.b
 
 
 def at_equal_rate(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For each point of the codes, every other codec's PSNR at its rate: {setting, levels, bits_per_value, bits_per_continuous, psnr,
+    """For each point of the codes, every other codec's PSNR at its rate: {setting, bits_per_value, bits_per_continuous, psnr,
     others: {codec: dB} at bits_per_continuous, others_per_value: at bits_per_value}; interpolated along log(rate), None outside."""
     curves: dict[str, list[tuple[float, float]]] = {}
     for point in points:
@@ -209,7 +211,12 @@ def table_of(report: dict[str, Any]) -> str:
     lines += ["", "Seams, mean step of the error across borders / inside: " + (", ".join(seams) or "none")]
     apart = ", ".join(f"{name} {size / 1e6:.2f} MB" for name, size in report["codec_bytes"].items())
     basis = max((point.get("bytes_apart", 0) for point in report["points"]), default=0)
-    return "\n".join([*lines, "", f"Apart, once for any number of cubes: {apart}, the largest PCA basis {basis / 1e6:.2f} MB.", ""])
+    lines += [
+        "",
+        f"Apart, once for any number of cubes: {apart}, the largest PCA basis {basis / 1e6:.2f} MB. Apart, once a version: which code has which",
+        f"number, {report['numbering_bytes'] / 1e6:.3f} MB of its manifest. Seconds: the network on {report['threads']} threads.",
+    ]
+    return "\n".join([*lines, ""])
 
 
 def _equal_rate_table(rows: list[dict[str, Any]], key: str, rate: str, text: str) -> list[str]:

@@ -46,7 +46,13 @@ class CodesOfCube:
         self.codec = open_codec(str(checkpoint), recipe["checkpoint"], device)
         self.cube, self.source = Cube.of(recipe["source"]["cube"]), recipe["source"]
         self.levels = min(levels or recipe["settings"]["levels"], recipe["settings"]["levels"])
-        self.rows = np.array(self.warehouse.manifest.summary["codebook_rows"], np.int64)
+        rows = np.array(self.warehouse.manifest.summary.get("codebook_rows", ()), np.int64)
+        if rows.shape != (recipe["settings"]["levels"], self.codec.codebook_size):
+            raise StoreError(
+                "these codes do not say how they are numbered", where=self.warehouse.location,
+                found="a version made by an earlier release", remedy="make it again with python -m scripts.compress_zarr",
+            )  # fmt: skip
+        self.rows = rows
         self.splits: list[Split] = [self.warehouse.split(name) for name in self.warehouse.splits]
         self.readers = [split.reader(access="pread", verify="first_touch", keep=12) for split in self.splits]
         self.labels = [LABEL_NAMES.index(split.name) for split in self.splits]

@@ -8,6 +8,7 @@ few values. A function of (checkpoint, cube, settings). Given up: context betwee
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,6 +35,11 @@ class CodeSearch:
     price: Tensor
     order: Tensor
     paths: int
+
+    @property
+    def digest(self) -> str:
+        """sha256 of prices and numbers: what another one would code and number otherwise."""
+        return hashlib.sha256(self.price.numpy().tobytes() + self.order.numpy().tobytes()).hexdigest()
 
     def choose(self, vectors: Tensor, books: Sequence[Tensor]) -> Tensor:
         """Rows of the codebooks, int64 [N, L]. vectors: float32 [N, D]; books: float32 [K, D], a level each."""

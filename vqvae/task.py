@@ -42,7 +42,7 @@ class VqvaeSettings(TrainSettings):
     beta: float = Field(0.8, ge=0, description="weight of the commitment to the codes")
     cat_weight: float = Field(0.1, ge=0)
     canopy_weight: float = Field(0.2, ge=0)
-    huber: float | None = Field(None, gt=0, description="standard deviations from where the squared error is linear; null: never")
+    huber: float | None = Field(None, gt=0, description="scaled error (channels.py) from where the squared error is linear; null: never")
     stride: Size = Field((5, 4, 4), description="voxels a latent position")
     patch: Size = Field((5, 4, 4), description="voxels the stem folds into channels; a divisor of stride")
     width: int = Field(128, ge=8, le=4096, multiple_of=8)
