@@ -237,7 +237,8 @@ def test_what_is_not_installed_is_named_and_left_out(monkeypatch: pytest.MonkeyP
     names = {coded.codec for coded in baseline_points(blocks, blocks)}
     assert not any("JPEG" in name or name in {"ZFP", "SZ3"} for name in names)
     report: dict[str, Any] = {"blocks": 2, "split": "val", "byte_features": [], "points": [], "at_equal_rate": [], "absent": absent,
-                              "few_rates": {}, "lossless_categories": {}, "seams": {}, "codec_bytes": {}}  # fmt: skip
+                              "few_rates": {}, "lossless_categories": {}, "seams": {}, "codec_bytes": {}, "numbering_bytes": 0,
+                              "threads": 1}  # fmt: skip
     assert "* ZFP: not measured, the package zfpy is not installed" in table_of(report)
 
 

@@ -213,8 +213,9 @@ def table_of(report: dict[str, Any]) -> str:
     basis = max((point.get("bytes_apart", 0) for point in report["points"]), default=0)
     lines += [
         "",
-        f"Apart, once for any number of cubes: {apart}, the largest PCA basis {basis / 1e6:.2f} MB. Apart, once a version: which code has which",
-        f"number, {report['numbering_bytes'] / 1e6:.3f} MB of its manifest. Seconds: the network on {report['threads']} threads.",
+        f"Apart, once for any number of cubes: {apart}, the largest PCA basis {basis / 1e6:.2f} MB.",
+        f"Apart, once a version: which code has which number, {report['numbering_bytes'] / 1e6:.3f} MB of its manifest.",
+        f"Seconds: the network on {report['threads']} threads.",
     ]
     return "\n".join([*lines, ""])
 
