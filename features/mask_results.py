@@ -3,7 +3,7 @@
     <folder>/<version>/stitched/<picture>.zarr   masks/<picture>.png   sheets/<picture>.png   index.html   scores.json
 
 `version` names the probabilities and the way they were blended. A picture whose stitched Zarr is there is not stitched again: it appears by
-a rename, after all of it is durable.
+a rename, after all of it is durable. Of several processes that come at once one stitches a picture and the others wait for it.
 Memory: one band of `features.stitch`, one overview of SIDE pixels.
 """
 
@@ -32,9 +32,11 @@ from warehouse import durable
 from warehouse import manifest as tables
 from warehouse.store import Warehouse
 
-__all__ = ["Stitched", "parents_of", "peak_memory_gb", "picture_names", "stitch_pictures"]
+__all__ = ["Stitched", "parents_of", "peak_memory_gb", "picture_names", "stitch_pictures", "stitched_paths"]
 
 LONGEST_NAME = 150
+WAIT_S = 86_400.0
+"""For another process's picture, whatever its size; the lock of a killed one is free at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,31 +68,42 @@ def _safe(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9.-]+", "_", text).strip("_.") or "picture"
 
 
-def stitch_pictures(patches: Warehouse, probabilities: Warehouse, folder: Path, *, blend: Blend, tolerance: float,
+def stitched_paths(patches: Warehouse, folder: Path, version: str, blend: Blend) -> dict[str, Path]:
+    """source -> where its stitched Zarr lies or will lie. version: of the probabilities."""
+    names = picture_names([source for source, *_ in parents_of(patches)])
+    return {source: folder / f"{version}-{blend}" / "stitched" / f"{name}.zarr" for source, name in names.items()}
+
+
+def stitch_pictures(patches: Warehouse, probabilities: Path, folder: Path, *, blend: Blend, tolerance: float,
                     progress: Callable[[int], None] | None = None) -> Stitched:  # fmt: skip
-    """Stitch, score and draw every picture of a version of patches."""
+    """Stitch, score and draw every picture of a version of patches.
+
+    probabilities: folder of their version, which need not be there any more where every picture is stitched.
+    """
     settings, mask_values = patches.manifest.recipe["settings"], patches.manifest.recipe["mask_values"]
     classes = len(patches.manifest.class_names)
     # A class may be declared by several values: the smallest stands for it.
     values = np.zeros(256, np.uint8)
     for value, index in sorted(mask_values.items(), key=lambda item: -int(item[0])):
         values[index] = int(value)
-    folder = folder / f"{probabilities.version}-{blend}"
+    paths = stitched_paths(patches, folder, probabilities.name, blend)
+    folder = folder / f"{probabilities.name}-{blend}"
     for name in ("stitched", "masks", "sheets"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    parents = parents_of(patches)
-    names = picture_names([source for source, *_ in parents])
     totals: dict[str, MaskTally] = {}
     pictures = []
-    for source, split, width, height in parents:
-        path = folder / "stitched" / f"{names[source]}.zarr"
+    for source, split, width, height in parents_of(patches):
+        path = paths[source]
         if not path.exists():
-            about = {"source": source, "split": split, "probabilities": probabilities.version, "patches": patches.version, "blend": blend}
-            stitch(patches_of(patches, probabilities, source), path, height=height, width=width, size=settings["patch_size"],
-                   overlap=settings["overlap"], classes=classes, blend=blend, truth=split != PREDICT, attributes=about)  # fmt: skip
+            named: dict[str, Any] = {"source": source, "split": split, "probabilities": probabilities.name}
+            with durable.lock(folder / ".lock-stitch", wait_s=WAIT_S):
+                if not path.exists():
+                    stitch(patches_of(patches, Warehouse.open(probabilities), source), path, height=height, width=width,
+                           size=settings["patch_size"], overlap=settings["overlap"], classes=classes, blend=blend,
+                           truth=split != PREDICT, attributes=named | {"patches": patches.version, "blend": blend})  # fmt: skip
         group = open_stitched(path)
         label, truth = group["label"], group.get("truth")
-        write_mask(folder / "masks" / f"{names[source]}.png", (values[band] for band in _bands(label)), width, height)
+        write_mask(folder / "masks" / f"{path.stem}.png", (values[band] for band in _bands(label)), width, height)
         tally = None
         if truth is not None:
             tally = MaskTally(classes, tolerance)
@@ -98,10 +111,10 @@ def stitch_pictures(patches: Warehouse, probabilities: Warehouse, folder: Path, 
             for part in (split, "held_out") if split != "train" else (split,):
                 totals.setdefault(part, MaskTally(classes, tolerance)).merge(tally)
         step = -(-max(width, height) // SIDE)
-        sheet = folder / "sheets" / f"{names[source]}.png"
+        sheet = folder / "sheets" / f"{path.stem}.png"
         said, known = _every(label, step), None if truth is None else _every(truth, step)
         draw_sheet(sheet, overview(patches, source, width, height, step), said, known, classes)
-        pictures.append({"name": source, "split": split, "size": f"{width} x {height}", "mask": f"masks/{names[source]}.png",
+        pictures.append({"name": source, "split": split, "size": f"{width} x {height}", "mask": f"masks/{path.stem}.png",
                          "sheet": f"sheets/{sheet.name}", "scores": None if tally is None else tally.scores()})  # fmt: skip
         if progress is not None:
             progress(1)

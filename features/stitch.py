@@ -102,6 +102,7 @@ def stitch(patches: Iterable[tuple[NDArray[Any], NDArray[np.uint8] | None]], tar
            attributes: dict[str, Any] | None = None) -> Path:  # fmt: skip
     """Write the Zarr group `target` from patches in the order of `patch_boxes`; it is there whole or not at all.
 
+    One at a time a target, which is the caller's care: what another began is cleared away. `stitch_pictures` holds a lock.
     patches: (probability [classes, size, size], mask or None). Raises StoreError when their number is not the picture's.
     """
     import zarr

@@ -18,7 +18,6 @@ log = get_log("segment_patches")
 def main(settings: Any) -> dict[str, Any]:
     from features.mask_results import peak_memory_gb, stitch_pictures
     from features.patches import write_patch_manifest
-    from warehouse import Warehouse
 
     segment, start = settings.segment, time.monotonic()
     patches = cut(segment)
@@ -34,7 +33,7 @@ def main(settings: Any) -> dict[str, Any]:
         log.info("%d prediction jobs left; next: the same command again", left)
         return {**result, "dice": None, "iou": None, "masks": 0, "peak_memory_gb": peak_memory_gb()}
     with progress(None, "pictures", "stitching") as bar:
-        done = stitch_pictures(patches, Warehouse.open(probabilities), segment.folder, blend=segment.blend,
+        done = stitch_pictures(patches, probabilities, segment.folder, blend=segment.blend,
                                tolerance=segment.boundary_tolerance, progress=bar.advance)  # fmt: skip
     scores = done.scores.get("test") or done.scores.get("held_out") or done.scores.get("train") or {}
     log.info("%d masks; look at %s", len(done.pictures), done.folder / "index.html")
@@ -130,8 +129,9 @@ def train(settings: Any, patches: Any) -> dict[str, Any]:
 
 
 def predict(segment: Any, patches: Any, folder: Path) -> tuple[Path | None, int]:
-    from features.jobs import FeatureSettings, open_queue, publish_features, run_jobs
+    from features.jobs import FeatureSettings, open_queue, publish_features, recover_jobs, run_jobs
     from features.mask_jobs import plan_probabilities
+    from features.mask_results import stitched_paths
     from features.unet import restore_unet
     from utils.checkpoint import load_checkpoint
     from utils.ranks import choose_device
@@ -143,7 +143,11 @@ def predict(segment: Any, patches: Any, folder: Path) -> tuple[Path | None, int]
     open_root(root)
     if published(root, plan.version) is not None:
         return root / plan.version, 0
+    if all(path.exists() for path in stitched_paths(patches, segment.folder, plan.version, segment.blend).values()):
+        log.info("every picture is stitched: the probabilities, which are not there, are not predicted again")
+        return root / plan.version, 0
     with open_queue(plan, FeatureSettings(work=str(segment.folder / "jobs"))) as queue:
+        recover_jobs(plan, queue, root)
         left = queue.left()
         with progress(min(left, segment.jobs or left), "jobs", "predicting") as bar:
             run_jobs(plan, load, queue, root, limit=segment.jobs, progress=bar.advance)

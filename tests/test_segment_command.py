@@ -8,7 +8,10 @@ import os
 import re
 import shutil
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -245,6 +248,56 @@ def test_stitching_that_was_stopped_goes_on_with_the_next_picture(pictures: Path
     assert len(done) == len(set(done)) == 7
     assert done[:3] == first
     assert files(results(tmp_path / "out") / "masks") == files(results(finished) / "masks")
+
+
+def test_of_two_commands_that_stitch_at_once_each_picture_is_stitched_by_one(finished: Path, tmp_path: Path,
+                                                                             monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    output, begun, real = tmp_path / "out", [], mask_results.stitch
+    shutil.copytree(finished, output)
+    shutil.rmtree(results(output))
+    (probabilities,) = (output / "probabilities").glob("v*")
+    start = threading.Barrier(2)
+
+    def slow(cuts: Any, target: Path, **more: Any) -> Path:
+        begun.append(target.name)
+        time.sleep(0.1)
+        return real(cuts, target, **more)
+
+    def one(_: int) -> Any:
+        patches = Warehouse.open(output / "patches")
+        start.wait(30)
+        return mask_results.stitch_pictures(patches, probabilities, output, blend="ramp", tolerance=2).scores
+
+    monkeypatch.setattr(mask_results, "stitch", slow)
+    with ThreadPoolExecutor(2) as pool:
+        scores = list(pool.map(one, range(2)))
+    assert len(begun) == len(set(begun)) == 7
+    assert scores[0] == scores[1]
+    assert files(results(output) / "stitched") == files(results(finished) / "stitched")
+    assert sorted(path.name for path in results(output).iterdir()) == ["index.html", "masks", "scores.json", "sheets", "stitched"]
+
+
+def test_probabilities_may_be_deleted_and_are_predicted_anew_only_where_a_picture_is_not_stitched(
+    pictures: Path, finished: Path, tmp_path: Path, segment: Callable[..., Outcome]
+) -> None:
+    output = tmp_path / "out"
+    shutil.copytree(finished, output)
+    shutil.rmtree(output / "probabilities")
+    shutil.rmtree(results(output) / "masks")
+    code, result, _ = segment(pictures, output)
+    assert code == 0
+    assert result is not None
+    assert result["scores"] == json.loads((results(finished) / "scores.json").read_text())["scores"]
+    assert files(results(output)) == files(results(finished))
+    assert not list((output / "probabilities").glob("v*"))
+    assert {row["attempts"] for row in queue_rows(output)} == {1}
+    shutil.rmtree(results(output) / "stitched" / "images_free.zarr")
+    code, result, _ = segment(pictures, output)
+    assert code == 0
+    assert result is not None
+    assert (result["masks"], result["jobs_left"]) == (7, 0)
+    assert digest(output) == digest(finished)
+    assert files(results(output)) == files(results(finished))
 
 
 def test_another_blend_is_another_folder_and_nothing_is_predicted_again(pictures: Path, finished: Path, tmp_path: Path,
