@@ -266,10 +266,30 @@ def test_every_lossless_packing_gives_back_what_it_took() -> None:
     laid = mosaic.lay(numbers[..., None])[..., 0]
     found = lossless_categories(np.where(valid, data, np.nan).astype(np.float32), valid, [land], mosaic)["land"]
     for name, (encode, decode) in PACKINGS.items():
-        stream = encode(laid, 5)
-        assert np.array_equal(decode(stream, 5, laid.size), laid.reshape(-1)), name
-        assert found["packings"][name]["bytes"] == len(stream) + mask_bytes(valid)
+        streams = encode(laid, 5)
+        assert len(streams) == 1
+        assert np.array_equal(decode(streams, 5, laid.size), laid.reshape(-1)), name
+        assert found["packings"][name]["bytes"] == len(streams[0]) + mask_bytes(valid)
     assert found["bits_per_value"] == min(8 * size["bytes"] for size in found["packings"].values()) / valid.sum()
+
+
+def test_categories_of_more_pixels_than_pillow_opens_are_several_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    land = Feature("land", "categorical", codes=(1, 2, 3))
+    data = rng.integers(1, 4, (4, 5, 32, 32, 1)).astype(np.float32)
+    valid, mosaic = np.ones(data.shape, bool), row_of_blocks(4)
+    laid = mosaic.lay(class_numbers(data[..., 0], valid[..., 0], land.codes)[..., None])[..., 0]
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", laid.size // 3)
+    monkeypatch.setattr(picture_codecs, "STREAM_PIXELS", laid.size // 4)
+    found = lossless_categories(data, valid, [land], mosaic)["land"]["packings"]
+    for name in ("PNG", "JPEG 2000, reversible"):
+        encode, decode = PACKINGS[name]
+        streams = encode(laid, 3)
+        assert len(streams) == 4
+        assert np.array_equal(decode(streams, 3, laid.size), laid.reshape(-1)), name
+        assert found[name]["bytes"] == sum(map(len, streams)) + mask_bytes(valid)
 
 
 def test_other_codecs_are_read_at_the_codes_rates() -> None:

@@ -1,7 +1,7 @@
 """Lossless packings of a categorical feature, to set beside what a VQ-VAE keeps of it: the best of several counts.
 
 Classes are numbered from 0 in the order of their codes; what is missing is class 0 and told apart by the bits of `valid`, charged to
-every packing. Streams hold all held-out blocks; only the first can be read by stored chunk.
+every packing. Streams hold all held-out blocks, pictures as many rows as Pillow will open; only the first can be read by stored chunk.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from vqvae.baselines import mask_bytes
 from vqvae.mosaic import Mosaic
-from vqvae.picture_codecs import absent_codecs
+from vqvae.picture_codecs import absent_codecs, row_parts
 from vqvae.rate import packed_bytes
 from warehouse.cubes import Feature
 from warehouse.schema import ArraySpec, Codec
@@ -34,56 +34,62 @@ def class_numbers(values: NDArray[Any], valid: NDArray[np.bool_], codes: Sequenc
     return np.searchsorted(order, np.where(valid, values, order[0])).astype(np.uint8)
 
 
-def pack_bits(numbers: Numbers, classes: int) -> bytes:
+def pack_bits(numbers: Numbers, classes: int) -> list[bytes]:
     """The fewest whole bits a number, as planes of bits, through Blosc-zstd."""
     flat, width = numbers.reshape(-1), max(1, (classes - 1).bit_length())
     planes = np.stack([np.packbits(flat >> plane & 1) for plane in range(width)])
-    return bytes(blosc.compress(planes, b"zstd", 9, 0, 0, 1))
+    return [bytes(blosc.compress(planes, b"zstd", 9, 0, 0, 1))]
 
 
-def unpack_bits(data: bytes, classes: int, count: int) -> Numbers:
+def unpack_bits(streams: Sequence[bytes], classes: int, count: int) -> Numbers:
     """The inverse of `pack_bits`: uint8 [count]."""
-    planes = np.frombuffer(blosc.decompress(data), np.uint8).reshape(max(1, (classes - 1).bit_length()), -1)
+    planes = np.frombuffer(blosc.decompress(streams[0]), np.uint8).reshape(max(1, (classes - 1).bit_length()), -1)
     bits = np.unpackbits(planes, axis=1, count=count)
     out: Numbers = np.bitwise_or.reduce(bits << np.arange(len(bits), dtype=np.uint8)[:, None], axis=0)
     return out
 
 
-def as_picture(kind: str, **options: Any) -> Callable[[Numbers, int], bytes]:
-    """Planes below each other as one grey picture. numbers: [time, rows, columns]."""
+def as_picture(kind: str, **options: Any) -> Callable[[Numbers, int], list[bytes]]:
+    """Planes below each other as one grey picture, or several where it would be too large. numbers: [time, rows, columns]."""
 
-    def encode(numbers: Numbers, classes: int) -> bytes:
+    def encode(numbers: Numbers, classes: int) -> list[bytes]:
         from PIL import Image
 
-        buffer = io.BytesIO()
-        Image.fromarray(numbers.reshape(-1, numbers.shape[-1])).save(buffer, kind, **options)
-        return buffer.getvalue()
+        streams = []
+        for part in row_parts(numbers.reshape(-1, numbers.shape[-1]), axis=0):
+            buffer = io.BytesIO()
+            Image.fromarray(part).save(buffer, kind, **options)
+            streams.append(buffer.getvalue())
+        return streams
 
     return encode
 
 
-def from_picture(data: bytes, classes: int, count: int) -> Numbers:
+def from_pictures(streams: Sequence[bytes], classes: int, count: int) -> Numbers:
     from PIL import Image
 
-    with Image.open(io.BytesIO(data)) as picture:
-        return np.asarray(picture).reshape(-1)
+    parts = []
+    for stream in streams:
+        with Image.open(io.BytesIO(stream)) as picture:
+            parts.append(np.asarray(picture).reshape(-1))
+    return np.concatenate(parts)
 
 
-def xz(numbers: Numbers, classes: int) -> bytes:
-    return lzma.compress(numbers.tobytes(), preset=9)
+def xz(numbers: Numbers, classes: int) -> list[bytes]:
+    return [lzma.compress(numbers.tobytes(), preset=9)]
 
 
-def unxz(data: bytes, classes: int, count: int) -> Numbers:
-    return np.frombuffer(lzma.decompress(data), np.uint8)
+def unxz(streams: Sequence[bytes], classes: int, count: int) -> Numbers:
+    return np.frombuffer(lzma.decompress(streams[0]), np.uint8)
 
 
-PACKINGS: dict[str, tuple[Callable[[Numbers, int], bytes], Callable[[bytes, int, int], Numbers]]] = {
+PACKINGS: dict[str, tuple[Callable[[Numbers, int], list[bytes]], Callable[[Sequence[bytes], int, int], Numbers]]] = {
     "planes of bits + zstd": (pack_bits, unpack_bits),
     "xz": (xz, unxz),
-    "PNG": (as_picture("PNG", optimize=True), from_picture),
-    "JPEG 2000, reversible": (as_picture("JPEG2000", irreversible=False, no_jp2=True), from_picture),
+    "PNG": (as_picture("PNG", optimize=True), from_pictures),
+    "JPEG 2000, reversible": (as_picture("JPEG2000", irreversible=False, no_jp2=True), from_pictures),
 }
-"""name -> (encode numbers [time, rows, columns] of so many classes, decode to [count])."""
+"""name -> (encode numbers [time, rows, columns] of so many classes to streams, decode to [count])."""
 
 
 def lossless_categories(
@@ -108,11 +114,11 @@ def lossless_categories(
             if "JPEG 2000" in name and "JPEG 2000" in absent_codecs():
                 continue
             start = time.perf_counter()
-            stream = encode(laid, len(feature.codes))
+            streams = encode(laid, len(feature.codes))
             middle = time.perf_counter()
-            decode(stream, len(feature.codes), laid.size)
+            decode(streams, len(feature.codes), laid.size)
             seconds = {"encode_seconds": middle - start, "decode_seconds": time.perf_counter() - middle}
-            sizes[name] = {"bytes": len(stream)} | seconds
+            sizes[name] = {"bytes": sum(map(len, streams))} | seconds
         mask, count = mask_bytes(valid[..., at : at + 1]), max(1, int(valid[..., at].sum()))
         for each in sizes.values():
             each["bytes"] += mask

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Coded", "absent_codecs", "front", "jpeg2000", "sz3", "zfp"]
+__all__ = ["Coded", "absent_codecs", "front", "jpeg2000", "row_parts", "sz3", "zfp"]
 
 Array = NDArray[np.float32]
 QUALITIES = (14.0, 17.0, 20.0, 23.0, 26.0, 29.0, 32.0, 36.0)
@@ -77,6 +77,11 @@ def front(makers: Sequence[Callable[[], Coded]], truth: Array, valid: NDArray[np
             yield makers[at]()
 
 
+def row_parts(planes: NDArray[Any], axis: int) -> list[NDArray[Any]]:
+    """Consecutive parts along the axis of rows, each of about STREAM_PIXELS at most: a picture each."""
+    return np.array_split(planes, min(planes.shape[axis], -(-planes.size // STREAM_PIXELS)), axis=axis)
+
+
 def jpeg2000(name: str, laid: Array, basis: Array, *, dates: bool = False) -> Iterator[Coded]:
     """laid: [time, rows, columns, C]. basis: orthonormal [C, C]; with `dates` [time * C, time * C], over dates and features at once."""
     time_steps, rows, columns, count = laid.shape
@@ -98,7 +103,7 @@ def jpeg2000(name: str, laid: Array, basis: Array, *, dates: bool = False) -> It
         start = time.perf_counter()
         planes = planes_of(laid)
         scale = 32_767 / max(float(np.abs(planes).max()), 1e-6)
-        parts = np.array_split(planes, min(rows, -(-planes.size // STREAM_PIXELS)), axis=1)
+        parts = row_parts(planes, axis=1)
         streams = [_encode_j2k(part, scale, quality) for part in parts]
         middle = time.perf_counter()
         back = np.concatenate([_decode_j2k(stream, scale, part.shape) for stream, part in zip(streams, parts, strict=True)], axis=1)
