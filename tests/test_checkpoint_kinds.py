@@ -27,6 +27,7 @@ def saved(folder: Path, model: Any) -> Path:
     [
         ({"kind": "vqvae"}, r"expected kind tiny or big, found kind 'vqvae'; .*compress_zarr --compress\.checkpoint .*/c; train"),
         ({"kind": "head-linear"}, "found kind 'head-linear'"),
+        ({"kind": "finetuned"}, r"found kind 'finetuned'; .*extract_features --features\.encoder .*/c; train"),
         ({}, "found no kind of model"),
         (None, "found no kind of model"),
     ],

@@ -58,6 +58,7 @@ TAKERS = {
     "big": "infer_view --infer.checkpoint",
     "vqvae": "compress_zarr --compress.checkpoint",
     "unet": "segment_patches --segment.checkpoint",
+    "finetuned": "extract_features --features.encoder",
     **{f"head-{kind}": "train_head --head.checkpoint" for kind in ("linear", "mlp", "attention")},
 }
 """Kind of model -> the command that takes its checkpoints."""
