@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from utils.checkpoint import load_checkpoint
-from utils.ranks import Ranks
+from utils.memory import MemoryBudget
+from utils.ranks import Ranks, to_device
 from utils.training import Trainer, TrainSettings, seeded
 from warehouse.errors import ConfigError, StateError, TrainingError
 
@@ -214,6 +215,62 @@ def test_running_out_of_memory_names_the_batch_size_and_a_smaller_one(tmp_path, 
 
     with pytest.raises(TrainingError, match=r"batch_size 4; try --fake\.batch_size 2 --fake\.accumulate 2"):
         train(tmp_path, FakeTask(fail))
+
+
+def on_budget(output, loader=None, **changes):
+    budget = MemoryBudget(None, torch.device("cpu"))
+    return Trainer(FakeTask(), settings(**changes), loader or FakeLoader(), FakeLoader(), output, ranks=ALONE, budget=budget)
+
+
+@pytest.mark.parametrize("call", [0, 3, 6])
+def test_a_batch_whose_upload_runs_out_of_memory_is_trained_on_all_the_same(tmp_path, monkeypatch, call):
+    """Of a step's first batch, of its second, and of one in the second epoch."""
+    train(tmp_path / "whole", epochs=2, accumulate=2)
+    calls = iter(range(1000))
+
+    def upload(batch, device):
+        if next(calls) == (call if call < 6 else 6 + 6):  # the held-out batches' uploads lie between the epochs
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return to_device(batch, device)
+
+    monkeypatch.setattr("utils.training.to_device", upload)
+    trainer = on_budget(tmp_path / "short", epochs=2, accumulate=2)
+    assert trainer.run()["steps"] == 6
+    assert trainer.pieces == 2
+    for one, other in zip(told(tmp_path / "short"), told(tmp_path / "whole"), strict=True):
+        assert (one["step"], one["samples"]) == (other["step"], other["samples"])
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+
+
+def test_a_lack_of_memory_in_the_loader_is_not_the_end_of_the_epoch(tmp_path):
+    class Starving(FakeLoader):
+        def __iter__(self):
+            for at, batch in enumerate(super().__iter__()):
+                if at == 2:
+                    raise MemoryError("in the loader")
+                yield batch
+
+    trainer = on_budget(tmp_path, Starving())
+    with pytest.raises(MemoryError, match="in the loader"):
+        trainer.run()
+    assert (trainer.step, trainer.pieces) == (2, 1)
+
+
+@pytest.mark.parametrize("limit", [None, 10**15])
+def test_a_lack_of_memory_in_the_optimizer_s_step_is_an_error_and_the_step_is_not_applied_twice(tmp_path, limit):
+    trainer = on_budget(tmp_path)
+    trainer.budget.limit = limit
+    steps = []
+
+    def step():
+        steps.append(trainer.step)
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    trainer.optimizer.step = step
+    remedy = r"raise --fake\.memory_budget_gb, or start anew" if limit else "GiB; start anew"
+    with pytest.raises(TrainingError, match=rf"out of memory in the optimizer's step: step 0; .*{remedy} with .*--fake\.batch_size"):
+        trainer.run()
+    assert (steps, trainer.pieces) == ([0], 1)
 
 
 def test_an_error_of_our_own_is_not_taken_for_a_lack_of_memory(tmp_path):

@@ -7,7 +7,7 @@ Design notes: a task's loss is a *sum over samples*; gradients are divided once,
   several ranks and `pad` repeats give what one big batch gives. Nothing random lives here: batches come from the loader's (seed,
   epoch), augmentation from (seed, epoch, sample), so a checkpoint of weights, optimizer and counters resumes bit for bit on a CPU.
   With `epochs: null` the schedule follows the clock, and then runs differ; with epochs, `max_minutes` only ends the session.
-  Ctrl-C ends after the step at hand, with a checkpoint. Out of memory, batches go through in halves, once, where a budget is given.
+  Ctrl-C ends after the step at hand, with a checkpoint. Out of memory in a pass, batches go in halves, once, where a budget is given.
 Assistant guidance: when extending: a task-specific word belongs into the task; keep one device synchronisation a step.
 """
 
@@ -201,31 +201,42 @@ class Trainer:
     def _run_step(self, source: Iterator[dict[str, Tensor]], bar: Any) -> int:
         """One optimizer step over up to `accumulate` batches; how many batches it took."""
         group = min(self.settings.accumulate, self.epoch_batches - self.batches)
-        kept: list[dict[str, Tensor]] = []
-        while True:
-            try:
-                return self._step(itertools.chain(kept, self._fetched(source, group - len(kept), kept)), group, bar)
-            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if not is_shortage(error):
-                    raise
-                found = str(error).split("\n", 1)[0][:80] or "out of memory"
-            # Out here nothing holds the failed pass any more, and the step can be done again from its first batch.
-            self._halve(found)
+        rate, taken, kept, sums = self._learning_rate(), 0, list[dict[str, Tensor]](), dict[str, Tensor]()
+        self.model.train()
+        while taken < group:
+            batch = kept[taken] if taken < len(kept) else self._fetched(source)
+            if batch is None:
+                break
+            if self.budget is not None and taken == len(kept):
+                kept.append(batch)
+            taken += 1
+            if found := self._shortage(batch, sums, last=taken == group):
+                # Out here nothing holds the failed pass any more, and the step can be done again from its first batch.
+                self._halve(found)
+                taken, sums = 0, {}
+        if taken:
+            self._apply(taken, sums, rate, bar)
+        return taken
 
-    def _fetched(self, source: Iterator[dict[str, Tensor]], count: int, kept: list[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
-        """The step's next batches on the device, kept where the step may have to be done again."""
-        for _ in range(count):
-            with self.phases.time("load"):
-                batch = next(source, None)
-                if batch is None:
-                    return
-                batch = to_device(batch, self.device)
+    def _fetched(self, source: Iterator[dict[str, Tensor]]) -> dict[str, Tensor] | None:
+        """The step's next batch as the loader gives it; None at the end."""
+        with self.phases.time("load"):
+            batch = next(source, None)
+        if batch is not None:
             if self.phases.samples == 0:
                 log.info("first batch after %.2f s", self.phases.total["load"])
-            if self.budget is not None:
-                kept.append(batch)
             self.phases.samples += len(batch["index"])
-            yield batch
+        return batch
+
+    def _shortage(self, batch: dict[str, Tensor], sums: dict[str, Tensor], *, last: bool) -> str:
+        """Forward and backward pass of a batch; how memory ran out on the way, or nothing."""
+        try:
+            self._pass(batch, sums, last=last)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not is_shortage(error):
+                raise
+            return str(error).split("\n", 1)[0][:80] or "out of memory"
+        return ""
 
     def _halve(self, found: str) -> None:
         """After an over-run: halves of batches from now on, once. Raises TrainingError where that is not the answer."""
@@ -244,39 +255,42 @@ class Trainer:
         log.warning("over the memory budget at step %d (%s): from here on %d samples at a time, and twice as many times a step",
                     self.step, found, -(-size // 2))  # fmt: skip
 
-    def _step(self, batches: Iterator[dict[str, Tensor]], group: int, bar: Any) -> int:
-        size = self.settings.batch_size
-        rate = self._learning_rate()
-        self.model.train()
-        total, count, taken = torch.zeros((), device=self.device), torch.zeros((), device=self.device), 0
-        parts: dict[str, Tensor] = {}
-        for whole in batches:
-            taken += 1
-            part = -(-len(whole["index"]) // self.pieces)
-            cuts = range(0, len(whole["index"]), part)
-            for start in cuts:
-                batch = whole if self.pieces == 1 else {key: value[start : start + part] for key, value in whole.items()}
-                last = taken == group and start == cuts[-1]
-                with self.budget.watch() if self.budget else contextlib.nullcontext(), self.ranks.sync(self.wrapped, when=last):
-                    with self.phases.time("fwd"), torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
-                        loss, more = self.task.loss(self.wrapped, batch, self.epoch)
-                    with self.phases.time("bwd"):
-                        self.scaler.scale(loss / size).backward()
-                real = (~batch["pad"]).sum() if "pad" in batch else torch.tensor(len(batch["index"]), device=self.device)
-                total, count = total + loss.detach(), count + real
-                parts = {name: parts.get(name, 0) + value for name, value in more.items()}
-        if taken == 0:
-            return 0
+    def _pass(self, whole: dict[str, Tensor], sums: dict[str, Tensor], *, last: bool) -> None:
+        """Gradients of a batch, a piece at a time; its `samples`, `loss` and the loss's parts are added to `sums`."""
+        part = -(-len(whole["index"]) // self.pieces)
+        cuts = range(0, len(whole["index"]), part)
+        for start in cuts:
+            with self.phases.time("load"):
+                piece = whole if self.pieces == 1 else {key: value[start : start + part] for key, value in whole.items()}
+                batch = to_device(piece, self.device)
+            synced = self.ranks.sync(self.wrapped, when=last and start == cuts[-1])
+            with self.budget.watch() if self.budget else contextlib.nullcontext(), synced:
+                with self.phases.time("fwd"), torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+                    loss, more = self.task.loss(self.wrapped, batch, self.epoch)
+                with self.phases.time("bwd"):
+                    self.scaler.scale(loss / self.settings.batch_size).backward()
+            real = (~batch["pad"]).sum() if "pad" in batch else torch.tensor(len(batch["index"]), device=self.device)
+            for name, value in {"samples": real.float(), "loss": loss.detach().float(), **more}.items():
+                sums[name] = sums.get(name, 0) + value
+
+    def _apply(self, taken: int, sums: dict[str, Tensor], rate: float, bar: Any) -> None:
+        """The optimizer's step on the gradients of `taken` batches. Raises TrainingError: what it began cannot be done again in halves."""
         with self.phases.time("opt"):
-            names = ["loss", *parts]
-            values = self.ranks.total(torch.stack([count, total, *parts.values()]).double()).tolist()
-            samples, means = values[0], [value / max(1.0, values[0]) for value in values[1:]]
-            self._check_finite(means[0])
-            figures = self._update(rate, size * self.ranks.count / max(1.0, samples))
+            try:
+                values = self.ranks.total(torch.stack([*sums.values()]).double()).tolist()
+                means = {name: value / max(1.0, values[0]) for name, value in zip(sums, values, strict=True) if name != "samples"}
+                self._check_finite(means["loss"])
+                figures = self._update(rate, self.settings.batch_size * self.ranks.count / max(1.0, values[0]))
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not is_shortage(error):
+                    raise
+                of, found = self.task.section, str(error).split("\n", 1)[0][:80]
+                more = f"raise --{of}.memory_budget_gb, or " if self.budget and self.budget.limit is not None else ""
+                raise TrainingError("out of memory in the optimizer's step", where=f"step {self.step}", found=found or None,
+                                    remedy=f"{more}start anew with a smaller model or --{of}.batch_size") from None  # fmt: skip
         self.step, self.batches = self.step + 1, self.batches + taken
-        self.epoch_loss, self.epoch_samples = self.epoch_loss + values[1], self.epoch_samples + int(samples)
-        self._report(bar, dict(zip(names, means, strict=True)) | figures, rate, int(samples))
-        return taken
+        self.epoch_loss, self.epoch_samples = self.epoch_loss + values[1], self.epoch_samples + int(values[0])
+        self._report(bar, means | figures, rate, int(values[0]))
 
     def _check_finite(self, loss: float) -> None:
         if not math.isfinite(loss):
