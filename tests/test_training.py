@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from utils.checkpoint import load_checkpoint
+from utils.journal import Journal
 from utils.memory import MemoryBudget
 from utils.ranks import Ranks, to_device
 from utils.training import Trainer, TrainSettings, seeded
@@ -271,6 +272,18 @@ def test_a_lack_of_memory_in_the_optimizer_s_step_is_an_error_and_the_step_is_no
     with pytest.raises(TrainingError, match=rf"out of memory in the optimizer's step: step 0; .*{remedy} with .*--fake\.batch_size"):
         trainer.run()
     assert (steps, trainer.pieces) == ([0], 1)
+
+
+def test_a_resumed_run_that_is_killed_before_its_first_step_keeps_its_log(tmp_path):
+    train(tmp_path, epochs=1)
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    journal = Journal(tmp_path, None, active=True, after_step=4)
+    # Read while the journal is open: what kill -9 would leave.
+    assert (tmp_path / "log.jsonl").read_text().splitlines() == lines[:4]
+    journal.line("step", step=5)
+    assert [line["step"] for line in told(tmp_path)] == [1, 2, 3, 4, 5]
+    journal.close()
+    assert not list(tmp_path.glob("*.part"))
 
 
 def test_an_error_of_our_own_is_not_taken_for_a_lack_of_memory(tmp_path):

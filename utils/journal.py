@@ -77,8 +77,11 @@ class Journal:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             lines = _lines_until(self.path, after_step) if after_step is not None else []
-            self.file = open(self.path, "w", encoding="utf-8")  # noqa: SIM115 - closed by close()
-            self.file.writelines(lines)
+            # Cut back in one go: a run killed before its first step leaves the former lines.
+            temp = self.path.with_name(self.path.name + ".part")
+            temp.write_text("".join(lines), encoding="utf-8")
+            os.replace(temp, self.path)
+            self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
             if self.status_path is not None:
                 self.status_path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
