@@ -16,7 +16,7 @@ from torch import nn
 from utils.checkpoint import load_checkpoint
 from utils.journal import Journal
 from utils.memory import MemoryBudget
-from utils.ranks import Ranks, to_device
+from utils.ranks import Ranks, choose_device, to_device
 from utils.training import Trainer, TrainSettings, seeded
 from warehouse.errors import ConfigError, StateError, TrainingError
 
@@ -336,6 +336,14 @@ def test_repeats_that_fill_up_a_rank_change_nothing(tmp_path):
 def test_a_device_that_is_not_there_is_a_typed_error(wanted, match):
     with pytest.raises(ConfigError, match=match):
         Ranks.start(wanted)
+
+
+@pytest.mark.parametrize(("wanted", "rank", "index"), [("cuda", 0, 0), ("cuda", 3, 1), ("auto", 3, 1), ("cuda:0", 3, 0)])
+def test_a_gpu_without_a_number_is_this_rank_s(monkeypatch, wanted, rank, index):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: None)
+    assert choose_device(wanted, rank) == torch.device("cuda", index)
 
 
 def test_fp16_on_a_cpu_is_refused(tmp_path):

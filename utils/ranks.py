@@ -2,7 +2,7 @@
 
 Purpose: device, precision, process group, DDP wrapping, sums and maxima over ranks. With one process everything here is a no-op.
 Used by: detector.predict, features.finetune, scripts.finetune, scripts.infer_view, scripts.segment_patches, scripts.train_detector,
-  scripts.train_vqvae, utils.training
+  scripts.train_vqvae, utils.training, vqvae.codec
 Design notes: torchrun is recognised by RANK, LOCAL_RANK and WORLD_SIZE; NCCL on GPUs, gloo elsewhere.
   Only the first rank writes files and evaluates; the others wait in the next collective.
 Assistant guidance: when extending: every rank must make the same collective calls in the same order, also on the way out.
@@ -25,13 +25,15 @@ __all__ = ["Ranks", "autocast_dtype", "choose_device", "to_device"]
 
 
 def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
-    """`auto` is a GPU where there is one, else the CPU. Raises ConfigError for a device that is not there."""
+    """`auto` is a GPU where there is one, else the CPU; `cuda` is this rank's GPU. Raises ConfigError for a device that is not there."""
+    cuda = torch.cuda.is_available()
     if wanted == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda", local_rank % torch.cuda.device_count())
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        wanted = "cuda" if cuda else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(wanted)
+        if device.type == "cuda" and device.index is None and cuda:
+            # Setting a device and a share of its memory need the number.
+            device = torch.device("cuda", local_rank % torch.cuda.device_count())
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ConfigError("the device cannot be used", where=wanted, found=str(error).split("\n", 1)[0], remedy="use auto or cpu") from None
