@@ -23,10 +23,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from utils.checkpoint import Checkpoint, known_model, load_checkpoint, load_module
+from utils.log import get_log
 from warehouse.errors import ConfigError, StateError
 
 __all__ = ["EFFICIENTNETS", "FINETUNED", "Backbone", "Encoded", "Encoder", "NetworkEncoder", "he_init", "open_encoder"]
 
+log = get_log(__name__)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 EFFICIENTNETS = {
     "efficientnet_b0": (1.0, 1.0, 1280, 224),
@@ -36,6 +38,7 @@ EFFICIENTNETS = {
     "efficientnet_b4": (1.4, 1.8, 1792, 380),
 }
 """name -> width and depth coefficients, pooled channels, picture side: table 1 of arXiv:1905.11946 and its reference code."""
+PREPROCESSING = "preprocessor_config.json"
 RESIZE = "bilinear, antialiased"
 FINETUNED = "finetuned"
 """Kind of a checkpoint that holds a fine-tuned encoder; see `NetworkEncoder.describe`."""
@@ -272,10 +275,17 @@ def _pretrained(source: Path | str, size: int | None, offline: bool) -> NetworkE
         raise ConfigError("the encoder's weights are incomplete", where=where, found=f"without {sorted(loading['missing_keys'])[0]}",
                           remedy=remedy)  # fmt: skip
     side = size or _side(model.config)
-    mean, std = _normalisation(source)
+    mean, std = _normalisation(source, offline)
     lists = [part for part in model.modules() if isinstance(part, nn.ModuleList)]
     blocks = max(lists, key=len, default=list(model.children()))
-    return NetworkEncoder(where, _Transformer(model), list(blocks), size=(side, side), mean=mean, std=std, recipe=_recipe(model))
+    try:
+        return NetworkEncoder(where, _Transformer(model), list(blocks), size=(side, side), mean=mean, std=std, recipe=_recipe(model))
+    except (RuntimeError, ValueError) as error:  # what does not follow from each other shows at the first picture
+        found = " ".join(str(error).split())[:160]
+        if size is not None:
+            raise ConfigError("the encoder does not take pictures of this size", where=where, expected="null: the encoder's own",
+                              found=f"{size}: {found}") from None  # fmt: skip
+        raise ConfigError("the encoder's configuration contradicts itself", where=where, found=found, remedy=remedy) from None
 
 
 def _side(config: Any) -> int:
@@ -283,16 +293,29 @@ def _side(config: Any) -> int:
     return int(side[0] if isinstance(side, list | tuple) else side)
 
 
-def _normalisation(source: Path | str) -> tuple[Sequence[float], Sequence[float]]:
+def _normalisation(source: Path | str, offline: bool) -> tuple[Sequence[float], Sequence[float]]:
     """Mean and deviation that a saved model's preprocessor_config.json declares, else ImageNet's."""
-    path = Path(source) / "preprocessor_config.json"
-    if path.is_file():
-        try:
-            said = json.loads(path.read_bytes())
-            return [float(value) for value in said["image_mean"]], [float(value) for value in said["image_std"]]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError("the encoder's preprocessing does not parse", where=path, found=f"{error}"[:120]) from None
-    return IMAGENET_MEAN, IMAGENET_STD
+    path = Path(source) / PREPROCESSING if isinstance(source, Path) else _cached(source, PREPROCESSING, offline)
+    if path is None:
+        log.warning("%s: no %s to be had, pictures are normalised by ImageNet's mean and deviation", source, PREPROCESSING)
+    if path is None or not path.is_file():
+        return IMAGENET_MEAN, IMAGENET_STD
+    try:
+        said = json.loads(path.read_bytes())
+        return [float(value) for value in said["image_mean"]], [float(value) for value in said["image_std"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError("the encoder's preprocessing does not parse", where=path, found=f"{error}"[:120]) from None
+
+
+def _cached(name: str, file: str, offline: bool) -> Path | None:
+    """A file of a hub model, in the hub's cache; None where the hub has none, or cannot be asked and it was never fetched."""
+    from transformers.utils import cached_file
+
+    try:
+        found = cached_file(name, file, local_files_only=offline)
+    except Exception:  # the hub's client raises its own and HTTP's errors
+        return None
+    return None if found is None else Path(found)
 
 
 def _transformers() -> Any:
