@@ -73,6 +73,14 @@ class FinetuneSettings(FinetuneTraining):
     def folder(self) -> Path:
         return Path(self.output or "checkpoints/finetune")
 
+    def require_other_encoder(self) -> None:
+        """Raises ConfigError for an encoder that lies where the fine-tuned one is written: it would be overwritten by its own successor."""
+        path = Path(self.encoder).expanduser()
+        source = (path.parent if path.name == "checkpoint.json" else path).resolve()
+        if source in {self.folder.resolve(), (self.folder / "training").resolve()}:
+            raise ConfigError("the encoder would be overwritten by what is made of it", where="finetune.output", found=self.folder,
+                              remedy="choose another --finetune.output")  # fmt: skip
+
     def training(self) -> FinetuneTraining:
         """The part that decides the weights, with its state below `folder`."""
         kept = {key: getattr(self, key) for key in FinetuneTraining.model_fields}

@@ -26,6 +26,7 @@ def main(settings: Any) -> dict[str, Any]:
     from warehouse.errors import ConfigError
 
     finetune, start = settings.finetune, time.monotonic()
+    finetune.require_other_encoder()
     ranks = Ranks.start(finetune.device)
     if ranks.count > 1:
         raise ConfigError("fine-tuning on a budget runs in one process", where="WORLD_SIZE", found=ranks.count)

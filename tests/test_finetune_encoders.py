@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -276,6 +277,19 @@ def test_refusals_are_one_line_with_exit_code_1(command, source, tmp_path, flags
     assert (code, result) == (1, None)
     assert re.search(match, err.strip().splitlines()[-1])
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("place", ["out", "out/checkpoint.json", "out/training", "link", "out/../out"])
+def test_an_encoder_is_not_overwritten_by_what_is_made_of_it(command, source, tmp_path, place):
+    encoder = tmp_path / ("out/training" if "training" in place else "out")
+    shutil.copytree(source[1], encoder)
+    (tmp_path / "link").symlink_to("out")
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    code, result, err = command(finetune, "--finetune.warehouse", str(source[0]), "--finetune.encoder", str(tmp_path / place),
+                                "--finetune.output", str(tmp_path / "out"), "--experiments.db", "null")  # fmt: skip
+    assert (code, result) == (1, None)
+    assert re.search(r"would be overwritten.*choose another --finetune\.output", err.strip().splitlines()[-1])
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
 
 
 def test_random_efficientnet_survives_its_own_checkpoint(tmp_path):
