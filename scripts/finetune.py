@@ -43,7 +43,11 @@ def main(settings: Any) -> dict[str, Any]:
         def batches(name: str, **options: Any) -> Any:
             split = warehouse.split(name)
             size = min(finetune.batch_size, max(split.chunk_sizes))
-            return stack.enter_context(ChunkLoader(split, size, arrays=["image"], **settings.loader.model_dump() | options))
+            kept = settings.loader.model_dump()
+            if kept["store"] == "auto":
+                # Not decoded into memory, nor mapped: on a CPU the budget counts all that the process holds.
+                kept["store"] = unheld_store(split)
+            return stack.enter_context(ChunkLoader(split, size, arrays=["image"], **kept | options))
 
         train = batches("train", seed=finetune.seed)
         last = None if final == selection else (final, batches(final, shuffle=False), targets[final])
@@ -74,6 +78,15 @@ def main(settings: Any) -> dict[str, Any]:
         "encoder": encoder.name,
         "blocks": finetune.blocks,
     }
+
+
+def unheld_store(split: Any) -> str:
+    """How to read pictures without holding the split in memory."""
+    from warehouse.remote import Remote
+
+    if isinstance(split.warehouse.store, Remote):
+        return "stream"
+    return "library" if split.foreign(["image"]) else "pread"
 
 
 def our_backbones() -> dict[str, Any]:

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,10 +22,12 @@ from scripts import extract_features, finetune, train_head
 from utils.argyaml import SECTIONS, run
 from utils.book import Book
 from utils.checkpoint import load_checkpoint, prefixed, save_checkpoint
+from utils.loader import ChunkLoader
 from vqvae.model import VQVAE, Shape, space_to_depth
 from vqvae.pictures import PictureMap, vqvae_trunk
 from warehouse.cubes import Feature
 from warehouse.errors import ConfigError, CorruptError, StateError
+from warehouse.remote import Remote
 
 ALL = {**OURS, "tiny": detector_trunk, "big": detector_trunk, "vqvae": vqvae_trunk}
 
@@ -290,6 +293,32 @@ def test_an_encoder_is_not_overwritten_by_what_is_made_of_it(command, source, tm
     assert (code, result) == (1, None)
     assert re.search(r"would be overwritten.*choose another --finetune\.output", err.strip().splitlines()[-1])
     assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
+
+
+def test_the_budget_s_process_does_not_hold_the_splits(command, source, tmp_path, monkeypatch):
+    """`store: auto` decodes what fits an eighth of the free memory, far more than the budget."""
+    stores = []
+
+    class Noted(ChunkLoader):
+        def __init__(self, *args, **more):
+            super().__init__(*args, **more)
+            stores.append((self.split.name, self.store))
+
+    monkeypatch.setattr("utils.loader.ChunkLoader", Noted)
+    asked = ["--finetune.warehouse", str(source[0]), "--finetune.encoder", str(source[1]), "--finetune.blocks", "2",
+             "--finetune.max_minutes", "0.000001", "--experiments.db", "null"]  # fmt: skip
+    assert command(finetune, *asked, "--finetune.output", str(tmp_path / "auto"))[0] == 0
+    assert stores == [("train", "pread"), ("test", "pread"), ("val", "pread")]
+    stores.clear()
+    assert command(finetune, *asked, "--finetune.output", str(tmp_path / "said"), "--loader.store", "memory")[0] == 0
+    assert {store for _, store in stores} == {"memory"}
+
+
+@pytest.mark.parametrize(("place", "foreign", "store"), [("here", {}, "pread"), ("here", {"image": "why"}, "library"),
+                                                        (object.__new__(Remote), {}, "stream")])  # fmt: skip
+def test_pictures_elsewhere_or_of_other_codecs_are_not_held_either(place, foreign, store):
+    split = SimpleNamespace(warehouse=SimpleNamespace(store=place), foreign=lambda names: foreign)
+    assert finetune.unheld_store(split) == store
 
 
 def test_random_efficientnet_survives_its_own_checkpoint(tmp_path):
