@@ -6,6 +6,7 @@ import importlib.util
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vqvae import baselines, picture_codecs
-from vqvae.baselines import Blocks, baseline_points, components, mask_bytes
+from vqvae import baselines, picture_codecs, rate_report
+from vqvae.baselines import Blocks, absent_baselines, baseline_points, components, mask_bytes
 from vqvae.lossless import PACKINGS, class_numbers, lossless_categories
 from vqvae.mosaic import Mosaic, filled
 from vqvae.picture_codecs import Coded, absent_codecs, front, jpeg2000, sz3, zfp
@@ -240,6 +241,41 @@ def test_what_is_not_installed_is_named_and_left_out(monkeypatch: pytest.MonkeyP
                               "few_rates": {}, "lossless_categories": {}, "seams": {}, "codec_bytes": {}, "numbering_bytes": 0,
                               "threads": 1}  # fmt: skip
     assert "* ZFP: not measured, the package zfpy is not installed" in table_of(report)
+
+
+def test_a_basis_over_dates_that_cannot_be_learnt_is_left_out_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "PCA over features and dates + JPEG 2000"
+
+    def blocks(edge: int = 32, first_date: int = 0) -> Blocks:
+        values = np.ascontiguousarray(landscape(blocks=2)[:, :, :edge, :edge])
+        origins = np.array([[first_date, 0, at * edge] for at in range(2)])
+        return Blocks(values, np.ones(values.shape, bool), Mosaic(origins, (5, edge, edge), (5, edge, edge * 2)))
+
+    def left_out(train: Blocks, held: Blocks) -> str | None:
+        absent = absent_baselines(train, held)
+        assert set(absent) <= {name}
+        monkeypatch.setattr(baselines, "jpeg2000", lambda codec, laid, basis, **more: [Coded(codec, "", 1, laid, 0, 0)])
+        assert (name in absent) != (name in {coded.codec for coded in baseline_points(train, held)})
+        return absent.get(name)
+
+    assert left_out(blocks(), blocks()) is None
+    assert left_out(blocks(first_date=5), blocks()) == "the training and the held-out blocks drawn are not of the same dates"
+    assert left_out(blocks(edge=2), blocks()) == "8 training pixels have all dates, and 15 components want more than 30"
+    monkeypatch.setattr(baselines, "MOST_COMPONENTS", 14)
+    assert left_out(blocks(), blocks()) == "dates x features are 15 components, and a basis of more than 14 takes minutes"
+    monkeypatch.setattr(baselines, "absent_codecs", lambda: {"JPEG 2000": "not here"})
+    assert absent_baselines(blocks(), blocks()) == {"JPEG 2000": "not here"}, "one reason is enough"
+
+
+def test_the_report_says_what_other_dates_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    features = tuple(Feature(name, "continuous", minimum=0.0, maximum=1.0) for name in "abc")
+    data, later = landscape(blocks=2), np.array([[5, 0, 0], [5, 0, 32]])
+    monkeypatch.setattr(rate_report, "drawn", lambda *_: (data, np.ones(data.shape, bool), later))
+    monkeypatch.setattr(rate_report, "baseline_points", lambda *_: iter(()))
+    cube: Any = SimpleNamespace(cube=SimpleNamespace(layout=SimpleNamespace(inner=(5, 32, 32), block=(5, 32, 64))))
+    points, absent = rate_report.other_points(cube, data, np.ones(data.shape, bool), features, row_of_blocks(2), [0, 1, 2], 2)
+    assert (points, list(absent)) == ([], ["PCA over features and dates + JPEG 2000"])
+    assert rate_report.other_points(cube, data, np.ones(data.shape, bool), features, row_of_blocks(2), [], 2) == ([], {})
 
 
 def test_holes_are_filled_from_around_and_values_stay() -> None:

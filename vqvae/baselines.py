@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from vqvae.mosaic import Mosaic, filled
 from vqvae.picture_codecs import Coded, absent_codecs, jpeg2000, sz3, zfp
 
-__all__ = ["Blocks", "baseline_points", "components", "mask_bytes"]
+__all__ = ["Blocks", "absent_baselines", "baseline_points", "components", "mask_bytes"]
 
 Array = NDArray[np.float32]
 COARSE = (5.0, 8.0, 11.0, 14.0, 17.0, 20.0, 26.0)
@@ -34,6 +34,7 @@ DEAD_ZONE = 0.6
 """Scores under this many steps become 0: at low rates cheaper than rounding at equal error (docs/log.md)."""
 MOST_COMPONENTS = 2048
 """An eigenbasis of more takes minutes."""
+WITH_DATES = "PCA over features and dates + JPEG 2000"
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,13 @@ def baseline_points(train: Blocks, held: Blocks) -> Iterator[Coded]:
         yield replace(coded, bytes=coded.bytes + mask)
 
 
+def absent_baselines(train: Blocks, held: Blocks) -> dict[str, str]:
+    """What `baseline_points` leaves out: {codec: reason}."""
+    absent = absent_codecs()
+    reason = None if "JPEG 2000" in absent else _no_basis_with_dates(train, held.mosaic)
+    return absent if reason is None else absent | {WITH_DATES: reason}
+
+
 def _points(train: Blocks, held: Blocks, absent: dict[str, str]) -> Iterator[Coded]:
     start = time.perf_counter()
     laid = filled(held.mosaic.lay(held.values), held.mosaic.lay(held.valid))
@@ -87,14 +95,29 @@ def _points(train: Blocks, held: Blocks, absent: dict[str, str]) -> Iterator[Cod
 
 
 def _jpeg2000(train: Blocks, laid: Array, mosaic: Mosaic) -> Iterator[Coded]:
-    count, dates = laid.shape[3], laid.shape[0]
+    count = laid.shape[3]
     yield from jpeg2000("JPEG 2000", laid, np.eye(count, dtype=np.float32))
     yield from jpeg2000("PCA over features + JPEG 2000", laid, components(train.values.reshape(-1, count)))
-    if np.array_equal(train.mosaic.times, mosaic.times) and dates * count <= MOST_COMPONENTS:
-        whole = train.mosaic.lay(np.ones((*train.values.shape[:-1], 1), bool))[..., 0].all(axis=0)
-        series = train.mosaic.lay(train.values)[:, whole].transpose(1, 0, 2).reshape(-1, dates * count)
-        if len(series) > 2 * dates * count:
-            yield from jpeg2000("PCA over features and dates + JPEG 2000", laid, components(series), dates=True)
+    if _no_basis_with_dates(train, mosaic) is None:
+        series = train.mosaic.lay(train.values)[:, _at_every_date(train)].transpose(1, 0, 2)
+        yield from jpeg2000(WITH_DATES, laid, components(series.reshape(len(series), -1)), dates=True)
+
+
+def _at_every_date(train: Blocks) -> NDArray[np.bool_]:
+    """Pixels [rows, columns] that blocks of all dates cover."""
+    covered: NDArray[np.bool_] = train.mosaic.lay(np.ones((*train.values.shape[:-1], 1), bool))[..., 0].all(axis=0)
+    return covered
+
+
+def _no_basis_with_dates(train: Blocks, held: Mosaic) -> str | None:
+    """Why no basis over features and dates of the held-out blocks can be learnt, if so."""
+    if not np.array_equal(train.mosaic.times, held.times):
+        return "the training and the held-out blocks drawn are not of the same dates"
+    size = train.mosaic.shape[0] * train.values.shape[-1]
+    if size > MOST_COMPONENTS:
+        return f"dates x features are {size} components, and a basis of more than {MOST_COMPONENTS} takes minutes"
+    found = int(_at_every_date(train).sum())
+    return None if found > 2 * size else f"{found} training pixels have all dates, and {size} components want more than {2 * size}"
 
 
 def _simple_points(blocks: Array) -> Iterator[Coded]:

@@ -17,13 +17,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vqvae.baselines import Blocks, baseline_points
+from vqvae.baselines import Blocks, absent_baselines, baseline_points
 from vqvae.blocks import CubePart
 from vqvae.code_points import code_points
 from vqvae.compress import CompressSettings
 from vqvae.lossless import lossless_categories
 from vqvae.mosaic import Mosaic
-from vqvae.picture_codecs import absent_codecs
 from vqvae.rate import Distortion, feature_ranges, is_byte
 from vqvae.rate_plot import OURS, draw
 from vqvae.reconstruct import CodesOfCube
@@ -54,14 +53,15 @@ def write_report(cube: Warehouse, codes: Path, settings: CompressSettings, folde
     points, guess = code_points(version, cube, (data, valid, origins), settings.shard_samples)
     best = points[0]
     seams = seam_steps(mosaic, data, guess, valid, features)
-    points += other_points(cube, data, valid, features, mosaic, facts.continuous, min(settings.report_samples, TRAIN_SAMPLES))
+    others, absent = other_points(cube, data, valid, features, mosaic, facts.continuous, min(settings.report_samples, TRAIN_SAMPLES))
+    points += others
     for point in points:
         point["bits_per_value"] = 8 * point["bytes"] / max(1, every if point["all_features"] else held)
         point["bits_per_continuous"] = 8 * point["bytes"] / max(1, held)
     report = {"split": split, "blocks": len(data), "continuous_values": held, "values": every, "ranges": ranges_of(features),
               "byte_features": [feature.name for feature in features if is_byte(feature)],
               "points": points, "at_equal_rate": at_equal_rate(points),
-              "absent": absent_codecs() if facts.continuous else {}, "few_rates": few_rates(points),
+              "absent": absent, "few_rates": few_rates(points),
               "seams": seams, "lossless_categories": lossless_categories(data, valid, features, mosaic),
               "checkpoint": version.warehouse.manifest.recipe["checkpoint"],
               "codec_bytes": {"decoder": version.codec.decoder_bytes, "codebook": version.codec.codebook_bytes},
@@ -97,10 +97,10 @@ def drawn(cube: Warehouse, split: str, most: int) -> Draw:
 
 
 def other_points(cube: Warehouse, data: NDArray[np.float32], valid: NDArray[np.bool_], features: Any, mosaic: Mosaic, some: list[int],
-                 most: int) -> list[dict[str, Any]]:  # fmt: skip
-    """The baselines, on continuous features."""
+                 most: int) -> tuple[list[dict[str, Any]], dict[str, str]]:  # fmt: skip
+    """The baselines, on continuous features, and those left out with the reason."""
     if not some:
-        return []
+        return [], {}
     ranges = feature_ranges(features)[some].astype(np.float32)
     means = np.array([features[at].mean or 0.0 for at in some], np.float32)
 
@@ -115,14 +115,14 @@ def other_points(cube: Warehouse, data: NDArray[np.float32], valid: NDArray[np.b
     assert cube.cube is not None
     layout = cube.cube.layout
     points = []
-    held = blocks(data, valid, mosaic)
-    for coded in baseline_points(blocks(train, train_valid, Mosaic(origins, layout.inner, layout.block)), held):
+    learnt, held = blocks(train, train_valid, Mosaic(origins, layout.inner, layout.block)), blocks(data, valid, mosaic)
+    for coded in baseline_points(learnt, held):
         errors = Distortion([features[at] for at in some])
         errors.add(data[..., some], coded.guess * ranges + means, valid[..., some])
         points.append({"codec": coded.codec, "setting": coded.setting, "levels": 0, "all_features": False, "bytes": coded.bytes,
                        "bytes_apart": coded.apart,
                        **errors.figures(), "encode_seconds": coded.encode_seconds, "decode_seconds": coded.decode_seconds})  # fmt: skip
-    return points
+    return points, absent_baselines(learnt, held)
 
 
 def at_equal_rate(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
