@@ -344,8 +344,27 @@ def test_other_codecs_are_read_at_the_codes_rates() -> None:
             "others_per_value": {"A": pytest.approx(20), "B": None},
         }
     ]
-    assert few_rates(points) == {"VQ-VAE": "1 rates; other settings need more bytes and err more",
-                                 "A": "2 rates; other settings need more bytes and err more"}  # fmt: skip
+
+
+def test_codecs_of_fewer_than_five_rates_are_named() -> None:
+    points = [{"codec": codec} for codec, count in (("one", 1), ("four", 4), ("five", 5), ("six", 6)) for _ in range(count)]
+    assert few_rates(points) == {"one": "1 rates; other settings need more bytes and err more",
+                                 "four": "4 rates; other settings need more bytes and err more"}  # fmt: skip
+    assert few_rates([]) == {}
+
+
+def test_only_codecs_of_this_report_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.figure import Figure
+
+    points = [{"codec": codec, "bits_per_continuous": rate, "psnr": 20 + 9 * rate, "psnr_255": 30.0, "bytes": 1}
+              for codec in ("VQ-VAE", "other") for rate in (0.1, 1.0)]  # fmt: skip
+    figures: list[Figure] = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **more: figures.append(self) or save(self, *args, **more))
+    draw(points, tmp_path / "report.png")
+    (figure,) = figures
+    assert [[line.get_label() for line in axes.lines] for axes in figure.axes] == [["VQ-VAE", "other"]] * 2
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["VQ-VAE", "other"]
 
 
 def test_curves_are_drawn_with_and_without_byte_features(tmp_path: Path) -> None:

@@ -8,13 +8,8 @@ from typing import Any
 
 from warehouse import durable
 
-__all__ = ["EARLIER", "draw"]
+__all__ = ["draw"]
 
-EARLIER = {
-    "prototype VQ-VAE, its own scale": ((0.006, 24.8), (0.013, 26.1), (0.028, 27.4), (0.057, 28.3)),
-    "prototype PCA + JPEG 2000, its own scale": ((0.012, 26.1), (0.042, 28.8), (0.124, 32.6), (0.28, 35.5)),
-}
-"""Measured before on NAIP (bits a value, PSNR in dB); over which range was not noted: shapes of curves to compare, not heights."""
 OURS = "VQ-VAE"
 SCALES = (("psnr", "PSNR over the features' own ranges, dB"), ("psnr_255", "PSNR of byte features over 255, dB"))
 MOST_BITS, LEAST_DB, MOST_DB = 4.0, 14.0, 44.0
@@ -42,8 +37,6 @@ def draw(points: list[dict[str, Any]], path: Path) -> None:
             dash = "-" if at <= 10 else "--"
             if curve:
                 axes.plot(*zip(*curve, strict=True), dash, marker="o", markersize=4, label=name, **style)
-        for name, earlier in EARLIER.items():
-            axes.plot(*zip(*earlier, strict=True), ":", marker=".", color="0.4" if "VQ" in name else "0.7", label=name)
         axes.set_xscale("log")
         axes.set_xlim(right=MOST_BITS)
         axes.set_ylim(LEAST_DB, MOST_DB)

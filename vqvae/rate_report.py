@@ -191,7 +191,7 @@ def table_of(report: dict[str, Any]) -> str:
         f"# Rate and distortion on {report['blocks']} held-out blocks ({report['split']})", "",
         "PSNR: errors over each continuous feature's training range. PSNR 255: errors over 255, of features that are bytes",
         f"({bytes_named}). Rates: bits a valid value of the features held, and all bits over the valid values of continuous features;",
-        "the bits of `valid` are counted with every codec. Dotted in the picture: curves of a prototype whose PSNR scale is not known.", "",
+        "the bits of `valid` are counted with every codec.", "",
         "| codec | setting | bits a value | bits a continuous value | PSNR | PSNR 255 | RMSE | mIoU | canopy MAE | encode s | decode s |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
