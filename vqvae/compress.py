@@ -5,8 +5,9 @@
             origin  i4    [sample, axis]                                  first voxel (t, y, x) in the cube
 
 What lies in no split of the cube is a split `left_out` here, so that all of it comes back. A stored chunk is one Blosc-zstd buffer of
-`shard_samples` samples and decodes alone: an inner chunk a sample would cost 36 bytes of header, checksum and index for about 300 of
-codes. Memory: one stored chunk, and a batch in the encoder. The manifest names cube, checkpoint digest and levels in its recipe.
+`shard_samples` samples and decodes alone: an inner chunk a sample would cost 36 bytes of header, checksum and index for 200-600 of
+codes. Codes are chosen by search.py and numbered by use; `codebook_rows` of the manifest's summary has their rows. Memory: one stored
+chunk, and a batch in the encoder. The manifest names cube, checkpoint digest and settings in its recipe.
 """
 
 from __future__ import annotations
