@@ -169,8 +169,10 @@ def test_a_stitched_picture_is_the_model_on_every_patch_merged_by_the_weights(pi
     np.testing.assert_allclose(group["probability"][:].astype(float).sum(axis=0), 1, atol=2e-3)
 
 
-def die(argv: list[str], where: str, number: int) -> None:
+def die(argv: list[str], where: str, number: int, threads: int) -> None:
     """The command, killed as by `kill -9` within training step or prediction job `number` of this process."""
+    # Sums depend on how many threads share them, and what other tests left in the environment decides over a new process's.
+    torch.set_num_threads(threads)
     kind, name = (SegmentTask, "loss") if where == "train" else (mask_jobs.ProbabilityLoader, "__call__")
     real, calls = getattr(kind, name), iter(range(10_000))
 
@@ -190,7 +192,7 @@ def test_killed_twice_in_training_and_twice_in_jobs_it_ends_in_the_same_bytes(pi
     context.set_forkserver_preload(["scripts.segment_patches", "features.segment", "features.mask_jobs", "features.mask_results",
                                     "ingest.patches", "utils.loader", "rasterio"])  # fmt: skip
     for where, number in (("train", 17), ("train", 8), ("predict", 2), ("predict", 1)):
-        process = context.Process(target=die, args=(flags(pictures, output), where, number))
+        process = context.Process(target=die, args=(flags(pictures, output), where, number, torch.get_num_threads()))
         process.start()
         process.join(120)
         assert process.exitcode == -signal.SIGKILL
