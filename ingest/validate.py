@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -129,13 +130,20 @@ def scan(listing: SourceListing, settings: BuildSettings, *, unreadable: Mapping
 def check_thresholds(result: Scan, settings: BuildSettings) -> None:
     """Warn of what was refused, or raise ThresholdError with the counts, the first offenders and the flag that would allow it."""
     counts = result.counts
-    _check_count("invalid", counts["invalid"], settings.max_invalid, "pictures that cannot be used",
-                 [item for item in result.rejected if item.kind == "picture" and item.reason not in (MISSING, SKIPPED)])  # fmt: skip
+    invalid = [item for item in result.rejected if item.kind == "picture" and item.reason not in (MISSING, SKIPPED)]
+    over = _over("invalid", counts["invalid"], settings.max_invalid, "pictures that cannot be used", invalid)
     if result.format not in BOXLESS:
         absent = [item for item in result.rejected if item.reason in (MISSING, "missing_picture")]
         what = f"{counts['missing_annotations']} without annotation, {counts['missing_pictures']} annotations without picture"
         hint = ", or --build.missing_is_empty true to take such pictures as background" if counts["missing_annotations"] else ""
-        _check_count("missing", len(absent), settings.max_missing, what, absent, hint)
+        over += _over("missing", len(absent), settings.max_missing, what, absent, hint)
+    if over:
+        first, *others = over
+        if others:
+            # Both at once: whoever mends or allows one should not meet the other on the next try.
+            remedy = "; ".join([first["remedy"], *(f"and {one['text']}: {one['where']}, {one['remedy']}" for one in others)])
+            first = {**first, "remedy": remedy}
+        raise ThresholdError(first.pop("text"), **first)
     if not result.records:
         raise ThresholdError("no picture is left", expected="at least one", found=f"{result.found} found, all rejected",
                              remedy=f"the first: {_offenders(result.rejected)}")  # fmt: skip
@@ -152,13 +160,16 @@ def check_thresholds(result: Scan, settings: BuildSettings) -> None:
     log.warning(text)
 
 
-def _check_count(name: str, count: int, allowed: int, what: str, offenders: Sequence[Rejection], hint: str = "") -> None:
+def _over(name: str, count: int, allowed: int, what: str, offenders: Sequence[Rejection], hint: str = "") -> list[dict[str, Any]]:
+    """The parts of a ThresholdError where more than `allowed` were refused; a warning where some were, and nothing."""
     if count > allowed:
-        raise ThresholdError(
-            f"too many {name} sources ({what})", where=_offenders(offenders), expected=f"at most {allowed}", found=count,
-            remedy=f"mend or remove them, or allow them with --build.max_{name} {count}{hint}")  # fmt: skip
+        return [{
+            "text": f"too many {name} sources ({what})", "where": _offenders(offenders), "expected": f"at most {allowed}", "found": count,
+            "remedy": f"mend or remove them, or allow them with --build.max_{name} {count}{hint}",
+        }]  # fmt: skip
     if count:
         log.warning("%d %s sources left out, as --build.max_%s %d allows: %s", count, name, name, allowed, _offenders(offenders))
+    return []
 
 
 def _offenders(items: Sequence[Rejection]) -> str:

@@ -32,6 +32,9 @@ def main(settings: Any) -> dict[str, Any]:
             shown += predictor.look(batch, names, pictures)
             bar.advance(len(names))
     boxes = sum(int((one.score >= infer.threshold).sum()) for one in shown)
+    if not boxes:
+        best = max((float(one.score.max()) for one in shown if len(one.score)), default=0.0)
+        log.warning("no box scores %g or more, the best %.3f: lower --infer.threshold, or train longer", infer.threshold, best)
     page = write_view(shown, facts.class_names, infer.threshold, Path(infer.output), f"{source.name or source}: {len(shown)} pictures")
     log.info("open %s in a browser", page)
     return {"pictures": len(shown), "boxes": boxes, "path": str(page)}

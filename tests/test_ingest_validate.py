@@ -57,6 +57,18 @@ def test_a_bad_picture_counts_as_invalid_and_is_named_with_the_flag(tmp_path, co
     assert "p03.jpg" in caplog.text
 
 
+def test_invalid_and_missing_sources_are_told_at_once(tmp_path):
+    root = voc_set(tmp_path / "set", GOOD)
+    (root / "JPEGImages" / "p03.jpg").write_bytes(b"")
+    (root / "Annotations" / "p07.xml").unlink()
+    message = refused(root)
+    assert "JPEGImages/p03.jpg (empty_file" in message
+    assert "--build.max_invalid 1; and too many missing sources" in message
+    assert "p07.jpg (missing_annotation" in message
+    assert "--build.max_missing 1" in message
+    assert passes(root, max_invalid=1, max_missing=1).kept == 38
+
+
 def test_a_picture_all_of_whose_boxes_are_bad_is_invalid_and_its_boxes_are_listed(tmp_path):
     root = voc_set(tmp_path / "set", {**GOOD, "bad": [("dog", 5, 5, 5, 9), ("dog", "nan", 1, 2, 3)]})
     assert "JPEGImages/bad.jpg (no_valid_boxes: all of 2 boxes were bad)" in refused(root)

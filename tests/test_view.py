@@ -210,6 +210,11 @@ def test_the_commands_train_and_look_on_a_real_version(small, tmp_path, capsys):
     code, seen, _ = command(infer_view, capsys, *look, "--infer.input", str(tmp_path / "one.png"), "--infer.output", str(tmp_path / "view"),
                             infer="detector.view:InferSettings")  # fmt: skip
     assert (code, seen["pictures"]) == (0, 1)
+    code, seen, err = command(infer_view, capsys, *look, "--infer.input", str(tmp_path / "one.png"), "--infer.threshold", "1",
+                              "--infer.output", str(tmp_path / "view"), infer="detector.view:InferSettings")  # fmt: skip
+    assert (code, seen["boxes"]) == (0, 0)
+    assert "no box scores 1 or more, the best 0." in err
+    assert "--infer.threshold" in err
 
 
 @pytest.mark.usefixtures("own_logging")
