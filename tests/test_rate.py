@@ -348,8 +348,8 @@ def test_other_codecs_are_read_at_the_codes_rates() -> None:
 
 def test_codecs_of_fewer_than_five_rates_are_named() -> None:
     points = [{"codec": codec} for codec, count in (("one", 1), ("four", 4), ("five", 5), ("six", 6)) for _ in range(count)]
-    assert few_rates(points) == {"one": "1 rates; other settings need more bytes and err more",
-                                 "four": "4 rates; other settings need more bytes and err more"}  # fmt: skip
+    assert few_rates(points) == {"one": "1 rates; other settings do not apply, or need more bytes and err more",
+                                 "four": "4 rates; other settings do not apply, or need more bytes and err more"}  # fmt: skip
     assert few_rates([]) == {}
 
 

@@ -9,7 +9,6 @@ import re
 import shutil
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -33,7 +32,7 @@ from scripts import segment_patches
 from utils.argyaml import run
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.loader import ChunkLoader
-from warehouse import Warehouse
+from warehouse import Warehouse, durable
 from warehouse.schema import BuildSettings
 
 Outcome = tuple[int, dict[str, Any] | None, str]
@@ -258,19 +257,25 @@ def test_of_two_commands_that_stitch_at_once_each_picture_is_stitched_by_one(fin
     shutil.copytree(finished, output)
     shutil.rmtree(results(output))
     (probabilities,) = (output / "probabilities").glob("v*")
-    start = threading.Barrier(2)
+    asked, both, lock = set(), threading.Event(), durable.lock
 
-    def slow(cuts: Any, target: Path, **more: Any) -> Path:
+    def noted(*args: Any, **more: Any) -> Any:
+        asked.add(threading.get_ident())
+        if len(asked) == 2:
+            both.set()
+        return lock(*args, **more)
+
+    def held(cuts: Any, target: Path, **more: Any) -> Path:
         begun.append(target.name)
-        time.sleep(0.1)
+        assert both.wait(30), "the other command comes while this one stitches"
         return real(cuts, target, **more)
 
     def one(_: int) -> Any:
         patches = Warehouse.open(output / "patches")
-        start.wait(30)
         return mask_results.stitch_pictures(patches, probabilities, output, blend="ramp", tolerance=2).scores
 
-    monkeypatch.setattr(mask_results, "stitch", slow)
+    monkeypatch.setattr(mask_results, "stitch", held)
+    monkeypatch.setattr(durable, "lock", noted)
     with ThreadPoolExecutor(2) as pool:
         scores = list(pool.map(one, range(2)))
     assert len(begun) == len(set(begun)) == 7

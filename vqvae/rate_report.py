@@ -154,7 +154,8 @@ def few_rates(points: list[dict[str, Any]]) -> dict[str, str]:
     counts: dict[str, int] = {}
     for point in points:
         counts[point["codec"]] = counts.get(point["codec"], 0) + 1
-    return {name: f"{count} rates; other settings need more bytes and err more" for name, count in counts.items() if count < FEWEST_RATES}
+    why = "other settings do not apply, or need more bytes and err more"
+    return {name: f"{count} rates; {why}" for name, count in counts.items() if count < FEWEST_RATES}
 
 
 def seam_steps(
