@@ -278,7 +278,8 @@ def test_the_command_reports_rates_beside_other_codecs(
     assert lengths == sorted(lengths, reverse=True), "a bit that costs more is used less"
     rates = Counter(point["codec"] for point in result["points"])
     report = json.loads((tmp_path / "report/report.json").read_text())
-    assert {name for name, number in rates.items() if number < 5} == set(report["few_rates"])
+    assert min(rates.values()) >= 5, "five rates of every codec"
+    assert report["few_rates"] == {}
     assert {"float16, mantissa rounded, + zstd", "int8 + zstd", "bit rounding + zstd", "ZFP", "SZ3", "JPEG 2000",
             "PCA over features + JPEG 2000"} <= set(rates)  # fmt: skip
     text = (tmp_path / "report/report.md").read_text()
