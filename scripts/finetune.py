@@ -21,6 +21,7 @@ def main(settings: Any) -> dict[str, Any]:
     from utils.loader import ChunkLoader
     from utils.memory import MemoryBudget
     from utils.ranks import Ranks
+    from utils.stores import unheld_store
     from utils.training import Trainer
     from warehouse import Warehouse
     from warehouse.errors import ConfigError
@@ -46,7 +47,7 @@ def main(settings: Any) -> dict[str, Any]:
             kept = settings.loader.model_dump()
             if kept["store"] == "auto":
                 # Not decoded into memory, nor mapped: on a CPU the budget counts all that the process holds.
-                kept["store"] = unheld_store(split)
+                kept["store"] = unheld_store(split, ["image"])
             return stack.enter_context(ChunkLoader(split, size, arrays=["image"], **kept | options))
 
         train = batches("train", seed=finetune.seed)
@@ -78,15 +79,6 @@ def main(settings: Any) -> dict[str, Any]:
         "encoder": encoder.name,
         "blocks": finetune.blocks,
     }
-
-
-def unheld_store(split: Any) -> str:
-    """How to read pictures without holding the split in memory."""
-    from warehouse.remote import Remote
-
-    if isinstance(split.warehouse.store, Remote):
-        return "stream"
-    return "library" if split.foreign(["image"]) else "pread"
 
 
 def our_backbones() -> dict[str, Any]:

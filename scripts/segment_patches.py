@@ -96,6 +96,7 @@ def told(patches: Any) -> Any:
 def train(settings: Any, patches: Any) -> dict[str, Any]:
     from features.segment import SegmentTask
     from utils.loader import ChunkLoader
+    from utils.stores import unheld_store
     from utils.training import Trainer
     from warehouse.errors import StateError, TrainingError
 
@@ -105,12 +106,11 @@ def train(settings: Any, patches: Any) -> dict[str, Any]:
                             found=f"only {', '.join(patches.splits)}",
                             remedy="add masks, or predict with --segment.checkpoint FOLDER")  # fmt: skip
     training = segment.training()
-    options = settings.loader.model_dump()
+    options, split = settings.loader.model_dump(), patches.split("train")
     if options["store"] == "auto":
         # Not decoded into memory, nor mapped: patches of large pictures are many, and reading them is nothing beside the U-Net.
-        options["store"] = "pread"
+        options["store"] = unheld_store(split, ["image", "mask"])
     mixed = {"chunks_per_batch": max(segment.chunks_per_batch, options["chunks_per_batch"])}
-    split = patches.split("train")
     held_out = patches.split(next((name for name in ("val", "test") if name in patches.splits), "train"))
     task = SegmentTask(training, channels=patches.manifest.arrays["image"]["row"][0], classes=segment.classes)
     with (

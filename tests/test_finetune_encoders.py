@@ -23,6 +23,7 @@ from utils.argyaml import SECTIONS, run
 from utils.book import Book
 from utils.checkpoint import load_checkpoint, prefixed, save_checkpoint
 from utils.loader import ChunkLoader
+from utils.stores import unheld_store
 from vqvae.model import VQVAE, Shape, space_to_depth
 from vqvae.pictures import PictureMap, vqvae_trunk
 from warehouse.cubes import Feature
@@ -318,7 +319,7 @@ def test_the_budget_s_process_does_not_hold_the_splits(command, source, tmp_path
                                                         (object.__new__(Remote), {}, "stream")])  # fmt: skip
 def test_pictures_elsewhere_or_of_other_codecs_are_not_held_either(place, foreign, store):
     split = SimpleNamespace(warehouse=SimpleNamespace(store=place), foreign=lambda names: foreign)
-    assert finetune.unheld_store(split) == store
+    assert unheld_store(split, ["image"]) == store
 
 
 def test_random_efficientnet_survives_its_own_checkpoint(tmp_path):

@@ -1,7 +1,7 @@
 """Where a split's bytes come from while it is read: mapped files, reads, RAM, a stream of whole chunks, or zarr-python.
 
 Purpose: `choose_store` settles `store: auto` and says why; `open_source` makes the reader and whatever memory it needs.
-Used by: utils.cached_passes, utils.engines, utils.loader
+Used by: scripts.finetune, scripts.segment_patches, utils.cached_passes, utils.engines, utils.loader
 Design notes: auto goes by decoded size against the memory that is free (also under a cgroup limit), by codecs, by where the version
   lies, and by stored size. A reader lives in the parent; a `Source` is what a spawned worker needs to read the same: the split by
   path or URL, or shared memory.
@@ -28,7 +28,7 @@ from warehouse.remote import Remote
 from warehouse.store import ChunkReader, Split
 from warehouse.stream import SharedStreamReader, StreamReader, segment_bytes
 
-__all__ = ["STORES", "Source", "StoreChoice", "choose_store", "open_source"]
+__all__ = ["STORES", "Source", "StoreChoice", "choose_store", "open_source", "unheld_store"]
 
 STORES = ("auto", "mmap", "pread", "memory", "stream", "library")
 NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "lustre", "ceph", "glusterfs", "9p", "beegfs", "gpfs", "afs"}
@@ -99,6 +99,13 @@ def _by_location(split: Split, names: Sequence[str], by_chunk: bool, available: 
     if stored > available and by_chunk:
         return StoreChoice("stream", f"the files ({stored / 1e6:.0f} MB) are larger than the page cache can become")
     return StoreChoice("mmap", f"the files ({stored / 1e6:.0f} MB) are local and fit the page cache")
+
+
+def unheld_store(split: Split, names: Sequence[str]) -> str:
+    """How to read arrays without holding the split in memory, decoded or mapped: for a run whose memory is bounded."""
+    if split.foreign(names):
+        return "library"
+    return "stream" if isinstance(split.warehouse.store, Remote) else "pread"
 
 
 def free_memory() -> int:
