@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from features.queue import JobQueue
+from utils.jobs.queue import JobQueue
 from warehouse import durable
 from warehouse import manifest as tables
 from warehouse.store import Warehouse

@@ -11,9 +11,8 @@ job computes does not depend on who ran it. Memory: the encoder, `batch_size` pi
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,21 +24,19 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from features.encoders import Encoder
-from features.queue import JobQueue
+from utils.jobs.rows import read_rows
 from utils.log import get_log
-from warehouse import durable
 from warehouse import manifest as tables
-from warehouse.builder import Block, BuildPlan, ChunkTask, SplitPlan, bake_chunk, plan_tasks, read_marker
+from warehouse.builder import Block, BuildPlan, SplitPlan
 from warehouse.contents import Contents, array_info
-from warehouse.errors import TrainingError, WarehouseError
-from warehouse.manifest import Manifest, code_version, toolchain, version_name
+from warehouse.errors import TrainingError
+from warehouse.manifest import code_version, toolchain, version_name
 from warehouse.metadata import consolidated, create_array
-from warehouse.publish import bake, published, staging_folder
 from warehouse.schema import FORMAT_VERSION, IGNORED, ArraySpec, Codec, Section
 from warehouse.store import ChunkReader, Warehouse
 from warehouse.summary import SAMPLES_SCHEMA
 
-__all__ = ["FeatureLoader", "FeatureSettings", "open_queue", "plan_features", "publish_features", "read_rows", "recover_jobs", "run_jobs"]
+__all__ = ["FeatureLoader", "FeatureSettings", "picture_labels", "plan_features"]
 
 log = get_log(__name__)
 MOST = float(np.finfo(np.float16).max)
@@ -171,102 +168,6 @@ def picture_labels(box_xyxy: NDArray[np.float32], label: NDArray[np.int16], coun
     area = np.where(counted, (box_xyxy[..., 2] - box_xyxy[..., 0]) * (box_xyxy[..., 3] - box_xyxy[..., 1]), -1)
     for at in np.flatnonzero(counted.any(axis=1)):
         out[at] = label[at, area[at].argmax()] if how == "largest" else np.bincount(label[at][counted[at]]).argmax()
-    return out
-
-
-def open_queue(plan: BuildPlan, settings: FeatureSettings) -> JobQueue:
-    """The queue of a plan, made where there is none."""
-    jobs = [(split.name, at, min(split.shard_samples, split.specs[0].shape[0] - at * split.shard_samples))
-            for split in plan.splits for at in range(len(split.payloads))]  # fmt: skip
-    return JobQueue(Path(settings.work) / plan.version / "jobs.db", jobs)
-
-
-def recover_jobs(plan: BuildPlan, queue: JobQueue, root: Path) -> int:
-    """Open again what the queue calls done and `root` does not hold, as after a deleted folder or for another root; how many."""
-    with durable.lock(queue.path.with_name("publish.lock"), wait_s=600):
-        if published(root, plan.version) is not None:
-            return 0
-        staging = staging_folder(root, plan.version)
-        lost = [row["id"] for row, task in zip(queue.rows(), plan_tasks(plan), strict=True)
-                if row["state"] == "done" and not (staging / task.marker).is_file()]  # fmt: skip
-        for job in lost:
-            queue.reopen(job, f"its stored chunk is not under {root}")
-    if lost:
-        log.warning("%d jobs were done before, but %s does not hold them: they are done again", len(lost), root)
-    return len(lost)
-
-
-def run_jobs(plan: BuildPlan, load: Callable[[Any], Block], queue: JobQueue, root: Path, *, limit: int | None = None,
-             progress: Callable[..., None] | None = None) -> int:  # fmt: skip
-    """Claim and do jobs until none is free or `limit` are done; how many were done. What a job raises is written down, then raised."""
-    tasks, staging = list(plan_tasks(plan)), staging_folder(root, plan.version)
-    count = 0
-    while limit is None or count < limit:
-        job = queue.claim()
-        if job is None:
-            break
-        try:
-            seconds, digest = _do(tasks[job.id], load, staging)
-        except KeyboardInterrupt:
-            queue.release(job)
-            raise
-        except WarehouseError as error:
-            queue.fail(job, str(error))
-            raise
-        queue.finish(job, seconds, digest)
-        count += 1
-        if progress is not None:
-            progress(1, left=queue.left())
-    return count
-
-
-def _do(task: ChunkTask, load: Callable[[Any], Block], staging: Path) -> tuple[float, str]:
-    start = time.monotonic()
-    result = read_marker(task, staging)  # a process killed after its marker did all of it
-    if result is None:
-        result = bake_chunk(task, load=load, staging=staging)
-    return round(time.monotonic() - start, 6), chunk_digest(result.files)
-
-
-def chunk_digest(files: Sequence[dict[str, Any]]) -> str:
-    """sha256 of a job's files: paths and their sha256."""
-    return hashlib.sha256(tables.canonical([[row["path"], row["sha256"]] for row in files])).hexdigest()
-
-
-def publish_features(plan: BuildPlan, load: Callable[[Any], Block], queue: JobQueue, root: Path) -> Manifest | None:
-    """Check every chunk of a finished queue and publish; None when a chunk was damaged: its job is open again.
-
-    Of several processes that come at once one publishes and the others wait for it.
-    """
-    with durable.lock(queue.path.with_name("publish.lock"), wait_s=600):
-        manifest = published(root, plan.version)
-        if manifest is not None:
-            return manifest
-        staging = staging_folder(root, plan.version)
-        bad = [row["id"] for row, task in zip(queue.rows(), plan_tasks(plan), strict=True) if not _whole(task, row["digest"], staging)]
-        for job in bad:
-            queue.reopen(job, "its stored chunk was changed or lost")
-        if bad:
-            log.warning("%d finished jobs were damaged and are open again", len(bad))
-            return None
-        return bake(lambda _: plan, lambda _: load, root, workers=0, cluster=None, trace=True, on_plan=lambda _: None)
-
-
-def _whole(task: ChunkTask, digest: str, staging: Path) -> bool:
-    """Whether a job's marker is the one its queue knows and its files still have their sha256; drops the marker otherwise."""
-    result = read_marker(task, staging)
-    known = result is not None and chunk_digest(result.files) == digest
-    if result is not None and known and all(tables.sha256_file(staging / row["path"]) == row["sha256"] for row in result.files):
-        return True
-    (staging / task.marker).unlink(missing_ok=True)
-    return False
-
-
-def read_rows(reader: ChunkReader, names: list[str], indices: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-    """Samples `indices` of a split, in fresh arrays [len(indices), ...]."""
-    specs = reader.split.specs
-    out: dict[str, NDArray[Any]] = {name: np.empty((len(indices), *specs[name].shape[1:]), specs[name].dtype) for name in names}
-    reader.fill(names, indices, out)
     return out
 
 

@@ -2,7 +2,7 @@
 
     <split>/probability   f2 [sample, class, y, x]   a stored chunk is a job of as many patches as the patches' own
 
-Planned here, done by `features.jobs.run_jobs` and `publish_features`: a killed job is done again and no other, several processes may
+Planned here, done by `utils.jobs`: a killed job is done again and no other, several processes may
 share the queue. Batches never cross a job. Memory: the model, one batch, a job's probabilities.
 """
 
@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from features.jobs import read_rows
 from features.unet import UNet
 from utils.checkpoint import Checkpoint
+from utils.jobs.rows import read_rows
 from warehouse import manifest as tables
 from warehouse.builder import Block, BuildPlan, SplitPlan
 from warehouse.contents import Contents, array_info

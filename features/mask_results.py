@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from features.jobs import read_rows
 from features.mask_jobs import patches_of, place_of
 from features.mask_scores import MaskTally
 from features.mask_sheet import SIDE, draw_sheet, write_mask, write_page
 from features.patches import PREDICT, patch_boxes
 from features.stitch import LINES, Blend, open_stitched, stitch
+from utils.jobs.rows import read_rows
 from warehouse import durable
 from warehouse import manifest as tables
 from warehouse.store import Warehouse

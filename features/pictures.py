@@ -15,8 +15,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from features.jobs import picture_labels, read_rows
+from features.jobs import picture_labels
 from utils.augment import uniform
+from utils.jobs.rows import read_rows
 from utils.log import get_log
 from utils.training import TrainSettings
 from warehouse.errors import TrainingError

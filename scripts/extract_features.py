@@ -17,7 +17,9 @@ log = get_log("extract_features")
 def main(settings: Any) -> dict[str, Any]:
     from features.encoders import open_encoder
     from features.export import export_npz, export_queue
-    from features.jobs import open_queue, plan_features, publish_features, recover_jobs, run_jobs
+    from features.jobs import plan_features
+    from utils.jobs.publish import publish_jobs
+    from utils.jobs.run import open_queue, recover_jobs, run_jobs
     from warehouse import Warehouse
     from warehouse.publish import open_root, published
 
@@ -28,7 +30,7 @@ def main(settings: Any) -> dict[str, Any]:
     root = Path(features.output_root)
     open_root(root)
     manifest, done = published(root, plan.version), 0
-    with open_queue(plan, features) as queue:
+    with open_queue(plan, Path(features.work)) as queue:
         if manifest is None:
             recover_jobs(plan, queue, root)
         left = 0 if manifest is not None else queue.left()
@@ -39,7 +41,7 @@ def main(settings: Any) -> dict[str, Any]:
                 done = run_jobs(plan, load, queue, root, limit=features.jobs, progress=bar.advance)
             left = queue.left()
             if not left:
-                manifest = publish_features(plan, load, queue, root)
+                manifest = publish_jobs(plan, load, queue, root)
                 left = queue.left()
         total = len(queue.rows())
         export_queue(queue, source, plan.version, features.job_size)

@@ -129,11 +129,12 @@ def train(settings: Any, patches: Any) -> dict[str, Any]:
 
 
 def predict(segment: Any, patches: Any, folder: Path) -> tuple[Path | None, int]:
-    from features.jobs import FeatureSettings, open_queue, publish_features, recover_jobs, run_jobs
     from features.mask_jobs import plan_probabilities
     from features.mask_results import stitched_paths
     from features.unet import restore_unet
     from utils.checkpoint import load_checkpoint
+    from utils.jobs.publish import publish_jobs
+    from utils.jobs.run import open_queue, recover_jobs, run_jobs
     from utils.ranks import choose_device
     from warehouse.publish import open_root, published
 
@@ -146,13 +147,13 @@ def predict(segment: Any, patches: Any, folder: Path) -> tuple[Path | None, int]
     if all(path.exists() for path in stitched_paths(patches, segment.folder, plan.version, segment.blend).values()):
         log.info("every picture is stitched: the probabilities, which are not there, are not predicted again")
         return root / plan.version, 0
-    with open_queue(plan, FeatureSettings(work=str(segment.folder / "jobs"))) as queue:
+    with open_queue(plan, segment.folder / "jobs") as queue:
         recover_jobs(plan, queue, root)
         left = queue.left()
         with progress(min(left, segment.jobs or left), "jobs", "predicting") as bar:
             run_jobs(plan, load, queue, root, limit=segment.jobs, progress=bar.advance)
         if not queue.left():
-            publish_features(plan, load, queue, root)
+            publish_jobs(plan, load, queue, root)
         left = queue.left()
     return (None, left) if left else (root / plan.version, 0)
 

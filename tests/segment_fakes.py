@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from features.queue import JobQueue
 from scripts import segment_patches
 from utils.argyaml import run
+from utils.jobs.queue import JobQueue
 from warehouse import Warehouse
 
 Outcome = tuple[int, dict[str, Any] | None, str]

@@ -17,8 +17,10 @@ from torch import nn
 
 from features.encoders import NetworkEncoder, he_init, open_encoder
 from features.export import export_npz, export_queue
-from features.jobs import FeatureSettings, open_queue, picture_labels, plan_features, publish_features, recover_jobs, run_jobs
-from features.queue import JobQueue
+from features.jobs import FeatureSettings, picture_labels, plan_features
+from utils.jobs.publish import publish_jobs
+from utils.jobs.queue import JobQueue
+from utils.jobs.run import open_queue, recover_jobs, run_jobs
 from warehouse import Warehouse
 from warehouse.errors import ConfigError, DatabaseError, TrainingError
 from warehouse.publish import open_root, staging_folder
@@ -38,14 +40,14 @@ def prepared(source, folder, **options):
     root = Path(settings.output_root)
     open_root(root)
     plan, load = plan_features(source, tiny(), settings)
-    return plan, load, open_queue(plan, settings), root
+    return plan, load, open_queue(plan, Path(settings.work)), root
 
 
 def finished(source, folder, **options):
     plan, load, queue, root = prepared(source, folder, **options)
     with queue:
         run_jobs(plan, load, queue, root)
-        manifest = publish_features(plan, load, queue, root)
+        manifest = publish_jobs(plan, load, queue, root)
         assert manifest is not None
         return Warehouse.open(root), queue.rows()
 
@@ -76,7 +78,7 @@ def test_jobs_done_a_few_at_a_time_publish_the_same_version(small, tmp_path):
             run_jobs(plan, load, queue, root, limit=2)
             left.append(queue.left())
             if not left[-1]:
-                assert publish_features(plan, load, queue, root).digest == whole.manifest.digest
+                assert publish_jobs(plan, load, queue, root).digest == whole.manifest.digest
     assert left == [4, 2, 0]
 
 
@@ -124,7 +126,7 @@ def test_jobs_that_are_done_elsewhere_or_deleted_are_open_again_at_once(small, t
         open_root(other)
         assert recover_jobs(plan, queue, other) == 3
         assert run_jobs(plan, load, queue, other) == 6
-        assert publish_features(plan, load, queue, other) is not None
+        assert publish_jobs(plan, load, queue, other) is not None
         assert recover_jobs(plan, queue, other) == 0
 
 
@@ -136,10 +138,10 @@ def test_a_damaged_chunk_is_found_before_publishing_and_made_again(small, tmp_pa
         data = bytearray(path.read_bytes())
         data[30] ^= 1
         path.write_bytes(bytes(data))
-        assert publish_features(plan, load, queue, root) is None
+        assert publish_jobs(plan, load, queue, root) is None
         assert [row["id"] for row in queue.rows() if row["state"] == "open"] == [1]
         run_jobs(plan, load, queue, root)
-        assert publish_features(plan, load, queue, root) is not None
+        assert publish_jobs(plan, load, queue, root) is not None
     assert verify(Warehouse.open(root))[1] == []
 
 
@@ -186,7 +188,7 @@ def test_exports_name_every_picture_once(small, tmp_path):
     plan, load, queue, root = prepared(small, tmp_path)
     with queue:
         run_jobs(plan, load, queue, root)
-        publish_features(plan, load, queue, root)
+        publish_jobs(plan, load, queue, root)
         _, parquet = export_queue(queue, small, plan.version, 8)
     version = Warehouse.open(root)
     rows = pq.read_table(parquet).to_pylist()

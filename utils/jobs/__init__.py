@@ -1,0 +1,3 @@
+"""Resumable micro-jobs: a queue, running, publishing, rows."""
+
+__all__: list[str] = []
