@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from ingest.boxes import to_canvas
 from ingest.headers import Header, ends_cleanly, open_with_pillow, read_header
 from ingest.letterbox import Geometry, letterbox_into, plan_letterbox
+from ingest.masks import load_mask
 from ingest.records.base import PictureRecord
-from ingest.records.masks import load_mask
 from ingest.sources import read_ends, read_inside
 from warehouse.errors import PictureError
 from warehouse.schema import BuildSettings

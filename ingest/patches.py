@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ingest.images import MAX_FILE_BYTES, decoder_versions
+from ingest.masks import classes_of, decode_mask
 from ingest.pairing import is_mask
 from ingest.records.base import Rejection
-from ingest.records.masks import classes_of, decode_mask, parse_masks
+from ingest.records.masks import parse_masks
 from ingest.sources import SourceListing, list_sources, read_inside
 from ingest.splits import assign_splits
 from ingest.windows import Box, Look, Windows, look, open_windows
