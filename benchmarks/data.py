@@ -153,8 +153,8 @@ class Jpegs:
 
 def decode(path: str, size: tuple[int, int]) -> NDArray[np.uint8]:
     """JPEG -> uint8 [3, H, W] on the canvas: libjpeg-turbo, area filter, the build's own code."""
-    from ingest.images import decode_rgb
-    from ingest.letterbox import letterbox_into, plan_letterbox
+    from ingest.pictures.images import decode_rgb
+    from ingest.pictures.letterbox import letterbox_into, plan_letterbox
 
     picture, _ = decode_rgb(Path(path).read_bytes(), name=path, max_pixels=1 << 28)
     out = np.empty((3, *size), np.uint8)

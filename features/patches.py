@@ -40,7 +40,7 @@ Box = tuple[int, int, int, int]
 
 
 class ParentLike(Protocol):
-    """A large picture, as `ingest.patches.Parent`. split: train, val, test or `predict`."""
+    """A large picture, as `ingest.pictures.patches.Parent`. split: train, val, test or `predict`."""
 
     @property
     def source(self) -> str: ...

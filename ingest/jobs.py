@@ -51,7 +51,7 @@ class PictureJob:
     noun, threads = "pictures", True
 
     def __init__(self, build: BuildSettings) -> None:
-        from ingest.plan import recipe_of
+        from ingest.pictures.plan import recipe_of
         from ingest.sources import list_sources
 
         self.build, self.listing = build, list_sources(build)
@@ -61,21 +61,21 @@ class PictureJob:
         self.found = f"{len(self.listing.pictures)} pictures as {self.listing.format} in {self.listing.root}"
 
     def plan(self, unreadable: Mapping[str, Any]) -> BuildPlan:
-        from ingest.plan import make_plan
-        from ingest.validate import check_thresholds, scan
+        from ingest.pictures.plan import make_plan
+        from ingest.pictures.validate import check_thresholds, scan
 
         scanned = scan(self.listing, self.build, unreadable=dict(unreadable))
         check_thresholds(scanned, self.build)
         return make_plan(self.listing, scanned, self.build)
 
     def loader(self, plan: BuildPlan) -> LoadSample:
-        from ingest.plan import make_loader
+        from ingest.pictures.plan import make_loader
 
         return make_loader(self.listing, self.build, plan)
 
     @property
     def warm_up(self) -> Callable[[], None]:
-        from ingest.images import warm_up
+        from ingest.pictures.images import warm_up
 
         return warm_up
 

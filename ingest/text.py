@@ -18,11 +18,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ingest.boxes import orient_boxes
 from ingest.hashes import hash_files
-from ingest.headers import Header
-from ingest.images import MAX_FILE_BYTES, decode_rgb, decoder_versions, probe
-from ingest.letterbox import Geometry, letterbox_into, plan_letterbox
+from ingest.pictures.boxes import orient_boxes
+from ingest.pictures.headers import Header
+from ingest.pictures.images import MAX_FILE_BYTES, decode_rgb, decoder_versions, probe
+from ingest.pictures.letterbox import Geometry, letterbox_into, plan_letterbox
 from ingest.records.text import TextPicture, parse_icdar, parse_mmocr
 from ingest.sources import PICTURE_EXTENSIONS, read_inside
 from ingest.text_maps import DBNET, TextMapSettings, draw_text_maps, fault_of
@@ -166,7 +166,7 @@ class TextItems:
             raise AnnotationError("a picture is of another size than declared", where=where,
                                   expected="{} x {}".format(*picture.declared_size),
                                   found="{} x {}".format(*size), remedy="restore the picture that was annotated")  # fmt: skip
-        turn = picture.declared_size == stored and stored != size  # as of boxes: see ingest.validate
+        turn = picture.declared_size == stored and stored != size  # as of boxes: see ingest.pictures.validate
         polygons = tuple(_upright(region.polygon, header) if turn else region.polygon for region in picture.regions)
         faults = tuple(
             None if region.ignore else fault_of(polygon, size) for region, polygon in zip(picture.regions, polygons, strict=True)

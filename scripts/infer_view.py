@@ -71,7 +71,7 @@ def from_files(source: Path, facts: Any, settings: Any) -> Iterator[tuple[dict[s
     import numpy as np
     import torch
 
-    from ingest.images import MAX_FILE_BYTES, decode_rgb, letterbox_into, plan_letterbox
+    from ingest.pictures.images import MAX_FILE_BYTES, decode_rgb, letterbox_into, plan_letterbox
     from ingest.sources import read_inside
     from warehouse.errors import SourceError
 

@@ -50,7 +50,7 @@ def main(settings: Any) -> dict[str, Any]:
 
 def cut(segment: Any) -> Any:
     from features.patches import patch_recipe, plan_patches
-    from ingest.patches import PatchCutter, cut_versions, list_pictures, survey
+    from ingest.pictures.patches import PatchCutter, cut_versions, list_pictures, survey
     from warehouse import Warehouse
     from warehouse.manifest import version_name
     from warehouse.publish import bake, open_root, published

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ingest.pictures.validate import Scan, scan
 from ingest.sources import SourceListing, list_sources
-from ingest.validate import Scan, scan
 from warehouse.schema import BuildSettings
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data"

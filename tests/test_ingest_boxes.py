@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest.boxes import REASONS, clean_boxes, keep_largest, orient_boxes
-from ingest.letterbox import plan_letterbox
+from ingest.pictures.boxes import REASONS, clean_boxes, keep_largest, orient_boxes
+from ingest.pictures.letterbox import plan_letterbox
 from warehouse.schema import CLIPPED, DIFFICULT
 
 SIZE = (100, 80)

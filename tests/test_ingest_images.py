@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from ingest_fakes import encoded, picture, write_picture
 from PIL import Image, ImageOps
 
-from ingest.headers import exif_orientation, read_header
-from ingest.images import decode_rgb, decoder_versions, load_sample, probe
+from ingest.pictures.headers import exif_orientation, read_header
+from ingest.pictures.images import decode_rgb, decoder_versions, load_sample, probe
 from ingest.records.base import PictureRecord
 from warehouse.errors import PictureError, SourceError
 from warehouse.schema import BuildSettings, picture_arrays

@@ -12,8 +12,8 @@ import pytest
 from ingest_fakes import DATA, listed
 from PIL import Image
 
-from ingest.images import load_sample
-from ingest.validate import check_thresholds, scan
+from ingest.pictures.images import load_sample
+from ingest.pictures.validate import check_thresholds, scan
 
 CASES = {
     "bccd": ({"max_boxes": 30}, "voc", 218, 218),

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ingest_fakes import encoded, listed, picture, scanned, voc_set, voc_xml, write_picture
 
-from ingest.validate import check_thresholds, scan
+from ingest.pictures.validate import check_thresholds, scan
 from warehouse.errors import AnnotationError, PictureError, ThresholdError
 from warehouse.schema import CLIPPED, BuildSettings
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ingest.boxes import to_canvas, to_source
-from ingest.letterbox import letterbox_into, plan_letterbox
+from ingest.pictures.boxes import to_canvas, to_source
+from ingest.pictures.letterbox import letterbox_into, plan_letterbox
 from warehouse.schema import GEOMETRY
 
 MODES = st.sampled_from(["letterbox", "stretch"])

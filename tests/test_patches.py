@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from features.patches import patch_boxes, patch_offsets, patch_recipe, plan_patches, write_patch_manifest
-from ingest.patches import PatchCutter, cut_versions, list_pictures, survey
-from ingest.windows import look, open_windows
+from ingest.pictures.patches import PatchCutter, cut_versions, list_pictures, survey
+from ingest.pictures.windows import look, open_windows
 from warehouse import Warehouse
 from warehouse.errors import BuildError, ConfigError, PictureError, ThresholdError
 from warehouse.publish import bake, open_root
@@ -256,7 +256,7 @@ def write_tiff(path: Path, pixels: Any, **more: Any) -> None:
     ((80, 100), "uint16", {"compress": "lzw"}),
 ], ids=["tiles", "strips in colour", "16 bits"])  # fmt: skip
 def test_a_tiff_read_by_window_shows_what_the_whole_picture_decoder_shows(tmp_path: Path, shape: Any, dtype: str, options: Any) -> None:
-    from ingest.images import decode_rgb
+    from ingest.pictures.images import decode_rgb
 
     pixels = np.random.default_rng(1).integers(0, np.iinfo(dtype).max + 1, shape).astype(dtype)
     write_tiff(tmp_path / "a.tif", pixels, **options)

@@ -19,7 +19,7 @@ from segment_fakes import OVERLAP, SIZE, Outcome, digest, files, pixels_of, queu
 from features.patches import patch_boxes
 from features.stitch import axis_weights, open_stitched
 from features.unet import restore_unet
-from ingest.patches import list_pictures, survey
+from ingest.pictures.patches import list_pictures, survey
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.loader import ChunkLoader
 from warehouse import Warehouse

@@ -46,7 +46,7 @@ def test_killed_twice_in_training_and_twice_in_jobs_it_ends_in_the_same_bytes(pi
     # Imports are made once, in a process that has no threads; each run begins from there.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["scripts.segment_patches", "features.segment", "features.mask_jobs", "features.mask_results",
-                                    "ingest.patches", "utils.loader", "rasterio"])  # fmt: skip
+                                    "ingest.pictures.patches", "utils.loader", "rasterio"])  # fmt: skip
     for where, number in (("train", 17), ("train", 8), ("predict", 2), ("predict", 1)):
         process = context.Process(target=die, args=(flags(pictures, output), where, number, torch.get_num_threads()))
         process.start()

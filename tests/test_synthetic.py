@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from ingest_fakes import scanned
 
+from ingest.pictures.validate import check_thresholds
 from ingest.synthetic import CLASSES, SampleSettings, draw_scene, make_sample
-from ingest.validate import check_thresholds
 from warehouse.errors import SourceError
 from warehouse.schema import BuildSettings
 

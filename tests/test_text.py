@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from ingest_fakes import DATA, encoded, picture, write_picture
 from PIL import Image
 
-from ingest.images import decode_rgb
+from ingest.pictures.images import decode_rgb
 from ingest.records.text import parse_icdar, parse_mmocr
 from ingest.text import TextItems
 from ingest.text_maps import TextMapSettings

@@ -1,7 +1,7 @@
 """What every annotation format becomes: a picture with raw boxes. Formats read; they do not judge.
 
 A format module turns files into `RawPicture`s and lists what it could not pair. Cleaning, counting and thresholds happen
-once, for all formats, in `ingest/validate.py`.
+once, for all formats, in `ingest/pictures/validate.py`.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A mask is found by name (`ingest.pairing.mask_place`): `images/a.png` and `masks/a.png`, `a.jpg` and `a_mask.png`, and the like.
 `build.mask_values` declares which value means which class: 0/255 files declared as 0/1 are refused, not guessed.
-`ingest.masks` decodes them.
+`ingest.pictures.masks` decodes them.
 """
 
 from __future__ import annotations

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ingest.boxes import to_canvas
-from ingest.headers import Header, ends_cleanly, open_with_pillow, read_header
-from ingest.letterbox import Geometry, letterbox_into, plan_letterbox
-from ingest.masks import load_mask
+from ingest.pictures.boxes import to_canvas
+from ingest.pictures.headers import Header, ends_cleanly, open_with_pillow, read_header
+from ingest.pictures.letterbox import Geometry, letterbox_into, plan_letterbox
+from ingest.pictures.masks import load_mask
 from ingest.records.base import PictureRecord
 from ingest.sources import read_ends, read_inside
 from warehouse.errors import PictureError

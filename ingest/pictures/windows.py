@@ -1,7 +1,7 @@
 """Any part of a picture without the rest: TIFF files by window, others decoded once and kept while they are being cut.
 
 A TIFF of 8 or 16 bits, grey or RGB, not turned, in tiles or strips is read by GDAL window by window, so that its size does not matter.
-Every other picture is decoded whole by `ingest.images`, within `max_pixels`. Both give the same pixels where both can.
+Every other picture is decoded whole by `ingest.pictures.images`, within `max_pixels`. Both give the same pixels where both can.
 Memory: one decoded picture, or GDAL's block cache (64 MB) and the window asked for.
 """
 
@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ingest.headers import open_with_pillow
-from ingest.images import MAX_FILE_BYTES, decode_rgb, probe
+from ingest.pictures.headers import open_with_pillow
+from ingest.pictures.images import MAX_FILE_BYTES, decode_rgb, probe
 from ingest.sources import path_inside, read_ends, read_inside
 from warehouse.errors import PictureError
 
@@ -62,7 +62,7 @@ def _look_at_tiff(root: Path, source: str) -> Look | None:
     """None for a TIFF that is not read by window."""
     from PIL import Image
 
-    Image.MAX_IMAGE_PIXELS = None  # as in ingest.headers: sizes are checked by us
+    Image.MAX_IMAGE_PIXELS = None  # as in ingest.pictures.headers: sizes are checked by us
     path = path_inside(root, source)
     try:
         with open(path, "rb") as file, Image.open(file, formats=("TIFF",)) as image:

@@ -2,7 +2,7 @@
 
 A picture with a mask is a `Parent` of a split; one without is predicted only. Whoever cuts has the boxes: nothing here knows how patches
 lie. Parents are kept open one at a time, in the order patches come, so that a parent is decoded once for all its patches in a row.
-Memory: one decoded picture and its mask, or GDAL's block cache (`ingest.windows`).
+Memory: one decoded picture and its mask, or GDAL's block cache (`ingest.pictures.windows`).
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ingest.images import MAX_FILE_BYTES, decoder_versions
-from ingest.masks import classes_of, decode_mask
 from ingest.pairing import is_mask
+from ingest.pictures.images import MAX_FILE_BYTES, decoder_versions
+from ingest.pictures.masks import classes_of, decode_mask
+from ingest.pictures.windows import Box, Look, Windows, look, open_windows
 from ingest.records.base import Rejection
 from ingest.records.masks import parse_masks
 from ingest.sources import SourceListing, list_sources, read_inside
 from ingest.splits import assign_splits
-from ingest.windows import Box, Look, Windows, look, open_windows
 from warehouse.errors import PictureError, SourceError, ThresholdError, WarehouseError
 from warehouse.schema import MASK_PADDING, BuildSettings
 

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from ingest.boxes import BAD, CleanBoxes, clean_boxes, keep_largest, orient_boxes
-from ingest.headers import Header
-from ingest.images import probe
-from ingest.letterbox import plan_letterbox
+from ingest.pictures.boxes import BAD, CleanBoxes, clean_boxes, keep_largest, orient_boxes
+from ingest.pictures.headers import Header
+from ingest.pictures.images import probe
+from ingest.pictures.letterbox import plan_letterbox
 from ingest.records.base import Parsed, PictureRecord, RawPicture, Rejection
 from ingest.records.classes import parse_classes
 from ingest.records.coco import parse_coco

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ingest.headers import open_with_pillow
-from ingest.letterbox import Geometry
+from ingest.pictures.headers import open_with_pillow
+from ingest.pictures.letterbox import Geometry
 from ingest.records.base import PictureRecord
 from ingest.sources import read_inside
 from warehouse.errors import PictureError

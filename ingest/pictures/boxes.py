@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ingest.letterbox import Geometry
+from ingest.pictures.letterbox import Geometry
 from warehouse.schema import CLIPPED
 
 __all__ = ["BAD", "REASONS", "CleanBoxes", "clean_boxes", "keep_largest", "orient_boxes", "to_canvas", "to_source"]

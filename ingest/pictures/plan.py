@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from ingest.images import decoder_versions, load_sample, plan_letterbox
+from ingest.pictures.images import decoder_versions, load_sample, plan_letterbox
+from ingest.pictures.validate import Scan
 from ingest.records.base import PictureRecord
 from ingest.sources import SourceListing
 from ingest.splits import permuted
-from ingest.validate import Scan
 from warehouse.builder import BuildPlan, LoadSample, SplitPlan
 from warehouse.errors import ThresholdError
 from warehouse.manifest import code_version, toolchain, version_name
