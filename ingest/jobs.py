@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Protocol
 
-from ingest.raster_settings import RasterSettings
+from ingest.rasters.settings import RasterSettings
 from warehouse.builder import BuildPlan, LoadSample
 from warehouse.schema import BOXLESS, BuildSettings
 
@@ -87,7 +87,7 @@ class CubeJob:
     noun, trainer, threads = "stored chunks", "train_vqvae --vqvae.warehouse", False
 
     def __init__(self, build: BuildSettings, raster: RasterSettings) -> None:
-        from ingest.cube_plan import cube_recipe, list_rasters
+        from ingest.rasters.plan import cube_recipe, list_rasters
 
         self.build, self.raster = build, raster
         self.listing = list_rasters(build, raster)
@@ -95,7 +95,7 @@ class CubeJob:
         self.found = f"{len(self.listing.pictures)} rasters for {len(raster.features)} features in {self.listing.root}"
 
     def plan(self, unreadable: Mapping[str, Any]) -> BuildPlan:
-        from ingest.cube_plan import plan_cube
+        from ingest.rasters.plan import plan_cube
 
         plan, self._load = plan_cube(self.listing, self.build, self.raster)
         return plan

@@ -102,4 +102,4 @@ def dry_run(job: Any, build: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(main, __doc__, build="warehouse.schema:BuildSettings", raster="ingest.raster_settings:RasterSettings"))
+    raise SystemExit(run(main, __doc__, build="warehouse.schema:BuildSettings", raster="ingest.rasters.settings:RasterSettings"))

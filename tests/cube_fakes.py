@@ -11,7 +11,7 @@ from rasterio.crs import CRS
 from rasterio.transform import Affine
 
 from ingest.jobs import CubeJob
-from ingest.raster_settings import RasterSettings
+from ingest.rasters.settings import RasterSettings
 from warehouse import Warehouse
 from warehouse.publish import bake, open_root
 from warehouse.schema import BuildSettings

@@ -19,7 +19,7 @@ from cube_fakes import DATES, EPSG, ORIGIN, SERIES, build_cube, expected_series,
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest.cube_splits import block_labels, default_block, default_shard
+from ingest.rasters.splits import block_labels, default_block, default_shard
 from ingest.synthetic import SampleSettings, make_sample
 from utils.argyaml import read_yaml
 from utils.loader import ChunkLoader

@@ -10,7 +10,7 @@ from PIL import Image
 
 from ingest.jobs import open_job
 from ingest.pairing import is_mask, mask_place
-from ingest.raster_settings import RasterSettings
+from ingest.rasters.settings import RasterSettings
 from ingest.splits import assign_splits
 from ingest.synthetic import SampleSettings, make_sample
 from warehouse import Warehouse

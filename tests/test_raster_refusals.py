@@ -12,9 +12,9 @@ import rasterio
 import xarray as xr
 from cube_fakes import DATES, EPSG, SERIES, build_cube, expected_series, job_of, scene, write_series, write_tif
 
-from ingest.grids import read_extent
-from ingest.raster_settings import RasterSettings
-from ingest.rasters import open_raster
+from ingest.rasters.grids import read_extent
+from ingest.rasters.settings import RasterSettings
+from ingest.rasters.sources import open_raster
 from warehouse import WarehouseError
 from warehouse.errors import ConfigError, SourceError
 

@@ -14,9 +14,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from ingest.grids import Grid
-from ingest.raster_settings import RasterFeature
-from ingest.stack import compute, warp
+from ingest.rasters.grids import Grid
+from ingest.rasters.settings import RasterFeature
+from ingest.rasters.stack import compute, warp
 from warehouse import Warehouse
 
 NAIP: dict[str, Any] = {

@@ -41,7 +41,7 @@ __all__ = ["SECTIONS", "load_settings", "read_yaml", "run"]
 SECTIONS = {
     "sample": "ingest.synthetic:SampleSettings",
     "build": "warehouse.schema:BuildSettings",
-    "raster": "ingest.raster_settings:RasterSettings",
+    "raster": "ingest.rasters.settings:RasterSettings",
     "inspect": "warehouse.report:InspectSettings",
     "verify": "warehouse.verify:VerifySettings",
     "export": "warehouse.summary:ExportSettings",

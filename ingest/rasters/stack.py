@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ingest.grids import Grid
-from ingest.raster_settings import RasterFeature
-from ingest.rasters import missing_at, open_raster
+from ingest.rasters.grids import Grid
+from ingest.rasters.settings import RasterFeature
+from ingest.rasters.sources import missing_at, open_raster
 from warehouse.builder import Block
 from warehouse.cube_stats import block_facts
 from warehouse.cubes import CubeLayout, Feature

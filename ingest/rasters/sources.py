@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ingest.grids import Grid, Window, read_extent
+from ingest.rasters.grids import Grid, Window, read_extent
 from warehouse.errors import SourceError, WarehouseError
 
 __all__ = ["SUFFIXES", "RasterSource", "open_raster"]

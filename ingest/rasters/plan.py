@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ingest.cube_splits import block_labels, default_block, default_shard
-from ingest.grids import Grid, crs_wkt_of, grid_of_bounds, read_extent
 from ingest.hashes import hash_files
-from ingest.raster_settings import RasterFeature, RasterSettings
-from ingest.rasters import SUFFIXES, open_raster
+from ingest.rasters.grids import Grid, crs_wkt_of, grid_of_bounds, read_extent
+from ingest.rasters.settings import RasterFeature, RasterSettings
+from ingest.rasters.sources import SUFFIXES, open_raster
+from ingest.rasters.splits import block_labels, default_block, default_shard
+from ingest.rasters.stack import CubeLoader, Frame, Layer
 from ingest.sources import SourceFile, SourceListing, input_root
-from ingest.stack import CubeLoader, Frame, Layer
 from warehouse.builder import BuildPlan, SplitPlan
 from warehouse.cubes import Cube, CubeLayout, CubePlan, Feature, cube_arrays
 from warehouse.errors import ConfigError, SourceError
