@@ -120,7 +120,7 @@ class Work:
         if self.settings.pictures:
             folder = Path(self.settings.pictures)
         else:
-            from ingest.synthetic import SampleSettings, make_sample
+            from ingest.synthetic.make import SampleSettings, make_sample
 
             folder = self.root / "drawn"
             log.info(f"drawing {min(DRAWN, count)} pictures")

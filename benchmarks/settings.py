@@ -21,7 +21,7 @@ class BenchSettings(Section):
 
     work: str = Field("artifacts/bench", description="folder for every reader's copy of the pictures, about 8 GB at the default size")
     output: str = Field("artifacts/bench/result", description="folder for bench.json and bench.png")
-    pictures: str | None = Field(None, description="folder of JPEGs, repeated up to `samples`; null: drawn by ingest.synthetic")
+    pictures: str | None = Field(None, description="folder of JPEGs, repeated up to `samples`; null: drawn by ingest.synthetic.make")
     samples: int = Field(2048, ge=8, le=1 << 20)
     size: tuple[int, int] = (384, 384)
     batch_size: int = Field(64, ge=1, le=4096)

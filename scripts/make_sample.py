@@ -5,7 +5,7 @@ Draws a small labelled set, or with --sample.kind cube a series of rasters, from
 
 from typing import Any
 
-from ingest.synthetic import make_sample
+from ingest.synthetic.make import make_sample
 from utils.argyaml import run
 from utils.log import get_log, progress
 
@@ -26,4 +26,4 @@ def main(settings: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(main, __doc__, sample="ingest.synthetic:SampleSettings"))
+    raise SystemExit(run(main, __doc__, sample="ingest.synthetic.make:SampleSettings"))

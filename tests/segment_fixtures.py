@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from segment_fakes import Outcome, call, flags
 
-from ingest.synthetic import SampleSettings, make_sample
+from ingest.synthetic.make import SampleSettings, make_sample
 
 
 @pytest.fixture

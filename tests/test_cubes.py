@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingest.rasters.splits import block_labels, default_block, default_shard
-from ingest.synthetic import SampleSettings, make_sample
+from ingest.synthetic.make import SampleSettings, make_sample
 from utils.argyaml import read_yaml
 from utils.loader import ChunkLoader
 from warehouse import Warehouse, builder

@@ -12,7 +12,7 @@ from ingest.jobs import open_job
 from ingest.pairing import is_mask, mask_place
 from ingest.rasters.settings import RasterSettings
 from ingest.splits import assign_splits
-from ingest.synthetic import SampleSettings, make_sample
+from ingest.synthetic.make import SampleSettings, make_sample
 from warehouse import Warehouse
 from warehouse.errors import PictureError, ThresholdError
 from warehouse.publish import bake

@@ -9,7 +9,7 @@ import pytest
 from ingest_fakes import scanned
 
 from ingest.pictures.validate import check_thresholds
-from ingest.synthetic import CLASSES, SampleSettings, draw_scene, make_sample
+from ingest.synthetic.make import CLASSES, SampleSettings, draw_scene, make_sample
 from warehouse.errors import SourceError
 from warehouse.schema import BuildSettings
 

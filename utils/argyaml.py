@@ -39,7 +39,7 @@ from warehouse.errors import ConfigError, WarehouseError
 __all__ = ["SECTIONS", "load_settings", "read_yaml", "run"]
 
 SECTIONS = {
-    "sample": "ingest.synthetic:SampleSettings",
+    "sample": "ingest.synthetic.make:SampleSettings",
     "build": "warehouse.schema:BuildSettings",
     "raster": "ingest.rasters.settings:RasterSettings",
     "inspect": "warehouse.report:InspectSettings",

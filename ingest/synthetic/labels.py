@@ -1,6 +1,6 @@
 """Drawn pictures of one class each, in class folders, and drawn pictures with masks: for class and segmentation trials without data.
 
-Picture i follows from (seed, i) alone, as in `ingest/synthetic.py`, whose objects and clutter these are.
+Picture i follows from (seed, i) alone, as in `ingest/synthetic/make.py`, whose objects and clutter these are.
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
-from ingest.landscape import write_landscape
-from ingest.synthetic_labels import write_classes, write_masks
+from ingest.synthetic.labels import write_classes, write_masks
+from ingest.synthetic.landscape import write_landscape
 from warehouse.errors import SourceError
 from warehouse.schema import Section
 
