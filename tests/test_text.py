@@ -19,9 +19,9 @@ from ingest_fakes import DATA, encoded, picture, write_picture
 from PIL import Image
 
 from ingest.pictures.images import decode_rgb
-from ingest.records.text import parse_icdar, parse_mmocr
-from ingest.text import TextItems
-from ingest.text_maps import TextMapSettings
+from ingest.text.items import TextItems
+from ingest.text.maps import TextMapSettings
+from ingest.text.records import parse_icdar, parse_mmocr
 from utils.cached_loader import CachedLoader
 from utils.tensor_cache import CachedDataset, CacheKey, fingerprint
 from warehouse.errors import AnnotationError, ConfigError, PictureError, SourceError, WarehouseError

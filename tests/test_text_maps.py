@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest.text_maps import TextMapSettings, draw_text_maps, offset_distance, shrink_polygon
+from ingest.text.maps import TextMapSettings, draw_text_maps, offset_distance, shrink_polygon
 
 FINE = TextMapSettings(stride=1, min_side=0)
 

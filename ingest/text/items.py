@@ -23,9 +23,9 @@ from ingest.pictures.boxes import orient_boxes
 from ingest.pictures.headers import Header
 from ingest.pictures.images import MAX_FILE_BYTES, decode_rgb, decoder_versions, probe
 from ingest.pictures.letterbox import Geometry, letterbox_into, plan_letterbox
-from ingest.records.text import TextPicture, parse_icdar, parse_mmocr
 from ingest.sources import PICTURE_EXTENSIONS, read_inside
-from ingest.text_maps import DBNET, TextMapSettings, draw_text_maps, fault_of
+from ingest.text.maps import DBNET, TextMapSettings, draw_text_maps, fault_of
+from ingest.text.records import TextPicture, parse_icdar, parse_mmocr
 from warehouse.errors import AnnotationError, ConfigError, SourceError
 
 __all__ = ["TextItems"]
@@ -60,7 +60,7 @@ class TextItems:
 
         image              uint8 [3, H, W], RGB, upright, `pad_value` around it
         polygons           list of float32 [n, 2] in canvas pixels, as annotated, not clipped
-        ignore             bool [polygons]; too_small: bool [polygons], of those not ignored (ingest.text_maps.TextMaps)
+        ignore             bool [polygons]; too_small: bool [polygons], of those not ignored (ingest.text.maps.TextMaps)
         text               list of str, None where the format has none
         probability, threshold              float32 [H / 4, W / 4]
         probability_mask, threshold_mask    bool [H / 4, W / 4]

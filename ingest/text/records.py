@@ -1,6 +1,6 @@
 """Text detection annotations: MMOCR's `textdet_*.json`, and ICDAR 2015's `gt_*.txt` with a quadrilateral a line.
 
-Formats read; they do not judge shapes (ingest.text does). What is not a polygon at all - a line of something else, an odd number of
+Formats read; they do not judge shapes (ingest.text.items does). What is not a polygon at all - a line of something else, an odd number of
 coordinates, under three points, NaN - is an error naming file and entry. A picture is found by the name that its entry gives, never by its
 place in a list or in a folder: MMOCR's lists are in no order.
 """
