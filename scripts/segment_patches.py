@@ -16,8 +16,8 @@ log = get_log("segment_patches")
 
 
 def main(settings: Any) -> dict[str, Any]:
-    from features.mask_results import peak_memory_gb, stitch_pictures
-    from features.patches import write_patch_manifest
+    from segmentation.mask_results import peak_memory_gb, stitch_pictures
+    from segmentation.patches import write_patch_manifest
 
     segment, start = settings.segment, time.monotonic()
     patches = cut(segment)
@@ -49,8 +49,8 @@ def main(settings: Any) -> dict[str, Any]:
 
 
 def cut(segment: Any) -> Any:
-    from features.patches import patch_recipe, plan_patches
     from ingest.pictures.patches import PatchCutter, cut_versions, list_pictures, survey
+    from segmentation.patches import patch_recipe, plan_patches
     from warehouse import Warehouse
     from warehouse.manifest import version_name
     from warehouse.publish import bake, open_root, published
@@ -94,7 +94,7 @@ def told(patches: Any) -> Any:
 
 
 def train(settings: Any, patches: Any) -> dict[str, Any]:
-    from features.segment import SegmentTask
+    from segmentation.task import SegmentTask
     from utils.loader import ChunkLoader
     from utils.stores import unheld_store
     from utils.training import Trainer
@@ -129,9 +129,9 @@ def train(settings: Any, patches: Any) -> dict[str, Any]:
 
 
 def predict(segment: Any, patches: Any, folder: Path) -> tuple[Path | None, int]:
-    from features.mask_jobs import plan_probabilities
-    from features.mask_results import stitched_paths
-    from features.unet import restore_unet
+    from segmentation.mask_jobs import plan_probabilities
+    from segmentation.mask_results import stitched_paths
+    from segmentation.unet import restore_unet
     from utils.checkpoint import load_checkpoint
     from utils.jobs.publish import publish_jobs
     from utils.jobs.run import open_queue, recover_jobs, run_jobs
@@ -159,5 +159,5 @@ def predict(segment: Any, patches: Any, folder: Path) -> tuple[Path | None, int]
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(main, __doc__, segment="features.segment:SegmentSettings", loader="utils.loader:LoaderSettings",
+    raise SystemExit(run(main, __doc__, segment="segmentation.task:SegmentSettings", loader="utils.loader:LoaderSettings",
                          experiments="utils.experiments:ExperimentSettings"))  # fmt: skip

@@ -16,7 +16,7 @@ from warehouse import Warehouse
 Outcome = tuple[int, dict[str, Any] | None, str]
 SIZE, OVERLAP = 32, 8
 SMALL = {"patch_size": SIZE, "overlap": OVERLAP, "width": 4, "levels": 2, "epochs": 3, "warmup_steps": 3, "device": "cpu"}
-SECTIONS = {"segment": "features.segment:SegmentSettings", "loader": "utils.loader:LoaderSettings",
+SECTIONS = {"segment": "segmentation.task:SegmentSettings", "loader": "utils.loader:LoaderSettings",
             "experiments": "utils.experiments:ExperimentSettings"}  # fmt: skip
 
 

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import distance_transform_edt
 
-from features import mask_scores
-from features.mask_results import picture_names
-from features.mask_scores import MaskTally
-from features.mask_sheet import draw_curve, draw_sheet, write_mask, write_page
+from segmentation import mask_scores
+from segmentation.mask_results import picture_names
+from segmentation.mask_scores import MaskTally
+from segmentation.mask_sheet import draw_curve, draw_sheet, write_mask, write_page
 
 UNKNOWN = 255
 

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from features.patches import patch_boxes, patch_offsets, patch_recipe, plan_patches, write_patch_manifest
 from ingest.pictures.patches import PatchCutter, cut_versions, list_pictures, survey
 from ingest.pictures.windows import look, open_windows
+from segmentation.patches import patch_boxes, patch_offsets, patch_recipe, plan_patches, write_patch_manifest
 from warehouse import Warehouse
 from warehouse.errors import BuildError, ConfigError, PictureError, ThresholdError
 from warehouse.publish import bake, open_root

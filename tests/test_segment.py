@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from features.segment import SegmentSettings, SegmentTask, SegmentTraining, augment_patches, segmentation_loss
-from features.unet import UNet, restore_unet
+from segmentation.task import SegmentSettings, SegmentTask, SegmentTraining, augment_patches, segmentation_loss
+from segmentation.unet import UNet, restore_unet
 from utils.checkpoint import load_checkpoint, prefixed, save_checkpoint
 from utils.training import seeded
 from warehouse.errors import StateError

@@ -16,10 +16,10 @@ import torch
 from PIL import Image
 from segment_fakes import OVERLAP, SIZE, Outcome, digest, files, pixels_of, queue_rows, results
 
-from features.patches import patch_boxes
-from features.stitch import axis_weights, open_stitched
-from features.unet import restore_unet
 from ingest.pictures.patches import list_pictures, survey
+from segmentation.patches import patch_boxes
+from segmentation.stitch import axis_weights, open_stitched
+from segmentation.unet import restore_unet
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.loader import ChunkLoader
 from warehouse import Warehouse

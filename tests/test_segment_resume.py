@@ -17,8 +17,8 @@ import pytest
 import torch
 from segment_fakes import Outcome, call, digest, files, flags, queue_rows, results
 
-from features import mask_jobs, mask_results
-from features.segment import SegmentTask
+from segmentation import mask_jobs, mask_results
+from segmentation.task import SegmentTask
 from utils.checkpoint import load_checkpoint
 from warehouse import Warehouse, durable
 
@@ -45,7 +45,7 @@ def test_killed_twice_in_training_and_twice_in_jobs_it_ends_in_the_same_bytes(pi
     output = tmp_path / "out"
     # Imports are made once, in a process that has no threads; each run begins from there.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["scripts.segment_patches", "features.segment", "features.mask_jobs", "features.mask_results",
+    context.set_forkserver_preload(["scripts.segment_patches", "segmentation.task", "segmentation.mask_jobs", "segmentation.mask_results",
                                     "ingest.pictures.patches", "utils.loader", "rasterio"])  # fmt: skip
     for where, number in (("train", 17), ("train", 8), ("predict", 2), ("predict", 1)):
         process = context.Process(target=die, args=(flags(pictures, output), where, number, torch.get_num_threads()))

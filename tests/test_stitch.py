@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from features import stitch as stitching
-from features.patches import patch_boxes, patch_offsets
-from features.stitch import LINES, Stitcher, axis_weights, open_stitched, stitch
+from segmentation import stitch as stitching
+from segmentation.patches import patch_boxes, patch_offsets
+from segmentation.stitch import LINES, Stitcher, axis_weights, open_stitched, stitch
 from warehouse.errors import StoreError
 
 Grid = tuple[int, int, int, int]

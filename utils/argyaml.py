@@ -55,7 +55,7 @@ SECTIONS = {
     "features": "features.jobs:FeatureSettings",
     "head": "features.head:HeadSettings",
     "finetune": "features.finetune:FinetuneSettings",
-    "segment": "features.segment:SegmentSettings",
+    "segment": "segmentation.task:SegmentSettings",
     "bench": "benchmarks.settings:BenchSettings",
 }
 NAMED_ENV = {

@@ -1,8 +1,8 @@
 """The one training loop: every trainer brings a Task and a TrainSettings, and gets the rest from here.
 
 Purpose: epochs, mixed precision, accumulation, DDP under torchrun, schedule, running average, checkpoints, exact resume, timers.
-Used by: detector.task, features.finetune, features.pictures, features.segment, scripts.finetune, scripts.segment_patches,
-  scripts.train_detector, scripts.train_vqvae, vqvae.task
+Used by: detector.task, features.finetune, features.pictures, scripts.finetune, scripts.segment_patches, scripts.train_detector,
+  scripts.train_vqvae, segmentation.task, vqvae.task
 Design notes: a task's loss is a *sum over samples*; gradients are divided once, by the samples of the whole step. So accumulation,
   several ranks and `pad` repeats give what one big batch gives. Nothing random lives here: batches come from the loader's (seed,
   epoch), augmentation from (seed, epoch, sample), so a checkpoint of weights, optimizer and counters resumes bit for bit on a CPU.

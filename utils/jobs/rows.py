@@ -1,7 +1,7 @@
 """Samples of a split by number, in arrays of their own.
 
 Purpose: micro-jobs, exports and pictures of a batch read the rows that they need, in any order.
-Used by: features.jobs, features.mask_jobs, features.mask_results, features.pictures
+Used by: features.jobs, features.pictures, segmentation.mask_jobs, segmentation.mask_results
 Design notes: a plain gather through a ChunkReader; the training path does not come here.
 Assistant guidance: when extending: a new way to read belongs to the readers, not here.
 """

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from features.unet import UNet
+from segmentation.unet import UNet
 from utils.checkpoint import Checkpoint
 from utils.jobs.rows import read_rows
 from warehouse import manifest as tables

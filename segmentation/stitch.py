@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from features.patches import patch_offsets
+from segmentation.patches import patch_offsets
 from warehouse import durable
 from warehouse.errors import StoreError
 from warehouse.schema import MASK_PADDING

@@ -17,8 +17,8 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from features.mask_scores import dice_of, iou_of
-from features.unet import UNet
+from segmentation.mask_scores import dice_of, iou_of
+from segmentation.unet import UNet
 from utils.augment import uniform
 from utils.training import TrainSettings, seeded
 from warehouse.schema import MASK_PADDING, BuildSettings
@@ -149,7 +149,7 @@ class SegmentTask:
         return self.model.describe()
 
     def draw(self, history: list[dict[str, Any]], path: Path) -> None:
-        from features.mask_sheet import draw_curve
+        from segmentation.mask_sheet import draw_curve
 
         draw_curve(history, path, self.model.classes)
 

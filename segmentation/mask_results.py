@@ -4,7 +4,7 @@
 
 `version` names the probabilities and the way they were blended. A picture whose stitched Zarr is there is not stitched again: it appears by
 a rename, after all of it is durable. Of several processes that come at once one stitches a picture and the others wait for it.
-Memory: one band of `features.stitch`, one overview of SIDE pixels.
+Memory: one band of `segmentation.stitch`, one overview of SIDE pixels.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from features.mask_jobs import patches_of, place_of
-from features.mask_scores import MaskTally
-from features.mask_sheet import SIDE, draw_sheet, write_mask, write_page
-from features.patches import PREDICT, patch_boxes
-from features.stitch import LINES, Blend, open_stitched, stitch
+from segmentation.mask_jobs import patches_of, place_of
+from segmentation.mask_scores import MaskTally
+from segmentation.mask_sheet import SIDE, draw_sheet, write_mask, write_page
+from segmentation.patches import PREDICT, patch_boxes
+from segmentation.stitch import LINES, Blend, open_stitched, stitch
 from utils.jobs.rows import read_rows
 from warehouse import durable
 from warehouse import manifest as tables

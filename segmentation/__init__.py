@@ -1,0 +1,3 @@
+"""Semantic segmentation of large images: patches, a U-Net, and masks stitched from predictions."""
+
+__all__: list[str] = []
