@@ -23,9 +23,9 @@ import psutil
 import torch
 from torch.utils.data import DataLoader
 
-from utils.cached_loader import CachedLoader
-from utils.item_codec import encode_item
-from utils.tensor_cache import CachedDataset
+from utils.caching.cached_loader import CachedLoader
+from utils.caching.item_codec import encode_item
+from utils.caching.tensor_cache import CachedDataset
 
 __all__ = ["Pictures", "calibrated", "measure"]
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from benchmarks.tensor_cache import Pictures, measure
-from utils.cached_loader import CachedLoader
-from utils.tensor_cache import CachedDataset
+from utils.caching.cached_loader import CachedLoader
+from utils.caching.tensor_cache import CachedDataset
 from warehouse.errors import ConfigError, PictureError, WorkerError
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")

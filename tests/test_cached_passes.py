@@ -6,7 +6,7 @@ import pytest
 import torch
 from cache_fakes import RandomCrop
 
-from utils.cached_passes import CachedPasses
+from utils.caching.cached_passes import CachedPasses
 from warehouse.errors import ConfigError
 
 

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch.utils.data import DataLoader
 
-from utils.item_codec import decode_item, encode_item
-from utils.tensor_cache import CachedDataset, CacheKey, TensorCache, fingerprint, refuse_random
+from utils.caching.item_codec import decode_item, encode_item
+from utils.caching.tensor_cache import CachedDataset, CacheKey, TensorCache, fingerprint, refuse_random
 from warehouse.errors import ConfigError
 
 

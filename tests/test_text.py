@@ -22,8 +22,8 @@ from ingest.pictures.images import decode_rgb
 from ingest.text.items import TextItems
 from ingest.text.maps import TextMapSettings
 from ingest.text.records import parse_icdar, parse_mmocr
-from utils.cached_loader import CachedLoader
-from utils.tensor_cache import CachedDataset, CacheKey, fingerprint
+from utils.caching.cached_loader import CachedLoader
+from utils.caching.tensor_cache import CachedDataset, CacheKey, fingerprint
 from warehouse.errors import AnnotationError, ConfigError, PictureError, SourceError, WarehouseError
 
 ICDAR = DATA / "icdar_toy"

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from utils.cached_passes import CachedPasses
+from utils.caching.cached_passes import CachedPasses
 from utils.checkpoint import (
     COUNTERS,
     has_checkpoint,

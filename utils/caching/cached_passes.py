@@ -15,10 +15,10 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from utils.item_codec import encode_item
+from utils.caching.item_codec import encode_item
+from utils.caching.tensor_cache import TensorCache, refuse_random
 from utils.log import get_log
 from utils.stores import free_memory
-from utils.tensor_cache import TensorCache, refuse_random
 from warehouse.errors import CorruptError
 
 __all__ = ["CachedPasses"]

@@ -1,7 +1,7 @@
 """Nested items as bytes and back: a JSON line that says the shape of things, then the raw numbers. No pickle.
 
 Purpose: `encode_item` and `decode_item` keep any nesting of dicts, lists, tuples, numbers, strings, bytes, arrays and tensors.
-Used by: benchmarks.tensor_cache, utils.cached_passes, utils.tensor_cache
+Used by: benchmarks.tensor_cache, utils.caching.cached_passes, utils.caching.tensor_cache
 Design notes: exact, type by type: an int stays an int, float32(1) a NumPy scalar, bfloat16 a bfloat16, NaN and -0.0 the same bits in
   arrays; dicts keep their order. What comes back is contiguous (C order), writeable and shares memory with nothing; two references
   to one array become two arrays. Subclasses, objects and anything else are refused by their place in the item, never guessed.

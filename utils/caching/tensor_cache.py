@@ -2,7 +2,7 @@
 
 Purpose: `TensorCache` keeps items by sample number; `CachedDataset` puts one before a map-style dataset; `fingerprint` and
   `refuse_random` judge a transform.
-Used by: benchmarks.tensor_cache, utils.cached_loader, utils.cached_passes
+Used by: benchmarks.tensor_cache, utils.caching.cached_loader, utils.caching.cached_passes
 Design notes: one append-only file, without a name (memfd) or in a folder: a header, a row of 48 bytes a sample, then the items.
   Spawned and forked workers read the same pages, so there is one copy on the node. Appends hold a kernel lock, which dies with its
   holder; a row is written after its item, so that a killed worker leaves nothing half-written. Reading takes no lock: row and item
@@ -29,7 +29,7 @@ import numpy as np
 from crc32c import crc32c
 from numpy.typing import NDArray
 
-from utils.item_codec import decode_item, encode_item
+from utils.caching.item_codec import decode_item, encode_item
 from utils.loader_utils import SharedBlock
 from utils.log import get_log
 from warehouse.errors import ConfigError
@@ -84,7 +84,7 @@ class CacheStats:
 class TensorCache:
     """Items by number 0 <= index < count, at most limit_bytes of them with their table.
 
-    What is handed out is a copy of one's own (see utils.item_codec): contiguous, writeable, the same on a hit and on a miss.
+    What is handed out is a copy of one's own (see utils.caching.item_codec): contiguous, writeable, the same on a hit and on a miss.
     key, folder: keep the items between runs in folder/<split>-<digest>.cache; a file of another key is another file, a damaged item is
     computed again. name: of the transform, for messages; one that is random by its name, by an attribute `random`, or because it makes
     two different things of one sample (the first two items are computed twice), is refused with ConfigError.

@@ -18,7 +18,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader, default_collate, default_convert
 
-from utils.tensor_cache import CachedDataset
+from utils.caching.tensor_cache import CachedDataset
 from warehouse.errors import ConfigError, WarehouseError, WorkerError
 
 __all__ = ["CachedLoader"]

@@ -1,0 +1,3 @@
+"""Finished tensors kept in RAM."""
+
+__all__: list[str] = []
