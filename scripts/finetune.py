@@ -19,9 +19,9 @@ def main(settings: Any) -> dict[str, Any]:
     from features.finetune import FinetuneTask, checkpoint_of
     from features.pictures import picture_targets
     from utils.loader import ChunkLoader
+    from utils.loading.stores import unheld_store
     from utils.memory import MemoryBudget
     from utils.ranks import Ranks
-    from utils.stores import unheld_store
     from utils.training import Trainer
     from warehouse import Warehouse
     from warehouse.errors import ConfigError

@@ -96,7 +96,7 @@ def told(patches: Any) -> Any:
 def train(settings: Any, patches: Any) -> dict[str, Any]:
     from segmentation.task import SegmentTask
     from utils.loader import ChunkLoader
-    from utils.stores import unheld_store
+    from utils.loading.stores import unheld_store
     from utils.training import Trainer
     from warehouse.errors import StateError, TrainingError
 

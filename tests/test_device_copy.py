@@ -12,8 +12,8 @@ import pytest
 import torch
 from fakes import build, numbers, sample
 
-from utils.device_copy import COPIES_PENDING, CudaDevice, DeviceCopier
 from utils.loader import ChunkLoader
+from utils.loading.device_copy import COPIES_PENDING, CudaDevice, DeviceCopier
 from warehouse import Warehouse
 from warehouse.errors import ConfigError, CorruptError
 

@@ -23,7 +23,7 @@ from utils.argyaml import SECTIONS, run
 from utils.book import Book
 from utils.checkpoint import load_checkpoint, prefixed, save_checkpoint
 from utils.loader import ChunkLoader
-from utils.stores import unheld_store
+from utils.loading.stores import unheld_store
 from vqvae.model import VQVAE, Shape, space_to_depth
 from vqvae.pictures import PictureMap, vqvae_trunk
 from warehouse.cubes import Feature

@@ -24,8 +24,8 @@ from obstore.store import LocalStore, MemoryStore
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, ShardingCodec, ZstdCodec
 
 from utils.loader import ChunkLoader
+from utils.loading.stores import choose_store
 from utils.samplers import ChunkBatchSampler, RandomBatchSampler
-from utils.stores import choose_store
 from warehouse import Warehouse
 from warehouse.errors import ConfigError, CorruptError, NotAWarehouseError, StoreError
 from warehouse.library import LibraryReader

@@ -14,8 +14,8 @@ import torch
 from fakes import build, numbers, sample
 
 from utils.loader import ChunkLoader
+from utils.loading.stores import choose_store
 from utils.samplers import ChunkBatchSampler, RandomBatchSampler
-from utils.stores import choose_store
 from warehouse import Warehouse
 from warehouse.errors import ConfigError, CorruptError, StateError
 

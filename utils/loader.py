@@ -5,7 +5,7 @@ Used by: benchmarks.ours, benchmarks.scale, benchmarks.shuffle, scripts.finetune
   scripts.train_detector, scripts.train_vqvae, vqvae.chunking
 Design notes: work is issued in order and delivered in order, so the order never depends on who decoded what. The state counts
   delivered batches, whatever was fetched ahead. A batch lives in a ring slot that comes back when nothing refers to it.
-Assistant guidance: when extending: engines live in utils.engines and know nothing of epochs; nothing here may depend on the number
+Assistant guidance: when extending: engines live in utils.loading.engines and know nothing of epochs; nothing here may depend on the number
   of workers but speed.
 """
 
@@ -24,11 +24,11 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from utils.device_copy import COPIES_PENDING, DeviceCopier, open_device
-from utils.engines import Batch, make_engine
+from utils.loading.device_copy import COPIES_PENDING, DeviceCopier, open_device
+from utils.loading.engines import Batch, make_engine
+from utils.loading.stores import choose_store
 from utils.log import get_log
 from utils.samplers import BatchPlan, BatchSampler, ChunkBatchSampler
-from utils.stores import choose_store
 from warehouse.errors import ConfigError, StateError
 from warehouse.schema import Section
 from warehouse.store import Split
@@ -74,7 +74,7 @@ class ChunkLoader:
 
     With world_size > 1 and not drop_last, `pad` bool [B] is true in repeats that fill up a rank: leave them out of loss and metrics.
     device="cuda": batches come from page-locked memory, copied on a stream of their own one batch ahead, and are safe to use on the
-    stream that is current when they are taken; so with any utils.device_copy.Device. Another torch device: a blocking copy.
+    stream that is current when they are taken; so with any utils.loading.device_copy.Device. Another torch device: a blocking copy.
     augment: callable(batch, seed=, epoch=) -> batch, a pure function of its arguments, run in this process on `device`.
     Workers start at the first epoch and live until `close()`. A second `iter()` ends the first. Raises ConfigError on impossible
     options, CorruptError naming the file on damaged data, WorkerError naming a worker that died, raised, or

@@ -1,7 +1,8 @@
 """Epoch orders as index arithmetic: which samples make batch g of an epoch, for any rank, from any place on.
 
 Purpose: `ChunkBatchSampler` keeps a batch inside one stored chunk; `RandomBatchSampler` ignores chunks, as a control.
-Used by: benchmarks.limits, benchmarks.scale, benchmarks.shuffle, utils.augment, utils.engines, utils.loader, utils.stores, vqvae.chunking
+Used by: benchmarks.limits, benchmarks.scale, benchmarks.shuffle, utils.augment, utils.loader, utils.loading.engines,
+  utils.loading.stores, vqvae.chunking
 Design notes: the global order G is a pure function of (chunk sizes, batch size, options, seed, epoch). Any batch of it is computed
   on its own, without the ones before: permutations are argsorts of a 64-bit hash (stable over NumPy releases), lanes are searched
   in cumulative counts. Memory and start-up grow with the number of stored chunks, never with samples. From global batch d on,

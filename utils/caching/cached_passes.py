@@ -17,8 +17,8 @@ from typing import Any
 
 from utils.caching.item_codec import encode_item
 from utils.caching.tensor_cache import TensorCache, refuse_random
+from utils.loading.stores import free_memory
 from utils.log import get_log
-from utils.stores import free_memory
 from warehouse.errors import CorruptError
 
 __all__ = ["CachedPasses"]

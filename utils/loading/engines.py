@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.loader_utils import BatchLayout, BatchRing, SharedBlock
+from utils.loading.stores import Source, open_source
 from utils.samplers import BatchPlan, BatchSampler, RandomBatchSampler
-from utils.stores import Source, open_source
 from warehouse.errors import ConfigError, WarehouseError, WorkerError
 from warehouse.store import ChunkReader, Split
 from warehouse.stream import FetchFailed, StreamReader

@@ -1,7 +1,7 @@
 """Where a split's bytes come from while it is read: mapped files, reads, RAM, a stream of whole chunks, or zarr-python.
 
 Purpose: `choose_store` settles `store: auto` and says why; `open_source` makes the reader and whatever memory it needs.
-Used by: scripts.finetune, scripts.segment_patches, utils.caching.cached_passes, utils.engines, utils.loader
+Used by: scripts.finetune, scripts.segment_patches, utils.caching.cached_passes, utils.loader, utils.loading.engines
 Design notes: auto goes by decoded size against the memory that is free (also under a cgroup limit), by codecs, by where the version
   lies, and by stored size. A reader lives in the parent; a `Source` is what a spawned worker needs to read the same: the split by
   path or URL, or shared memory.
