@@ -16,8 +16,8 @@ log = get_log("inspect_runs")
 def main(settings: Any) -> dict[str, Any]:
     from rich.console import Console
 
-    from utils.book import Book
-    from utils.run_report import best_run, chosen_runs, compare_table, draw_runs, export_mlflow, runs_table
+    from utils.tracking.experiment_log import Book
+    from utils.tracking.run_report import best_run, chosen_runs, compare_table, draw_runs, export_mlflow, runs_table
     from warehouse.errors import ConfigError
 
     runs, where = settings.runs, settings.experiments
@@ -47,4 +47,6 @@ def main(settings: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(main, __doc__, runs="utils.run_report:RunsSettings", experiments="utils.experiments:ExperimentSettings"))
+    raise SystemExit(
+        run(main, __doc__, runs="utils.tracking.run_report:RunsSettings", experiments="utils.tracking.experiments:ExperimentSettings")
+    )

@@ -160,4 +160,4 @@ def predict(segment: Any, patches: Any, folder: Path) -> tuple[Path | None, int]
 
 if __name__ == "__main__":
     raise SystemExit(run(main, __doc__, segment="segmentation.task:SegmentSettings", loader="utils.loader:LoaderSettings",
-                         experiments="utils.experiments:ExperimentSettings"))  # fmt: skip
+                         experiments="utils.tracking.experiments:ExperimentSettings"))  # fmt: skip

@@ -57,7 +57,7 @@ def score_trained(settings: Any) -> dict[str, Any]:
 def train_one(train_head: Any, one: Any, cached: Any, experiments: Any) -> dict[str, Any]:
     from contextlib import ExitStack
 
-    from utils.experiments import open_run
+    from utils.tracking.experiments import open_run
 
     with ExitStack() as stack:
         about = one.model_dump(mode="json", exclude={"ablations"}) | {"encoder": cached.encoder}
@@ -76,4 +76,4 @@ def train_one(train_head: Any, one: Any, cached: Any, experiments: Any) -> dict[
 
 if __name__ == "__main__":
     raise SystemExit(run(main, __doc__, head="features.head:HeadSettings", features="features.jobs:FeatureSettings",
-                         experiments="utils.experiments:ExperimentSettings"))  # fmt: skip
+                         experiments="utils.tracking.experiments:ExperimentSettings"))  # fmt: skip

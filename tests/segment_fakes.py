@@ -17,7 +17,7 @@ Outcome = tuple[int, dict[str, Any] | None, str]
 SIZE, OVERLAP = 32, 8
 SMALL = {"patch_size": SIZE, "overlap": OVERLAP, "width": 4, "levels": 2, "epochs": 3, "warmup_steps": 3, "device": "cpu"}
 SECTIONS = {"segment": "segmentation.task:SegmentSettings", "loader": "utils.loader:LoaderSettings",
-            "experiments": "utils.experiments:ExperimentSettings"}  # fmt: skip
+            "experiments": "utils.tracking.experiments:ExperimentSettings"}  # fmt: skip
 
 
 def flags(folder: Path, output: Path, **more: Any) -> list[str]:

@@ -18,10 +18,10 @@ from test_training import ALONE, FakeLoader, FakeTask, settings, told
 
 from scripts import inspect_runs
 from utils.argyaml import SECTIONS, run
-from utils.book import SCHEMA, Book
 from utils.checkpoint import load_checkpoint
-from utils.experiments import ExperimentSettings, open_run
-from utils.run_report import RunsSettings, best_run, export_mlflow
+from utils.tracking.experiment_log import SCHEMA, Book
+from utils.tracking.experiments import ExperimentSettings, open_run
+from utils.tracking.run_report import RunsSettings, best_run, export_mlflow
 from utils.training import Trainer
 from warehouse.errors import DatabaseError
 
@@ -151,7 +151,7 @@ def test_ten_processes_at_once_lose_nothing(tmp_path):
 def test_a_killed_run_is_lost_and_keeps_what_was_written(tmp_path):
     code = f"""
 import sys, time; sys.path.insert(0, {str(ROOT)!r})
-from utils.experiments import *
+from utils.tracking.experiments import *
 one = open_run(ExperimentSettings(db={str(tmp_path / "e.db")!r}), trainer="t", name="n", params={{}})
 one.log("step", 1, {{"loss": 0.5}}); one._flush()
 print("written", flush=True); time.sleep(60)

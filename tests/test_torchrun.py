@@ -22,7 +22,7 @@ FEW = ("--vqvae.width", "8", "--vqvae.depth", "1", "--vqvae.stride", "[3, 4, 4]"
        "--vqvae.codebook_size", "16", "--vqvae.start_step", "2", "--vqvae.epochs", "1", "--vqvae.batch_size", "4", "--vqvae.log_interval",
        "1", "--vqvae.precision", "float32", "--vqvae.device", "cpu", "--experiments.db", "null")  # fmt: skip
 SECTIONS = {"vqvae": "vqvae.task:VqvaeSettings", "loader": "utils.loader:LoaderSettings", "build": "warehouse.schema:BuildSettings",
-            "experiments": "utils.experiments:ExperimentSettings"}  # fmt: skip
+            "experiments": "utils.tracking.experiments:ExperimentSettings"}  # fmt: skip
 
 
 def words(store: Path, output: Path) -> list[str]:

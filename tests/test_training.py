@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from utils.checkpoint import load_checkpoint
-from utils.journal import Journal
 from utils.memory import MemoryBudget
 from utils.ranks import Ranks, choose_device, to_device
+from utils.tracking.run_log import Journal
 from utils.training import Trainer, TrainSettings, seeded
 from warehouse.errors import ConfigError, StateError, TrainingError
 

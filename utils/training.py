@@ -35,13 +35,13 @@ from utils.checkpoint import (
     restore_run,
     save_checkpoint,
 )
-from utils.experiments import ExperimentSettings
-from utils.journal import Phases, begin_journal
 from utils.log import get_log, progress
 from utils.memory import MemoryBudget, is_shortage
 from utils.ranks import Ranks, autocast_dtype, to_device
 from utils.signals import stop_requests
 from utils.task import MAY_CHANGE, Task, TrainSettings
+from utils.tracking.experiments import ExperimentSettings
+from utils.tracking.run_log import Phases, begin_journal
 from warehouse.errors import TrainingError
 
 __all__ = ["Task", "TrainSettings", "Trainer", "seeded"]

@@ -21,7 +21,7 @@ from typing import Any
 
 import psutil
 
-from utils.database import Schema, open_database, transaction
+from utils.tracking.database import Schema, open_database, transaction
 
 __all__ = ["QUEUE", "Job", "JobQueue"]
 
@@ -51,7 +51,7 @@ class Job:
 
 
 class JobQueue:
-    """An open queue. Raises DatabaseError as `utils.database.open_database` does. A context manager."""
+    """An open queue. Raises DatabaseError as `utils.tracking.database.open_database` does. A context manager."""
 
     def __init__(self, path: Path, jobs: Sequence[tuple[str, int, int]] = (), *, wait_s: float = 30.0) -> None:
         """jobs: (split, chunk, samples) of every job in order; those that are not there yet are added as open."""

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from utils.experiments import Run, open_run
+from utils.tracking.experiments import Run, open_run
 from warehouse.errors import TrainingError
 
 __all__ = ["PHASES", "Journal", "Phases", "begin_journal"]

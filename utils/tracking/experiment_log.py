@@ -1,7 +1,7 @@
 """The experiment book's file: its schema, how a run begins in it or goes on, and how it is read.
 
 Purpose: `Book` opens experiments.db, begins runs, and gives runs, parameters, metrics and artefacts back.
-Used by: scripts.inspect_runs, utils.experiments, utils.run_report
+Used by: scripts.inspect_runs, utils.tracking.experiments, utils.tracking.run_report
 Design notes: docs/experiments.md describes the tables for people with other tools. Metrics are one narrow table clustered by (run,
   kind, name, step): a curve is one range read. A run whose process died stays `running` in the file; readers see `lost`.
 Assistant guidance: when extending: no torch here; a new column is a new schema version with a way up from the old one.
@@ -25,7 +25,7 @@ from typing import Any
 
 import psutil
 
-from utils.database import Schema, open_database, transaction
+from utils.tracking.database import Schema, open_database, transaction
 from warehouse.manifest import code_version
 
 __all__ = ["SCHEMA", "Book"]
@@ -63,7 +63,7 @@ SCHEMA = Schema(
 
 
 class Book:
-    """An open experiments.db. Raises DatabaseError or ConfigError as `utils.database.open_database` does."""
+    """An open experiments.db. Raises DatabaseError or ConfigError as `utils.tracking.database.open_database` does."""
 
     def __init__(self, path: Path, *, wait_s: float = 20.0, create: bool = True) -> None:
         self.path, self.wait_s = path, wait_s

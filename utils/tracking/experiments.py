@@ -2,7 +2,7 @@
 
 Purpose: `open_run` begins a `Run`; `Run.log` takes a line of figures; `Run.finish` (or the end of its `with` block) ends it.
 Used by: scripts.finetune, scripts.inspect_runs, scripts.segment_patches, scripts.train_detector, scripts.train_head, scripts.train_vqvae,
-  utils.journal, utils.training
+  utils.tracking.run_log, utils.training
 Design notes: a step only appends to a queue; a thread writes what has gathered, once a second and in one transaction, so that a
   slow disk or nine other runs never hold a step up. A book that cannot be opened is an error before training; one that breaks later
   is a warning, and log.jsonl still has every line. A killed run loses its last second. The best checkpoint is kept as a hard link
@@ -25,9 +25,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from utils.book import SCHEMA, Book
-from utils.database import transaction
 from utils.log import get_log
+from utils.tracking.database import transaction
+from utils.tracking.experiment_log import SCHEMA, Book
 from warehouse.durable import fsync_folder
 from warehouse.errors import DatabaseError
 from warehouse.schema import Section

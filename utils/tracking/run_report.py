@@ -5,7 +5,7 @@ Used by: scripts.inspect_runs
 Design notes: what is compared is what differs: settings that are the same in all runs are left out. Runs are scored by one metric of
   their `epoch` lines, their headline unless another is named; runs that do not have it are not ranked. MLflow is imported only when
   it is asked for; figures go in batches of its limit, with their own times, and a run that is there already is not sent twice.
-Assistant guidance: when extending: read through utils.book only; drawing and MLflow stay lazy imports.
+Assistant guidance: when extending: read through utils.tracking.experiment_log only; drawing and MLflow stay lazy imports.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, Literal
 from pydantic import Field
 from rich.table import Table
 
-from utils.book import Book
+from utils.tracking.experiment_log import Book
 from warehouse.errors import ConfigError
 from warehouse.schema import Section
 

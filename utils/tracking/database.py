@@ -1,7 +1,7 @@
 """SQLite files of ours: opened the same way everywhere, shared by processes, and every fault a typed line.
 
 Purpose: `open_database` opens or makes a file of a `Schema`; `transaction` writes to it, all or nothing.
-Used by: utils.book, utils.experiments, utils.jobs.queue
+Used by: utils.jobs.queue, utils.tracking.experiment_log, utils.tracking.experiments
 Design notes: write-ahead log, so that readers never wait for a writer and a writer only for another writer, whom it gives `wait_s`
   seconds. `application_id` says whose file it is and `user_version` which schema; both and every column are compared on opening.
   Commits are not fsynced one by one (synchronous NORMAL): a power cut may lose the last ones, a killed process loses none.

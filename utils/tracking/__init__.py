@@ -1,0 +1,3 @@
+"""The run log and the experiment log."""
+
+__all__: list[str] = []
