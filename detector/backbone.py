@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from detector.model import COARSEST, make_model
 from detector.task import restore_detector
-from utils.checkpoint import Checkpoint
+from utils.training.checkpoint import Checkpoint
 
 __all__ = ["TrunkMap", "detector_trunk"]
 

@@ -17,7 +17,7 @@ from detector.boxes import canvas_to_source
 from detector.evaluate import scores_of
 from detector.model import BigDet, TinyDet, to_float
 from detector.view import Shown
-from utils.ranks import to_device
+from utils.training.ranks import to_device
 
 if TYPE_CHECKING:
     from detector.task import DataFacts

@@ -19,8 +19,8 @@ from detector.evaluate import DetectionTally
 from detector.losses import LossWeights, big_loss, largest_box, make_truth, tiny_loss
 from detector.model import BigDet, TinyDet, make_model, reduced, to_float
 from utils.augment import AugmentSettings, augment
-from utils.checkpoint import Checkpoint, known_model, load_module
-from utils.training import TrainSettings, seeded
+from utils.training.checkpoint import Checkpoint, known_model, load_module
+from utils.training.loop import TrainSettings, seeded
 from warehouse.errors import StateError, TrainingError
 
 __all__ = ["DataFacts", "DetectorSettings", "DetectorTask", "data_facts", "restore_detector"]
@@ -66,7 +66,7 @@ def data_facts(split: Any, settings: DetectorSettings) -> DataFacts:
 
 
 class DetectorTask:
-    """TinyDet or BigDet with its loss and metrics; see utils.training.Task."""
+    """TinyDet or BigDet with its loss and metrics; see utils.training.loop.Task."""
 
     section = "detector"
     headline = ("ap50", "max")

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from utils.checkpoint import Checkpoint, known_model, load_checkpoint, load_module
 from utils.log import get_log
+from utils.training.checkpoint import Checkpoint, known_model, load_checkpoint, load_module
 from warehouse.errors import ConfigError, StateError
 
 __all__ = ["EFFICIENTNETS", "FINETUNED", "Backbone", "Encoded", "Encoder", "NetworkEncoder", "he_init", "open_encoder"]

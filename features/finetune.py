@@ -21,9 +21,9 @@ from torch.utils.checkpoint import checkpoint as recompute
 from features.encoders import FINETUNED, NetworkEncoder
 from features.metrics import classification_metrics, confusion_matrix, draw_confusion
 from features.pictures import PictureTraining, augment_pictures
-from utils.checkpoint import has_checkpoint, load_checkpoint, load_module, prefixed, save_checkpoint
-from utils.ranks import to_device
-from utils.training import seeded
+from utils.training.checkpoint import has_checkpoint, load_checkpoint, load_module, prefixed, save_checkpoint
+from utils.training.loop import seeded
+from utils.training.ranks import to_device
 from warehouse.errors import ConfigError
 
 __all__ = ["FinetuneNet", "FinetuneSettings", "FinetuneTask", "FinetuneTraining", "checkpoint_of", "trained_levels"]
@@ -111,7 +111,7 @@ class FinetuneNet(nn.Module):
 
 
 class FinetuneTask:
-    """See utils.training.Task. targets: class of every picture, int64 [n], -1 without one, of the training and of the selection split;
+    """See utils.training.loop.Task. targets: class of every picture, int64 [n], -1 without one, of the training and of the selection split;
     steps: of an epoch; final: (name, batches, targets) that the figures are of; None: the selection split's are the figures."""
 
     section, lr, headline = "finetune", 1e-3, ("accuracy", "max")

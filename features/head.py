@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from features.metrics import classification_metrics, confusion_matrix, draw_confusion
-from utils.checkpoint import prefixed, save_checkpoint
 from utils.log import get_log
+from utils.training.checkpoint import prefixed, save_checkpoint
 from warehouse.errors import ConfigError, StateError, TrainingError
 from warehouse.schema import Section
 from warehouse.store import Warehouse

@@ -12,7 +12,7 @@ from typing import Any
 
 from features.head import Cached, Head, score
 from features.metrics import draw_confusion
-from utils.checkpoint import Checkpoint, known_model, load_module
+from utils.training.checkpoint import Checkpoint, known_model, load_module
 from warehouse.errors import StateError
 
 __all__ = ["check_same_features", "restore_head", "score_head"]

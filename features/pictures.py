@@ -19,7 +19,7 @@ from features.jobs import picture_labels
 from utils.augment import uniform
 from utils.jobs.rows import read_rows
 from utils.log import get_log
-from utils.training import TrainSettings
+from utils.training.loop import TrainSettings
 from warehouse.errors import TrainingError
 from warehouse.schema import IGNORED
 from warehouse.store import Warehouse

@@ -20,9 +20,9 @@ def main(settings: Any) -> dict[str, Any]:
     from features.pictures import picture_targets
     from utils.loader import ChunkLoader
     from utils.loading.stores import unheld_store
-    from utils.memory import MemoryBudget
-    from utils.ranks import Ranks
-    from utils.training import Trainer
+    from utils.training.loop import Trainer
+    from utils.training.memory_budget import MemoryBudget
+    from utils.training.ranks import Ranks
     from warehouse import Warehouse
     from warehouse.errors import ConfigError
 

@@ -17,8 +17,8 @@ def main(settings: Any) -> dict[str, Any]:
     from detector.predict import Predictor
     from detector.task import restore_detector
     from detector.view import write_view
-    from utils.checkpoint import load_checkpoint
-    from utils.ranks import choose_device
+    from utils.training.checkpoint import load_checkpoint
+    from utils.training.ranks import choose_device
 
     infer = settings.infer
     checkpoint = load_checkpoint(Path(infer.checkpoint))

@@ -97,7 +97,7 @@ def train(settings: Any, patches: Any) -> dict[str, Any]:
     from segmentation.task import SegmentTask
     from utils.loader import ChunkLoader
     from utils.loading.stores import unheld_store
-    from utils.training import Trainer
+    from utils.training.loop import Trainer
     from warehouse.errors import StateError, TrainingError
 
     segment = settings.segment
@@ -132,10 +132,10 @@ def predict(segment: Any, patches: Any, folder: Path) -> tuple[Path | None, int]
     from segmentation.mask_jobs import plan_probabilities
     from segmentation.mask_results import stitched_paths
     from segmentation.unet import restore_unet
-    from utils.checkpoint import load_checkpoint
     from utils.jobs.publish import publish_jobs
     from utils.jobs.run import open_queue, recover_jobs, run_jobs
-    from utils.ranks import choose_device
+    from utils.training.checkpoint import load_checkpoint
+    from utils.training.ranks import choose_device
     from warehouse.publish import open_root, published
 
     checkpoint = load_checkpoint(folder)

@@ -17,8 +17,8 @@ log = get_log("train_detector")
 def main(settings: Any) -> dict[str, Any]:
     from detector.task import DetectorTask, data_facts
     from utils.loader import ChunkLoader
-    from utils.ranks import Ranks
-    from utils.training import Trainer
+    from utils.training.loop import Trainer
+    from utils.training.ranks import Ranks
     from warehouse import Warehouse
 
     detector = settings.detector

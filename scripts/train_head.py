@@ -40,7 +40,7 @@ def main(settings: Any) -> dict[str, Any]:
 def score_trained(settings: Any) -> dict[str, Any]:
     from features.head import read_cached
     from features.head_score import check_same_features, score_head
-    from utils.checkpoint import load_checkpoint
+    from utils.training.checkpoint import load_checkpoint
     from warehouse import Warehouse
 
     head, checkpoint = settings.head, load_checkpoint(Path(settings.head.checkpoint))

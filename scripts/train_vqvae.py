@@ -16,8 +16,8 @@ log = get_log("train_vqvae")
 
 def main(settings: Any) -> dict[str, Any]:
     from utils.loader import ChunkLoader
-    from utils.ranks import Ranks
-    from utils.training import Trainer
+    from utils.training.loop import Trainer
+    from utils.training.ranks import Ranks
     from vqvae.chunking import cube_features, drawn_blocks, held_out_split, make_sampler
     from vqvae.metrics import as_result
     from vqvae.task import VqvaeTask

@@ -21,8 +21,8 @@ import torch
 from numpy.typing import NDArray
 
 from segmentation.unet import UNet
-from utils.checkpoint import Checkpoint
 from utils.jobs.rows import read_rows
+from utils.training.checkpoint import Checkpoint
 from warehouse import manifest as tables
 from warehouse.builder import Block, BuildPlan, SplitPlan
 from warehouse.contents import Contents, array_info

@@ -20,7 +20,7 @@ from torch.nn import functional
 from segmentation.mask_scores import dice_of, iou_of
 from segmentation.unet import UNet
 from utils.augment import uniform
-from utils.training import TrainSettings, seeded
+from utils.training.loop import TrainSettings, seeded
 from warehouse.schema import MASK_PADDING, BuildSettings
 
 __all__ = ["SegmentSettings", "SegmentTask", "SegmentTraining", "augment_patches", "segmentation_loss"]
@@ -113,7 +113,7 @@ class SegmentSettings(SegmentTraining):
 
 
 class SegmentTask:
-    """A U-Net on patches; see utils.training.Task."""
+    """A U-Net on patches; see utils.training.loop.Task."""
 
     name, section, lr, headline = "U-Net", "segment", 3e-3, ("dice", "max")
 

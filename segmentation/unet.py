@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from utils.checkpoint import Checkpoint, known_model, load_module
+from utils.training.checkpoint import Checkpoint, known_model, load_module
 from warehouse.errors import StateError
 
 __all__ = ["UNet", "restore_unet"]

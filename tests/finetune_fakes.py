@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from features.encoders import NetworkEncoder, he_init
 from features.finetune import FinetuneTask, FinetuneTraining
-from utils.memory import MemoryBudget
-from utils.ranks import Ranks
 from utils.samplers import ChunkBatchSampler
-from utils.training import Trainer
+from utils.training.loop import Trainer
+from utils.training.memory_budget import MemoryBudget
+from utils.training.ranks import Ranks
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 COUNTS = {"train": 36, "val": 12, "test": 12}

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from utils.checkpoint import load_checkpoint, load_module, optimizer_tensors, prefixed, restore_optimizer, save_checkpoint
+from utils.training.checkpoint import load_checkpoint, load_module, optimizer_tensors, prefixed, restore_optimizer, save_checkpoint
 from warehouse.errors import ConfigError, CorruptError, StateError, TrainingError
 
 ESCAPING = '{"format": 1, "file": "../x.safetensors", "size": 1, "sha256": "", "meta": {}}'

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from detector.task import restore_detector
-from utils.checkpoint import Checkpoint, load_checkpoint, same_run, save_checkpoint
+from utils.training.checkpoint import Checkpoint, load_checkpoint, same_run, save_checkpoint
 from vqvae.codec import restore_vqvae
 from warehouse.errors import StateError
 

@@ -18,8 +18,8 @@ from cube_fakes import SERIES, build_cube, write_series
 
 from scripts import compress_zarr
 from utils.argyaml import SECTIONS, run
-from utils.checkpoint import prefixed, save_checkpoint
 from utils.loader import ChunkLoader
+from utils.training.checkpoint import prefixed, save_checkpoint
 from vqvae.blocks import encode_blocks, learned_search, training_vectors
 from vqvae.codec import restore_vqvae
 from vqvae.compress import CompressSettings, plan_codes

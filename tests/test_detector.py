@@ -12,8 +12,8 @@ from detector.evaluate import DetectionTally
 from detector.losses import LossWeights, big_loss, largest_box, make_truth, tiny_loss
 from detector.model import Slots, make_model, to_float
 from detector.task import DataFacts, DetectorSettings, DetectorTask
-from utils.ranks import Ranks
-from utils.training import Trainer, seeded
+from utils.training.loop import Trainer, seeded
+from utils.training.ranks import Ranks
 from warehouse.schema import CROWD, DIFFICULT, TRUNCATED
 
 WEIGHTS = LossWeights()

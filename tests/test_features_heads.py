@@ -15,7 +15,7 @@ from torch.nn import functional
 from features.head import Cached, HeadSettings, ablated, make_head, train_head
 from features.head_score import check_same_features, restore_head, score_head
 from features.metrics import auroc, calibration_error, classification_metrics, confusion_matrix, macro_f1
-from utils.checkpoint import load_checkpoint, save_checkpoint
+from utils.training.checkpoint import load_checkpoint, save_checkpoint
 from warehouse.errors import ConfigError, StateError
 
 FACTS = {"name": "tiny", "random": True, "weights_sha256": "ab", "preprocessing": {"size": [8, 8]}}

@@ -14,8 +14,8 @@ from torch.nn import functional
 
 from features.finetune import FinetuneSettings, FinetuneTask, trained_levels
 from features.pictures import PictureTraining, augment_pictures, picture_targets
-from utils.checkpoint import load_checkpoint
-from utils.memory import MemoryBudget, OverBudget, training_bytes
+from utils.training.checkpoint import load_checkpoint
+from utils.training.memory_budget import MemoryBudget, OverBudget, training_bytes
 from warehouse import Warehouse
 from warehouse.errors import ConfigError, StateError, TrainingError
 

@@ -20,10 +20,10 @@ from detector.model import make_model
 from features.encoders import NetworkEncoder, open_encoder, weights_digest
 from scripts import extract_features, finetune, train_head
 from utils.argyaml import SECTIONS, run
-from utils.checkpoint import load_checkpoint, prefixed, save_checkpoint
 from utils.loader import ChunkLoader
 from utils.loading.stores import unheld_store
 from utils.tracking.experiment_log import Book
+from utils.training.checkpoint import load_checkpoint, prefixed, save_checkpoint
 from vqvae.model import VQVAE, Shape, space_to_depth
 from vqvae.pictures import PictureMap, vqvae_trunk
 from warehouse.cubes import Feature

@@ -12,8 +12,8 @@ from torch.nn import functional
 
 from segmentation.task import SegmentSettings, SegmentTask, SegmentTraining, augment_patches, segmentation_loss
 from segmentation.unet import UNet, restore_unet
-from utils.checkpoint import load_checkpoint, prefixed, save_checkpoint
-from utils.training import seeded
+from utils.training.checkpoint import load_checkpoint, prefixed, save_checkpoint
+from utils.training.loop import seeded
 from warehouse.errors import StateError
 
 QUIET = {"turns": False, "elastic": 0.0, "contrast": 0.0, "brightness": 0.0}

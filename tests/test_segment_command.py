@@ -20,8 +20,8 @@ from ingest.pictures.patches import list_pictures, survey
 from segmentation.patches import patch_boxes
 from segmentation.stitch import axis_weights, open_stitched
 from segmentation.unet import restore_unet
-from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.loader import ChunkLoader
+from utils.training.checkpoint import load_checkpoint, save_checkpoint
 from warehouse import Warehouse
 from warehouse.schema import BuildSettings
 

@@ -19,7 +19,7 @@ from segment_fakes import Outcome, call, digest, files, flags, queue_rows, resul
 
 from segmentation import mask_jobs, mask_results
 from segmentation.task import SegmentTask
-from utils.checkpoint import load_checkpoint
+from utils.training.checkpoint import load_checkpoint
 from warehouse import Warehouse, durable
 
 pytest_plugins = ["segment_fixtures"]

@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import nn
 
-from utils.checkpoint import load_checkpoint
-from utils.memory import MemoryBudget
-from utils.ranks import Ranks, choose_device, to_device
 from utils.tracking.run_log import Journal
-from utils.training import Trainer, TrainSettings, seeded
+from utils.training.checkpoint import load_checkpoint
+from utils.training.loop import Trainer, TrainSettings, seeded
+from utils.training.memory_budget import MemoryBudget
+from utils.training.ranks import Ranks, choose_device, to_device
 from warehouse.errors import ConfigError, StateError, TrainingError
 
 ROOT = Path(__file__).parents[1]
@@ -234,7 +234,7 @@ def test_a_batch_whose_upload_runs_out_of_memory_is_trained_on_all_the_same(tmp_
             raise torch.OutOfMemoryError("CUDA out of memory")
         return to_device(batch, device)
 
-    monkeypatch.setattr("utils.training.to_device", upload)
+    monkeypatch.setattr("utils.training.loop.to_device", upload)
     trainer = on_budget(tmp_path / "short", epochs=2, accumulate=2)
     assert trainer.run()["steps"] == 6
     assert trainer.pieces == 2
@@ -361,8 +361,8 @@ import sys; sys.path[:0] = [{root!r}, {tests!r}]
 import torch; torch.set_num_threads(1)
 from pathlib import Path
 from test_training import FakeLoader, FakeTask, settings
-from utils.ranks import Ranks
-from utils.training import Trainer
+from utils.training.ranks import Ranks
+from utils.training.loop import Trainer
 ranks = Ranks.start("cpu")
 out = Path({out!r})
 mine = FakeLoader(24, 2, rank=ranks.rank, ranks=ranks.count)

@@ -17,9 +17,9 @@ from detector.task import DataFacts, DetectorSettings, DetectorTask, data_facts,
 from detector.view import FOUND, TRUTH, Shown, draw_curve, draw_overlay, write_page, write_view
 from scripts import infer_view, train_detector
 from utils.argyaml import run
-from utils.checkpoint import load_checkpoint, prefixed, save_checkpoint
 from utils.loader import ChunkLoader
-from utils.training import seeded
+from utils.training.checkpoint import load_checkpoint, prefixed, save_checkpoint
+from utils.training.loop import seeded
 from warehouse.errors import StateError, TrainingError
 
 SECTIONS = {
@@ -227,8 +227,8 @@ def test_training_without_a_warehouse_names_build_zarr(tmp_path, capsys):
 
 
 def test_the_loader_s_state_carries_a_run_over_an_interruption_within_an_epoch(small, tmp_path):
-    from utils.ranks import Ranks
-    from utils.training import Trainer
+    from utils.training.loop import Trainer
+    from utils.training.ranks import Ranks
 
     def trainer(folder, stop=None, **changes):
         settings = DetectorSettings(model="big", width=8, epochs=2, batch_size=4, device="cpu", evaluate_every=9, **changes)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from utils.checkpoint import prefixed, save_checkpoint
+from utils.training.checkpoint import prefixed, save_checkpoint
 from vqvae.channels import Channels, units
 from vqvae.codec import restore_vqvae
 from vqvae.losses import TERMS, Weights, loss_terms

@@ -13,10 +13,10 @@ import pytest
 import torch
 from test_vqvae_model import FEATURES, blocks
 
-from utils.checkpoint import load_checkpoint
-from utils.ranks import Ranks
 from utils.samplers import ChunkBatchSampler, RandomBatchSampler
-from utils.training import Trainer
+from utils.training.checkpoint import load_checkpoint
+from utils.training.loop import Trainer
+from utils.training.ranks import Ranks
 from vqvae.chunking import KeptChunkSampler, KeptRandomSampler, cut, make_sampler, sample_depth
 from vqvae.codec import restore_vqvae
 from vqvae.metrics import as_result

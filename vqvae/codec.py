@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from utils.checkpoint import known_model, load_checkpoint, load_module
-from utils.ranks import choose_device
+from utils.training.checkpoint import known_model, load_checkpoint, load_module
+from utils.training.ranks import choose_device
 from vqvae.codebook import CodebookRules
 from vqvae.model import SCALING, VQVAE, Shape
 from vqvae.search import CodeSearch

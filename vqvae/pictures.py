@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from utils.checkpoint import Checkpoint
+from utils.training.checkpoint import Checkpoint
 from vqvae.codec import restore_vqvae
 from vqvae.model import Residual, space_to_depth
 from warehouse.errors import StateError

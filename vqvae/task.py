@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from utils.training import TrainSettings, seeded
+from utils.training.loop import TrainSettings, seeded
 from vqvae.chunking import cut, sample_depth
 from vqvae.codebook import CodebookRules
 from vqvae.losses import TERMS, Weights, loss_terms
@@ -78,7 +78,7 @@ class VqvaeSettings(TrainSettings):
 
 
 class VqvaeTask:
-    """See utils.training.Task. features: the cube's table; chunk: its inner chunk (time, y, x); blocks: a batch of training blocks
+    """See utils.training.loop.Task. features: the cube's table; chunk: its inner chunk (time, y, x); blocks: a batch of training blocks
     from whose principal components the model begins; None: from random weights."""
 
     name, section, lr = "VQ-VAE", "vqvae", 2e-3

@@ -2,7 +2,7 @@
 
 Purpose: `Journal` writes log.jsonl, the status file and the run's entry in the experiment book; `Phases` adds up the seconds of
   loading, forward, backward, optimizer.
-Used by: utils.training
+Used by: utils.training.loop
 Design notes: log.jsonl is append-only and is cut back to the checkpoint's step on resume, so that it never tells a step twice.
   The status file is replaced atomically and not fsynced: a watcher sees whole JSON, and a crash may lose the last second.
 Assistant guidance: when extending: keep lines flat and short; a figure that needs a device synchronisation does not belong here.
@@ -135,7 +135,7 @@ class Journal:
 
 
 def begin_journal(trainer: Any) -> Journal:
-    """The journal of a utils.training.Trainer, with its entry in the book where it has one. Raises DatabaseError, TrainingError."""
+    """The journal of a utils.training.loop.Trainer, with its entry in the book where it has one. Raises DatabaseError, TrainingError."""
     first, after_step = trainer.ranks.first, trainer.step or None
     book = _begin_run(trainer, after_step) if first else None
     return Journal(trainer.output, trainer.settings.status_file, active=first, after_step=after_step, book=book)

@@ -2,7 +2,7 @@
 
 Purpose: save and load weights, their running average and optimizer state so that a crash at any moment leaves a whole checkpoint.
 Used by: detector.backbone, detector.task, features.encoders, features.finetune, features.head, features.head_score, scripts.infer_view,
-  scripts.segment_patches, scripts.train_head, segmentation.mask_jobs, segmentation.unet, utils.training, vqvae.codec, vqvae.pictures
+  scripts.segment_patches, scripts.train_head, segmentation.mask_jobs, segmentation.unet, utils.training.loop, vqvae.codec, vqvae.pictures
 Design notes: tensors go first, under a name that carries their digest; replacing `checkpoint.json` is the commit, and only then is
   the former tensor file removed. Everything read is bounded, compared with its digest, and its weights checked for NaN. Names are
   flat: "model.<key>", "average.<key>", "optimizer.<parameter number>.<key>". Nothing random is stored: it all derives from the seed.
@@ -48,7 +48,7 @@ __all__ = [
 FORMAT = 1
 INDEX = "checkpoint.json"
 COUNTERS = ("epoch", "step", "batches", "epoch_loss", "epoch_samples")
-"""Where a training run stands; of a utils.training.Trainer."""
+"""Where a training run stands; of a utils.training.loop.Trainer."""
 MAX_INDEX_BYTES = 4 << 20
 MAX_TENSOR_BYTES = 16 << 30
 NAME = re.compile(r"checkpoint-[0-9a-f]{16}\.safetensors")
@@ -246,7 +246,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
 
 
 def restore_run(trainer: Any, agreed: dict[str, Any]) -> None:
-    """Put a utils.training.Trainer back to where its output folder's checkpoint stopped. agreed: the settings that must be alike.
+    """Put a utils.training.loop.Trainer back to where its output folder's checkpoint stopped. agreed: the settings that must be alike.
 
     Raises StateError for another run, or a checkpoint that does not say where it stopped; what `load_checkpoint` raises.
     """

@@ -26,7 +26,10 @@ import torch
 from torch import Tensor, nn
 
 from utils.caching.cached_passes import CachedPasses
-from utils.checkpoint import (
+from utils.log import get_log, progress
+from utils.tracking.experiments import ExperimentSettings
+from utils.tracking.run_log import Phases, begin_journal
+from utils.training.checkpoint import (
     COUNTERS,
     has_checkpoint,
     optimizer_tensors,
@@ -35,13 +38,10 @@ from utils.checkpoint import (
     restore_run,
     save_checkpoint,
 )
-from utils.log import get_log, progress
-from utils.memory import MemoryBudget, is_shortage
-from utils.ranks import Ranks, autocast_dtype, to_device
-from utils.signals import stop_requests
-from utils.task import MAY_CHANGE, Task, TrainSettings
-from utils.tracking.experiments import ExperimentSettings
-from utils.tracking.run_log import Phases, begin_journal
+from utils.training.memory_budget import MemoryBudget, is_shortage
+from utils.training.ranks import Ranks, autocast_dtype, to_device
+from utils.training.signals import stop_requests
+from utils.training.task import MAY_CHANGE, Task, TrainSettings
 from warehouse.errors import TrainingError
 
 __all__ = ["Task", "TrainSettings", "Trainer", "seeded"]

@@ -1,0 +1,3 @@
+"""The training loop, tasks, checkpoints, ranks and memory."""
+
+__all__: list[str] = []
