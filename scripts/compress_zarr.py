@@ -15,9 +15,9 @@ log = get_log("compress_zarr")
 
 
 def main(settings: Any) -> dict[str, Any]:
-    from vqvae.compress import codes_recipe, plan_codes
+    from vqvae.compress.encode import codes_recipe, plan_codes
+    from vqvae.compress.reconstruct import plan_reconstruction
     from vqvae.rate import stored_rate
-    from vqvae.reconstruct import plan_reconstruction
     from warehouse import Warehouse
 
     compress, start = settings.compress, time.monotonic()
@@ -68,4 +68,4 @@ def publish(recipe: Any, make_plan: Any, root: Path, compress: Any) -> Any:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(main, __doc__, compress="vqvae.compress:CompressSettings", build="warehouse.schema:BuildSettings"))
+    raise SystemExit(run(main, __doc__, compress="vqvae.compress.encode:CompressSettings", build="warehouse.schema:BuildSettings"))

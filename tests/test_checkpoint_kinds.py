@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from detector.task import restore_detector
 from utils.training.checkpoint import Checkpoint, load_checkpoint, same_run, save_checkpoint
-from vqvae.codec import restore_vqvae
+from vqvae.compress.codec import restore_vqvae
 from warehouse.errors import StateError
 
 

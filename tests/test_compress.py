@@ -20,12 +20,12 @@ from scripts import compress_zarr
 from utils.argyaml import SECTIONS, run
 from utils.loader import ChunkLoader
 from utils.training.checkpoint import prefixed, save_checkpoint
-from vqvae.blocks import encode_blocks, learned_search, training_vectors
-from vqvae.codec import restore_vqvae
-from vqvae.compress import CompressSettings, plan_codes
+from vqvae.compress.blocks import encode_blocks, learned_search, training_vectors
+from vqvae.compress.codec import restore_vqvae
+from vqvae.compress.encode import CompressSettings, plan_codes
+from vqvae.compress.reconstruct import CodesOfCube, decode_blocks, reconstruct
 from vqvae.model import VQVAE, Shape
 from vqvae.rate import packed_bytes
-from vqvae.reconstruct import CodesOfCube, decode_blocks, reconstruct
 from warehouse import Warehouse
 from warehouse.errors import BuildError, ConfigError, StateError, StoreError, TrainingError
 from warehouse.publish import bake, open_root

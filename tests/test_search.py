@@ -9,11 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import vqvae.search
-from vqvae.blocks import numbered
+import vqvae.compress.search
 from vqvae.codebook import CodebookRules
+from vqvae.compress.blocks import numbered
+from vqvae.compress.search import CodeSearch, learn_search
 from vqvae.quantizer import make_quantizer
-from vqvae.search import CodeSearch, learn_search
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:

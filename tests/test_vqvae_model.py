@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from utils.training.checkpoint import prefixed, save_checkpoint
 from vqvae.channels import Channels, units
-from vqvae.codec import restore_vqvae
+from vqvae.compress.codec import restore_vqvae
 from vqvae.losses import TERMS, Weights, loss_terms
 from vqvae.metrics import Tally, as_result
 from vqvae.model import VQVAE, Reconstruction, Shape, depth_to_space, space_to_depth

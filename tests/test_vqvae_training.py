@@ -18,7 +18,7 @@ from utils.training.checkpoint import load_checkpoint
 from utils.training.loop import Trainer
 from utils.training.ranks import Ranks
 from vqvae.chunking import KeptChunkSampler, KeptRandomSampler, cut, make_sampler, sample_depth
-from vqvae.codec import restore_vqvae
+from vqvae.compress.codec import restore_vqvae
 from vqvae.metrics import as_result
 from vqvae.task import VqvaeSettings, VqvaeTask
 from warehouse.errors import StateError, TrainingError

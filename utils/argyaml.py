@@ -50,7 +50,7 @@ SECTIONS = {
     "infer": "detector.view:InferSettings",
     "vqvae": "vqvae.task:VqvaeSettings",
     "experiments": "utils.tracking.experiments:ExperimentSettings",
-    "compress": "vqvae.compress:CompressSettings",
+    "compress": "vqvae.compress.encode:CompressSettings",
     "runs": "utils.tracking.run_report:RunsSettings",
     "features": "features.jobs:FeatureSettings",
     "head": "features.head:HeadSettings",

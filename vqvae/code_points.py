@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vqvae.blocks import BATCH, encode_blocks, learned_search, numbered, training_vectors
-from vqvae.compress import code_arrays
+from vqvae.compress.blocks import BATCH, encode_blocks, learned_search, numbered, training_vectors
+from vqvae.compress.encode import code_arrays
+from vqvae.compress.reconstruct import CodesOfCube, decode_blocks
+from vqvae.compress.search import CodeSearch
 from vqvae.rate import Distortion, entropy_bits, packed, unpacked
 from vqvae.rate_plot import OURS
-from vqvae.reconstruct import CodesOfCube, decode_blocks
-from vqvae.search import CodeSearch
 from warehouse.store import Warehouse
 
 __all__ = ["RATE_WEIGHTS", "code_points"]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.training.checkpoint import Checkpoint
-from vqvae.codec import restore_vqvae
+from vqvae.compress.codec import restore_vqvae
 from vqvae.model import Residual, space_to_depth
 from warehouse.errors import StateError
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vqvae.compress import open_codec
+from vqvae.compress.encode import open_codec
 from warehouse import manifest as tables
 from warehouse.cubes import Feature
 from warehouse.schema import ArraySpec

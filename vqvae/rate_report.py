@@ -18,14 +18,14 @@ import torch
 from numpy.typing import NDArray
 
 from vqvae.baselines import Blocks, absent_baselines, baseline_points
-from vqvae.blocks import CubePart
 from vqvae.code_points import code_points
-from vqvae.compress import CompressSettings
+from vqvae.compress.blocks import CubePart
+from vqvae.compress.encode import CompressSettings
+from vqvae.compress.reconstruct import CodesOfCube
 from vqvae.lossless import lossless_categories
 from vqvae.mosaic import Mosaic
 from vqvae.rate import Distortion, feature_ranges, is_byte
 from vqvae.rate_plot import OURS, draw
-from vqvae.reconstruct import CodesOfCube
 from warehouse import durable
 from warehouse.errors import BuildError
 from warehouse.schema import SPLIT_NAMES

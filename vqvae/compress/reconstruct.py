@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vqvae.blocks import BATCH, LABEL_NAMES
-from vqvae.compress import open_codec
+from vqvae.compress.blocks import BATCH, LABEL_NAMES
+from vqvae.compress.encode import open_codec
 from warehouse.builder import Block, BuildPlan, SplitPlan
 from warehouse.cube_stats import block_facts
 from warehouse.cubes import LEFT_OUT, Cube, CubePlan, cube_arrays

@@ -17,8 +17,8 @@ from torch import Tensor
 from utils.training.checkpoint import known_model, load_checkpoint, load_module
 from utils.training.ranks import choose_device
 from vqvae.codebook import CodebookRules
+from vqvae.compress.search import CodeSearch
 from vqvae.model import SCALING, VQVAE, Shape
-from vqvae.search import CodeSearch
 from warehouse.cubes import Feature
 from warehouse.errors import StateError, WarehouseError
 

@@ -27,9 +27,9 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
-from vqvae.blocks import BATCH, LABEL_NAMES, CubePart, encode_blocks, learned_search, numbered, read_blocks, training_vectors
-from vqvae.codec import CubeCodec, restore_vqvae
-from vqvae.search import CodeSearch
+from vqvae.compress.blocks import BATCH, LABEL_NAMES, CubePart, encode_blocks, learned_search, numbered, read_blocks, training_vectors
+from vqvae.compress.codec import CubeCodec, restore_vqvae
+from vqvae.compress.search import CodeSearch
 from warehouse.builder import Block, BuildPlan, SplitPlan
 from warehouse.contents import Contents, array_info
 from warehouse.cubes import CubePlaces

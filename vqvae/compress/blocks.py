@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vqvae.codec import CubeCodec
-from vqvae.search import CodeSearch, learn_search
+from vqvae.compress.codec import CubeCodec
+from vqvae.compress.search import CodeSearch, learn_search
 from warehouse.cubes import CubePlaces, cube_arrays
 from warehouse.schema import SPLIT_NAMES
 from warehouse.store import ChunkReader, Warehouse

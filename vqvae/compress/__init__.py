@@ -1,0 +1,3 @@
+"""A cube as codes, and back."""
+
+__all__: list[str] = []
