@@ -25,7 +25,7 @@ from vqvae.compress.codec import restore_vqvae
 from vqvae.compress.encode import CompressSettings, plan_codes
 from vqvae.compress.reconstruct import CodesOfCube, decode_blocks, reconstruct
 from vqvae.model import VQVAE, Shape
-from vqvae.rate import packed_bytes
+from vqvae.rate.measure import packed_bytes
 from warehouse import Warehouse
 from warehouse.errors import BuildError, ConfigError, StateError, StoreError, TrainingError
 from warehouse.publish import bake, open_root

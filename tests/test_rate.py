@@ -14,14 +14,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vqvae import baselines, picture_codecs, rate_report
-from vqvae.baselines import Blocks, absent_baselines, baseline_points, components, mask_bytes
-from vqvae.lossless import PACKINGS, class_numbers, lossless_categories
-from vqvae.mosaic import Mosaic, filled
-from vqvae.picture_codecs import Coded, absent_codecs, front, jpeg2000, sz3, zfp
-from vqvae.rate import Distortion, entropy_bits
-from vqvae.rate_plot import draw
-from vqvae.rate_report import at_equal_rate, few_rates, seam_steps, table_of
+from vqvae.rate import baselines, picture_codecs
+from vqvae.rate import report as rate_report
+from vqvae.rate.baselines import Blocks, absent_baselines, baseline_points, components, mask_bytes
+from vqvae.rate.lossless import PACKINGS, class_numbers, lossless_categories
+from vqvae.rate.measure import Distortion, entropy_bits
+from vqvae.rate.mosaic import Mosaic, filled
+from vqvae.rate.picture_codecs import Coded, absent_codecs, front, jpeg2000, sz3, zfp
+from vqvae.rate.plot import draw
+from vqvae.rate.report import at_equal_rate, few_rates, seam_steps, table_of
 from warehouse.cubes import Feature
 
 

@@ -17,15 +17,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vqvae.baselines import Blocks, absent_baselines, baseline_points
-from vqvae.code_points import code_points
 from vqvae.compress.blocks import CubePart
 from vqvae.compress.encode import CompressSettings
 from vqvae.compress.reconstruct import CodesOfCube
-from vqvae.lossless import lossless_categories
-from vqvae.mosaic import Mosaic
-from vqvae.rate import Distortion, feature_ranges, is_byte
-from vqvae.rate_plot import OURS, draw
+from vqvae.rate.baselines import Blocks, absent_baselines, baseline_points
+from vqvae.rate.code_points import code_points
+from vqvae.rate.lossless import lossless_categories
+from vqvae.rate.measure import Distortion, feature_ranges, is_byte
+from vqvae.rate.mosaic import Mosaic
+from vqvae.rate.plot import OURS, draw
 from warehouse import durable
 from warehouse.errors import BuildError
 from warehouse.schema import SPLIT_NAMES

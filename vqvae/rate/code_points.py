@@ -12,8 +12,8 @@ from vqvae.compress.blocks import BATCH, encode_blocks, learned_search, numbered
 from vqvae.compress.encode import code_arrays
 from vqvae.compress.reconstruct import CodesOfCube, decode_blocks
 from vqvae.compress.search import CodeSearch
-from vqvae.rate import Distortion, entropy_bits, packed, unpacked
-from vqvae.rate_plot import OURS
+from vqvae.rate.measure import Distortion, entropy_bits, packed, unpacked
+from vqvae.rate.plot import OURS
 from warehouse.store import Warehouse
 
 __all__ = ["RATE_WEIGHTS", "code_points"]

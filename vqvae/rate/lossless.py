@@ -16,10 +16,10 @@ import numpy as np
 from numcodecs import blosc
 from numpy.typing import NDArray
 
-from vqvae.baselines import mask_bytes
-from vqvae.mosaic import Mosaic
-from vqvae.picture_codecs import absent_codecs, row_parts
-from vqvae.rate import packed_bytes
+from vqvae.rate.baselines import mask_bytes
+from vqvae.rate.measure import packed_bytes
+from vqvae.rate.mosaic import Mosaic
+from vqvae.rate.picture_codecs import absent_codecs, row_parts
 from warehouse.cubes import Feature
 from warehouse.schema import ArraySpec, Codec
 

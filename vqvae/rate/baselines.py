@@ -17,8 +17,8 @@ import numpy as np
 from numcodecs import blosc
 from numpy.typing import NDArray
 
-from vqvae.mosaic import Mosaic, filled
-from vqvae.picture_codecs import Coded, absent_codecs, jpeg2000, sz3, zfp
+from vqvae.rate.mosaic import Mosaic, filled
+from vqvae.rate.picture_codecs import Coded, absent_codecs, jpeg2000, sz3, zfp
 
 __all__ = ["Blocks", "absent_baselines", "baseline_points", "components", "mask_bytes"]
 

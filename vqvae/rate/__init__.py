@@ -1,0 +1,3 @@
+"""The rate-distortion report."""
+
+__all__: list[str] = []
