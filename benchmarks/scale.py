@@ -22,9 +22,9 @@ import numpy as np
 
 from benchmarks.data import ROOT
 from warehouse import Warehouse
-from warehouse import manifest as tables
-from warehouse.schema import FORMAT_VERSION, Codec
-from warehouse.shards import ShardWriter, encode
+from warehouse.format import manifest as tables
+from warehouse.format.schema import FORMAT_VERSION, Codec
+from warehouse.format.shards import ShardWriter, encode
 
 __all__ = ["measure_scale", "write_version"]
 

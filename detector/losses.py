@@ -17,7 +17,7 @@ from torch.nn import functional
 from detector.boxes import box_area, generalized_iou, pairwise_iou
 from detector.matcher import NEVER, affinity, greedy_match, spread_match
 from detector.model import Candidates, Vote
-from warehouse.schema import IGNORED
+from warehouse.format.schema import IGNORED
 
 __all__ = ["LossWeights", "Truth", "big_loss", "largest_box", "make_truth", "tiny_loss"]
 

@@ -23,7 +23,7 @@ from pydantic import Field
 
 from detector.page import PAGE
 from warehouse.errors import TrainingError
-from warehouse.schema import Section
+from warehouse.format.schema import Section
 
 __all__ = ["InferSettings", "Shown", "draw_curve", "draw_overlay", "write_page", "write_view"]
 

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from utils.jobs.queue import JobQueue
-from warehouse import durable
-from warehouse import manifest as tables
+from warehouse.format import durable
+from warehouse.format import manifest as tables
 from warehouse.store import Warehouse
 
 __all__ = ["export_npz", "export_queue"]

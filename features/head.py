@@ -25,7 +25,7 @@ from features.metrics import classification_metrics, confusion_matrix, draw_conf
 from utils.log import get_log
 from utils.training.checkpoint import prefixed, save_checkpoint
 from warehouse.errors import ConfigError, StateError, TrainingError
-from warehouse.schema import Section
+from warehouse.format.schema import Section
 from warehouse.store import Warehouse
 
 __all__ = ["Cached", "HeadSettings", "ablated", "make_head", "read_cached", "score", "train_head"]

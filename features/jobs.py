@@ -26,13 +26,13 @@ from pydantic import Field
 from features.encoders import Encoder
 from utils.jobs.rows import read_rows
 from utils.log import get_log
-from warehouse import manifest as tables
 from warehouse.builder import Block, BuildPlan, SplitPlan
 from warehouse.contents import Contents, array_info
 from warehouse.errors import TrainingError
-from warehouse.manifest import code_version, toolchain, version_name
+from warehouse.format import manifest as tables
+from warehouse.format.manifest import code_version, toolchain, version_name
+from warehouse.format.schema import FORMAT_VERSION, IGNORED, ArraySpec, Codec, Section
 from warehouse.metadata import consolidated, create_array
-from warehouse.schema import FORMAT_VERSION, IGNORED, ArraySpec, Codec, Section
 from warehouse.store import ChunkReader, Warehouse
 from warehouse.summary import SAMPLES_SCHEMA
 

@@ -21,7 +21,7 @@ from utils.jobs.rows import read_rows
 from utils.log import get_log
 from utils.training.loop import TrainSettings
 from warehouse.errors import TrainingError
-from warehouse.schema import IGNORED
+from warehouse.format.schema import IGNORED
 from warehouse.store import Warehouse
 
 __all__ = ["PictureTraining", "augment_pictures", "picture_targets"]

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from ingest.rasters.settings import RasterSettings
 from warehouse.builder import BuildPlan, LoadSample
-from warehouse.schema import BOXLESS, BuildSettings
+from warehouse.format.schema import BOXLESS, BuildSettings
 
 __all__ = ["CubeJob", "Job", "PictureJob", "open_job"]
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from ingest.hashes import hash_files
 from ingest.pairing import in_annotation_folder, is_mask, pair_by_stem
 from warehouse.errors import SourceError
-from warehouse.schema import BuildSettings
+from warehouse.format.schema import BuildSettings
 
 __all__ = ["PICTURE_EXTENSIONS", "SourceFile", "SourceListing", "input_root", "list_sources", "path_inside", "read_ends", "read_inside"]
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from warehouse.schema import SPLIT_NAMES, BuildSettings
+from warehouse.format.schema import SPLIT_NAMES, BuildSettings
 
 __all__ = ["Assignment", "assign_splits", "given_split", "group_keys", "permuted", "split_by_group", "split_by_size"]
 

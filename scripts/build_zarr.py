@@ -18,7 +18,7 @@ log = get_log("build_zarr")
 
 def main(settings: Any) -> dict[str, Any]:
     from ingest.jobs import open_job
-    from warehouse.manifest import version_name
+    from warehouse.format.manifest import version_name
     from warehouse.publish import open_root, published
 
     build, start = settings.build, time.monotonic()
@@ -102,4 +102,4 @@ def dry_run(job: Any, build: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(main, __doc__, build="warehouse.schema:BuildSettings", raster="ingest.rasters.settings:RasterSettings"))
+    raise SystemExit(run(main, __doc__, build="warehouse.format.schema:BuildSettings", raster="ingest.rasters.settings:RasterSettings"))

@@ -48,7 +48,7 @@ def main(settings: Any) -> dict[str, Any]:
 def publish(recipe: Any, make_plan: Any, root: Path, compress: Any) -> Any:
     from contextlib import ExitStack
 
-    from warehouse.manifest import version_name
+    from warehouse.format.manifest import version_name
     from warehouse.publish import bake, open_root, published
 
     version, _ = version_name(recipe)
@@ -68,4 +68,4 @@ def publish(recipe: Any, make_plan: Any, root: Path, compress: Any) -> Any:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(main, __doc__, compress="vqvae.compress.encode:CompressSettings", build="warehouse.schema:BuildSettings"))
+    raise SystemExit(run(main, __doc__, compress="vqvae.compress.encode:CompressSettings", build="warehouse.format.schema:BuildSettings"))

@@ -24,4 +24,4 @@ def main(settings: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(main, __doc__, export="warehouse.summary:ExportSettings", build="warehouse.schema:BuildSettings"))
+    raise SystemExit(run(main, __doc__, export="warehouse.summary:ExportSettings", build="warehouse.format.schema:BuildSettings"))

@@ -73,4 +73,4 @@ def our_backbones() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(main, __doc__, features="features.jobs:FeatureSettings", build="warehouse.schema:BuildSettings"))
+    raise SystemExit(run(main, __doc__, features="features.jobs:FeatureSettings", build="warehouse.format.schema:BuildSettings"))

@@ -116,4 +116,4 @@ def picture_paths(source: Path, limit: int) -> tuple[Path, list[str]]:
 
 if __name__ == "__main__":
     raise SystemExit(run(main, __doc__, infer="detector.view:InferSettings", loader="utils.loader:LoaderSettings",
-                         build="warehouse.schema:BuildSettings"))  # fmt: skip
+                         build="warehouse.format.schema:BuildSettings"))  # fmt: skip

@@ -35,4 +35,4 @@ def main(settings: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(main, __doc__, inspect="warehouse.report:InspectSettings", build="warehouse.schema:BuildSettings"))
+    raise SystemExit(run(main, __doc__, inspect="warehouse.report:InspectSettings", build="warehouse.format.schema:BuildSettings"))

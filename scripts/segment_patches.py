@@ -52,7 +52,7 @@ def cut(segment: Any) -> Any:
     from ingest.pictures.patches import PatchCutter, cut_versions, list_pictures, survey
     from segmentation.patches import patch_recipe, plan_patches
     from warehouse import Warehouse
-    from warehouse.manifest import version_name
+    from warehouse.format.manifest import version_name
     from warehouse.publish import bake, open_root, published
 
     build, root = segment.build(), segment.folder / "patches"

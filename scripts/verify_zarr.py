@@ -31,4 +31,4 @@ def main(settings: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(main, __doc__, verify="warehouse.verify:VerifySettings", build="warehouse.schema:BuildSettings"))
+    raise SystemExit(run(main, __doc__, verify="warehouse.verify:VerifySettings", build="warehouse.format.schema:BuildSettings"))

@@ -23,13 +23,13 @@ from numpy.typing import NDArray
 from segmentation.unet import UNet
 from utils.jobs.rows import read_rows
 from utils.training.checkpoint import Checkpoint
-from warehouse import manifest as tables
 from warehouse.builder import Block, BuildPlan, SplitPlan
 from warehouse.contents import Contents, array_info
 from warehouse.errors import StateError
-from warehouse.manifest import code_version, toolchain, version_name
+from warehouse.format import manifest as tables
+from warehouse.format.manifest import code_version, toolchain, version_name
+from warehouse.format.schema import FORMAT_VERSION, ArraySpec, Codec
 from warehouse.metadata import consolidated, create_array
-from warehouse.schema import FORMAT_VERSION, ArraySpec, Codec
 from warehouse.store import ChunkReader, Warehouse
 from warehouse.summary import SAMPLES_SCHEMA
 

@@ -28,8 +28,8 @@ from segmentation.mask_sheet import SIDE, draw_sheet, write_mask, write_page
 from segmentation.patches import PREDICT, patch_boxes
 from segmentation.stitch import LINES, Blend, open_stitched, stitch
 from utils.jobs.rows import read_rows
-from warehouse import durable
-from warehouse import manifest as tables
+from warehouse.format import durable
+from warehouse.format import manifest as tables
 from warehouse.store import Warehouse
 
 __all__ = ["Stitched", "parents_of", "peak_memory_gb", "picture_names", "stitch_pictures", "stitched_paths"]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from warehouse.schema import MASK_PADDING
+from warehouse.format.schema import MASK_PADDING
 
 __all__ = ["MaskTally", "dice_of", "iou_of"]
 

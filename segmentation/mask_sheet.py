@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from warehouse import durable
-from warehouse.schema import MASK_PADDING
+from warehouse.format import durable
+from warehouse.format.schema import MASK_PADDING
 
 __all__ = ["draw_curve", "draw_sheet", "write_mask", "write_page"]
 

@@ -22,13 +22,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from warehouse import durable
-from warehouse import manifest as tables
 from warehouse.builder import BuildPlan, SplitPlan
 from warehouse.contents import Contents, picture_contents
 from warehouse.errors import ConfigError, TrainingError
-from warehouse.manifest import code_version, toolchain, version_name
-from warehouse.schema import FORMAT_VERSION, MASK_PADDING, SPLIT_NAMES, ArraySpec, BuildSettings, Codec
+from warehouse.format import durable
+from warehouse.format import manifest as tables
+from warehouse.format.manifest import code_version, toolchain, version_name
+from warehouse.format.schema import FORMAT_VERSION, MASK_PADDING, SPLIT_NAMES, ArraySpec, BuildSettings, Codec
 from warehouse.store import Warehouse
 from warehouse.summary import SAMPLES_SCHEMA, PictureFacts, summarise
 

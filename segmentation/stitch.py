@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segmentation.patches import patch_offsets
-from warehouse import durable
 from warehouse.errors import StoreError
-from warehouse.schema import MASK_PADDING
+from warehouse.format import durable
+from warehouse.format.schema import MASK_PADDING
 
 __all__ = ["LINES", "Blend", "Stitcher", "axis_weights", "open_stitched", "stitch"]
 

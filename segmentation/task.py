@@ -21,7 +21,7 @@ from segmentation.mask_scores import dice_of, iou_of
 from segmentation.unet import UNet
 from utils.augment import uniform
 from utils.training.loop import TrainSettings, seeded
-from warehouse.schema import MASK_PADDING, BuildSettings
+from warehouse.format.schema import MASK_PADDING, BuildSettings
 
 __all__ = ["SegmentSettings", "SegmentTask", "SegmentTraining", "augment_patches", "segmentation_loss"]
 

@@ -10,9 +10,9 @@ import numpy as np
 from warehouse import Warehouse
 from warehouse.builder import BuildPlan, SplitPlan
 from warehouse.errors import PictureError
-from warehouse.manifest import toolchain, version_name
+from warehouse.format.manifest import toolchain, version_name
+from warehouse.format.schema import FORMAT_VERSION, BuildSettings, picture_arrays
 from warehouse.publish import bake, open_root
-from warehouse.schema import FORMAT_VERSION, BuildSettings, picture_arrays
 from warehouse.summary import PictureFacts, summarise, summarise_by
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data"

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ingest.pictures.validate import Scan, scan
 from ingest.sources import SourceListing, list_sources
-from warehouse.schema import BuildSettings
+from warehouse.format.schema import BuildSettings
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data"
 

@@ -100,7 +100,7 @@ def test_every_peer_has_a_row_and_names_are_unique() -> None:
 def test_the_limit_parses_the_shards_apart_from_the_store_and_agrees_with_it(small: Warehouse) -> None:
     chunks, size = inner_chunks(small.store, "train/image")
     assert (len(chunks), size) == (29, 8)
-    from warehouse.shards import decode_into
+    from warehouse.format.shards import decode_into
 
     split = small.split("train")
     expected = split.array("image")[:]

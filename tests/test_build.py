@@ -18,12 +18,13 @@ import pyarrow.parquet as pq
 import pytest
 from fakes import SMALL, Load, build, numbers, plan_of, sample
 
-from warehouse import Warehouse, builder, durable
+from warehouse import Warehouse, builder
 from warehouse.cluster import task_runner
 from warehouse.errors import BuildError, CorruptError, LockedError, SpaceError
-from warehouse.manifest import read_manifest
+from warehouse.format import durable
+from warehouse.format.manifest import read_manifest
+from warehouse.format.schema import BuildSettings, shard_samples
 from warehouse.publish import bake, open_root, published
-from warehouse.schema import BuildSettings, shard_samples
 from warehouse.verify import verify
 
 

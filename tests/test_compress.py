@@ -28,9 +28,9 @@ from vqvae.model import VQVAE, Shape
 from vqvae.rate.measure import packed_bytes
 from warehouse import Warehouse
 from warehouse.errors import BuildError, ConfigError, StateError, StoreError, TrainingError
+from warehouse.format.schema import ArraySpec, Codec
 from warehouse.publish import bake, open_root
 from warehouse.report import InspectSettings, write_contact_sheet
-from warehouse.schema import ArraySpec, Codec
 from warehouse.summary import export
 from warehouse.verify import verify
 

@@ -14,7 +14,7 @@ from detector.model import Slots, make_model, to_float
 from detector.task import DataFacts, DetectorSettings, DetectorTask
 from utils.training.loop import Trainer, seeded
 from utils.training.ranks import Ranks
-from warehouse.schema import CROWD, DIFFICULT, TRUNCATED
+from warehouse.format.schema import CROWD, DIFFICULT, TRUNCATED
 
 WEIGHTS = LossWeights()
 STILL = {"flip_x": 0, "zoom": 0, "aspect": 0, "brightness": 0, "contrast": 0, "saturation": 0}

@@ -15,8 +15,8 @@ from ingest.splits import assign_splits
 from ingest.synthetic.make import SampleSettings, make_sample
 from warehouse import Warehouse
 from warehouse.errors import PictureError, ThresholdError
+from warehouse.format.schema import BuildSettings
 from warehouse.publish import bake
-from warehouse.schema import BuildSettings
 from warehouse.verify import verify
 
 

@@ -28,7 +28,7 @@ from vqvae.model import VQVAE, Shape, space_to_depth
 from vqvae.pictures import PictureMap, vqvae_trunk
 from warehouse.cubes import Feature
 from warehouse.errors import ConfigError, CorruptError, StateError
-from warehouse.remote import Remote
+from warehouse.format.location import Remote
 
 ALL = {**OURS, "tiny": detector_trunk, "big": detector_trunk, "vqvae": vqvae_trunk}
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ingest.pictures.boxes import REASONS, clean_boxes, keep_largest, orient_boxes
 from ingest.pictures.letterbox import plan_letterbox
-from warehouse.schema import CLIPPED, DIFFICULT
+from warehouse.format.schema import CLIPPED, DIFFICULT
 
 SIZE = (100, 80)
 PLAN = plan_letterbox(*SIZE, (40, 50), "letterbox")  # scale 1/2

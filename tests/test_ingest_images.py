@@ -17,7 +17,7 @@ from ingest.pictures.headers import exif_orientation, read_header
 from ingest.pictures.images import decode_rgb, decoder_versions, load_sample, probe
 from ingest.records.base import PictureRecord
 from warehouse.errors import PictureError, SourceError
-from warehouse.schema import BuildSettings, picture_arrays
+from warehouse.format.schema import BuildSettings, picture_arrays
 
 LIMIT = 10_000_000
 

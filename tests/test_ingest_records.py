@@ -15,7 +15,7 @@ from ingest.records.coco import parse_coco
 from ingest.records.voc import read_voc_xml
 from ingest.records.yolo import read_class_names, read_yolo_text
 from warehouse.errors import AnnotationError, SourceError
-from warehouse.schema import CROWD, DIFFICULT, TRUNCATED
+from warehouse.format.schema import CROWD, DIFFICULT, TRUNCATED
 
 BOXES = {"a": [("dog", 4, 6, 30, 40), ("cat", 10.5, 8, 50, 30.25)], "b": [("cat", 1, 2, 20, 22)], "c": [("dog", 0, 0, 64, 48)]}
 CATEGORIES = [{"id": 3, "name": "dog"}, {"id": 7, "name": "cat"}]

@@ -12,7 +12,7 @@ from ingest_fakes import encoded, listed, picture, scanned, voc_set, voc_xml, wr
 
 from ingest.pictures.validate import check_thresholds, scan
 from warehouse.errors import AnnotationError, PictureError, ThresholdError
-from warehouse.schema import CLIPPED, BuildSettings
+from warehouse.format.schema import CLIPPED, BuildSettings
 
 BOX = ("dog", 4, 6, 30, 40)
 GOOD = {f"p{number:02}": [BOX] for number in range(40)}

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ingest.pictures.boxes import to_canvas, to_source
 from ingest.pictures.letterbox import letterbox_into, plan_letterbox
-from warehouse.schema import GEOMETRY
+from warehouse.format.schema import GEOMETRY
 
 MODES = st.sampled_from(["letterbox", "stretch"])
 SIDES = st.integers(1, 400)

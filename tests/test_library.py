@@ -28,9 +28,9 @@ from utils.loading.stores import choose_store
 from utils.samplers import ChunkBatchSampler, RandomBatchSampler
 from warehouse import Warehouse
 from warehouse.errors import ConfigError, CorruptError, NotAWarehouseError, StoreError
+from warehouse.format.manifest import FILES, FILES_SCHEMA, read_manifest, write_manifest, write_table
+from warehouse.format.schema import BuildSettings
 from warehouse.library import LibraryReader
-from warehouse.manifest import FILES, FILES_SCHEMA, read_manifest, write_manifest, write_table
-from warehouse.schema import BuildSettings
 from warehouse.store import Split
 
 pytestmark = pytest.mark.filterwarnings("ignore:batch_size")
@@ -321,7 +321,7 @@ def test_what_needs_a_local_folder_says_so(web: str) -> None:
 
 
 def test_a_password_in_a_url_is_not_shown() -> None:
-    from warehouse.remote import Remote
+    from warehouse.format.location import Remote
 
     assert str(Remote("https://me:secret@host/root") / "CURRENT") == "https://host/root/CURRENT"
 

@@ -19,8 +19,8 @@ from ingest.pictures.windows import look, open_windows
 from segmentation.patches import patch_boxes, patch_offsets, patch_recipe, plan_patches, write_patch_manifest
 from warehouse import Warehouse
 from warehouse.errors import BuildError, ConfigError, PictureError, ThresholdError
+from warehouse.format.schema import BuildSettings
 from warehouse.publish import bake, open_root
-from warehouse.schema import BuildSettings
 from warehouse.verify import verify
 
 SIZE, OVERLAP, JOB = 32, 8, 4

@@ -20,7 +20,8 @@ from segment_fakes import Outcome, call, digest, files, flags, queue_rows, resul
 from segmentation import mask_jobs, mask_results
 from segmentation.task import SegmentTask
 from utils.training.checkpoint import load_checkpoint
-from warehouse import Warehouse, durable
+from warehouse import Warehouse
+from warehouse.format import durable
 
 pytest_plugins = ["segment_fixtures"]
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingest.splits import assign_splits, given_split, group_keys, permuted, split_by_group
-from warehouse.schema import BuildSettings
+from warehouse.format.schema import BuildSettings
 
 SHARES = st.sampled_from(
     [{"train": 0.8, "val": 0.1, "test": 0.1}, {"train": 0.5, "val": 0.5}, {"train": 0.9, "val": 0.1, "test": 0.0}, {"train": 1.0}]

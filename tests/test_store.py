@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from utils.loader import ChunkLoader
 from warehouse import Warehouse, WarehouseError
 from warehouse.errors import CorruptError, NotAWarehouseError, StoreError
-from warehouse.schema import BuildSettings
+from warehouse.format.schema import BuildSettings
 from warehouse.verify import verify
 
 ARRAYS = ("image", "box", "box_mask", "box_flags", "label", "letterbox")

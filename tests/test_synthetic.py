@@ -11,7 +11,7 @@ from ingest_fakes import scanned
 from ingest.pictures.validate import check_thresholds
 from ingest.synthetic.make import CLASSES, SampleSettings, draw_scene, make_sample
 from warehouse.errors import SourceError
-from warehouse.schema import BuildSettings
+from warehouse.format.schema import BuildSettings
 
 
 @pytest.fixture(autouse=True)

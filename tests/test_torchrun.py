@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 FEW = ("--vqvae.width", "8", "--vqvae.depth", "1", "--vqvae.stride", "[3, 4, 4]", "--vqvae.patch", "[3, 4, 4]", "--vqvae.levels", "2",
        "--vqvae.codebook_size", "16", "--vqvae.start_step", "2", "--vqvae.epochs", "1", "--vqvae.batch_size", "4", "--vqvae.log_interval",
        "1", "--vqvae.precision", "float32", "--vqvae.device", "cpu", "--experiments.db", "null")  # fmt: skip
-SECTIONS = {"vqvae": "vqvae.task:VqvaeSettings", "loader": "utils.loader:LoaderSettings", "build": "warehouse.schema:BuildSettings",
+SECTIONS = {"vqvae": "vqvae.task:VqvaeSettings", "loader": "utils.loader:LoaderSettings", "build": "warehouse.format.schema:BuildSettings",
             "experiments": "utils.tracking.experiments:ExperimentSettings"}  # fmt: skip
 
 

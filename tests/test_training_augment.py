@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils.augment import AugmentSettings, augment, uniform
-from warehouse.schema import DIFFICULT
+from warehouse.format.schema import DIFFICULT
 
 NOTHING = {"flip_x": 0, "flip_y": 0, "zoom": 0, "aspect": 0, "brightness": 0, "contrast": 0, "saturation": 0}
 

@@ -24,7 +24,7 @@ from warehouse.errors import StateError, TrainingError
 
 SECTIONS = {
     "loader": "utils.loader:LoaderSettings",
-    "build": "warehouse.schema:BuildSettings",
+    "build": "warehouse.format.schema:BuildSettings",
     "experiments": "utils.tracking.experiments:ExperimentSettings",
 }
 NASTY = "</script><script>alert(1)</script>&\"'\u2028é.jpg"

@@ -1,6 +1,6 @@
 """Settings in layers (defaults < config file < environment < flags) and the frame every command runs in.
 
-Purpose: `run(main, __doc__, build="warehouse.schema:BuildSettings")` turns a typed line into frozen settings, calls `main`, and
+Purpose: `run(main, __doc__, build="warehouse.format.schema:BuildSettings")` turns a typed line into frozen settings, calls `main`, and
   turns what comes back into a JSON line and an exit code.
 Used by: scripts.bench_loader, scripts.build_zarr, scripts.compress_zarr, scripts.export_summary, scripts.extract_features,
   scripts.finetune, scripts.infer_view, scripts.inspect_runs, scripts.inspect_zarr, scripts.make_sample, scripts.segment_patches,
@@ -40,7 +40,7 @@ __all__ = ["SECTIONS", "load_settings", "read_yaml", "run"]
 
 SECTIONS = {
     "sample": "ingest.synthetic.make:SampleSettings",
-    "build": "warehouse.schema:BuildSettings",
+    "build": "warehouse.format.schema:BuildSettings",
     "raster": "ingest.rasters.settings:RasterSettings",
     "inspect": "warehouse.report:InspectSettings",
     "verify": "warehouse.verify:VerifySettings",

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from utils.samplers import mix64
-from warehouse.schema import DIFFICULT, Section
+from warehouse.format.schema import DIFFICULT, Section
 
 __all__ = ["AugmentSettings", "augment", "uniform"]
 

@@ -30,7 +30,7 @@ from utils.loading.stores import choose_store
 from utils.log import get_log
 from utils.samplers import BatchPlan, BatchSampler, ChunkBatchSampler
 from warehouse.errors import ConfigError, StateError
-from warehouse.schema import Section
+from warehouse.format.schema import Section
 from warehouse.store import Split
 
 __all__ = ["ChunkLoader", "LoaderSettings", "LoaderStats"]

@@ -23,13 +23,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from warehouse import durable
-from warehouse import manifest as tables
 from warehouse.cluster import RunAll, run_here
 from warehouse.cubes import CubePlan
 from warehouse.errors import BuildError, PictureError, SpaceError, WarehouseError
-from warehouse.schema import ArraySpec
-from warehouse.shards import ShardWriter, chunk_key, encode, padded, parts_of
+from warehouse.format import durable
+from warehouse.format import manifest as tables
+from warehouse.format.schema import ArraySpec
+from warehouse.format.shards import ShardWriter, chunk_key, encode, padded, parts_of
 
 __all__ = [
     "DONE",

@@ -13,8 +13,8 @@ from typing import Any
 import pyarrow as pa
 
 from warehouse.builder import BuildPlan, ChunkResult
+from warehouse.format.schema import ArraySpec
 from warehouse.metadata import write_pictures
-from warehouse.schema import ArraySpec
 from warehouse.summary import SAMPLES_SCHEMA
 
 __all__ = ["Contents", "array_info", "picture_contents"]

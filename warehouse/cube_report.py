@@ -10,7 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from warehouse.cubes import Cube, Feature
-from warehouse.schema import SPLIT_NAMES
+from warehouse.format.schema import SPLIT_NAMES
 from warehouse.store import Warehouse
 
 __all__ = ["cube_lines", "cube_sheet", "cube_tables", "feature_table"]

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from warehouse.schema import SPLIT_NAMES, ArraySpec, Codec
+from warehouse.format.schema import SPLIT_NAMES, ArraySpec, Codec
 
 __all__ = ["LABELS", "LEFT_OUT", "VALID_SHARE", "Cube", "CubeLayout", "CubePlaces", "CubePlan", "Feature", "cube_arrays"]
 

@@ -22,10 +22,10 @@ from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Sto
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore, WrapperStore
 
-from warehouse import manifest as tables
 from warehouse.errors import CorruptError, WarehouseError
-from warehouse.remote import Remote, first_line
-from warehouse.shards import REMEDY
+from warehouse.format import manifest as tables
+from warehouse.format.location import Remote, first_line
+from warehouse.format.shards import REMEDY
 from warehouse.store import ChunkReader, Split, Verify, Warehouse, zarr_store
 
 __all__ = ["CheckedStore", "LibraryReader"]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from warehouse.builder import BuildPlan
-from warehouse.schema import ArraySpec
+from warehouse.format.schema import ArraySpec
 
 __all__ = ["consolidated", "create_array", "write_pictures"]
 
@@ -44,7 +44,7 @@ def create_array(group: Any, spec: ArraySpec) -> None:
     """One array's zarr.json in an open group; its spec has the shapes on disk."""
     from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec
 
-    from warehouse.shards import fill_value
+    from warehouse.format.shards import fill_value
 
     codec = spec.codec
     compressors: list[Any] = [Crc32cCodec()]

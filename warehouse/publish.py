@@ -14,14 +14,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from warehouse import durable
-from warehouse import manifest as tables
 from warehouse.builder import DONE, BuildPlan, ChunkResult, LoadSample, bake_chunks, estimate, write_error
 from warehouse.cluster import TaskRunner, task_runner
 from warehouse.contents import Contents, picture_contents
 from warehouse.cube_contents import cube_contents
 from warehouse.errors import BuildError, PictureError, SpaceError
-from warehouse.manifest import Manifest, read_manifest
+from warehouse.format import durable
+from warehouse.format import manifest as tables
+from warehouse.format.manifest import Manifest, read_manifest
 
 __all__ = ["bake", "open_root", "published", "set_current", "staging_folder"]
 

@@ -18,15 +18,15 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from warehouse import manifest as tables
 from warehouse.cubes import LABELS, VALID_SHARE, Cube, CubePlaces, Feature, cube_arrays
 from warehouse.errors import CorruptError, StoreError
-from warehouse.finding import find_version
-from warehouse.manifest import Manifest, read_manifest, read_table, safe_relative
+from warehouse.format import manifest as tables
+from warehouse.format.location import Location, Remote, location_of
+from warehouse.format.manifest import Manifest, read_manifest, read_table, safe_relative
+from warehouse.format.schema import SPLIT_NAMES, ArraySpec, Codec
+from warehouse.format.shards import REMEDY, StoredChunk, chunk_key, foreign
+from warehouse.format.versions import find_version
 from warehouse.places import EvenPlaces, Places
-from warehouse.remote import Location, Remote, location_of
-from warehouse.schema import SPLIT_NAMES, ArraySpec, Codec
-from warehouse.shards import REMEDY, StoredChunk, chunk_key, foreign
 
 __all__ = ["ChunkReader", "Split", "Warehouse"]
 

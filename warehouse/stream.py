@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from warehouse.errors import CorruptError, WorkerError
-from warehouse.remote import Location, Remote
-from warehouse.shards import REMEDY, StoredChunk, open_file
+from warehouse.format.location import Location, Remote
+from warehouse.format.shards import REMEDY, StoredChunk, open_file
 from warehouse.store import ChunkReader, Split, Verify
 
 __all__ = ["FetchFailed", "SharedStreamReader", "StreamReader", "segment_bytes"]

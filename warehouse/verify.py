@@ -18,9 +18,9 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from warehouse import manifest as tables
 from warehouse.errors import CorruptError, WarehouseError
-from warehouse.schema import Section
+from warehouse.format import manifest as tables
+from warehouse.format.schema import Section
 from warehouse.store import Split, Warehouse
 
 __all__ = ["Fault", "VerifySettings", "verify"]

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ingest.pictures.letterbox import Geometry
-from warehouse.schema import CLIPPED
+from warehouse.format.schema import CLIPPED
 
 __all__ = ["BAD", "REASONS", "CleanBoxes", "clean_boxes", "keep_largest", "orient_boxes", "to_canvas", "to_source"]
 

@@ -22,7 +22,7 @@ from ingest.pictures.masks import load_mask
 from ingest.records.base import PictureRecord
 from ingest.sources import read_ends, read_inside
 from warehouse.errors import PictureError
-from warehouse.schema import BuildSettings
+from warehouse.format.schema import BuildSettings
 
 __all__ = [
     "MAX_FILE_BYTES",
@@ -94,7 +94,7 @@ def probe(root: Path, source: str, *, max_pixels: int) -> Header:
 def load_sample(
     record: PictureRecord, root: Path, settings: BuildSettings, class_count: int
 ) -> tuple[dict[str, NDArray[Any]], dict[str, float]]:
-    """One sample (the rows of `warehouse.schema.picture_arrays`) and the seconds of its stages `read`, `decode`, `letterbox`.
+    """One sample (the rows of `warehouse.format.schema.picture_arrays`) and the seconds of its stages `read`, `decode`, `letterbox`.
 
     image: `dtype` [3, H, W]; box: float32 [max_boxes, 4], xyxy normalised to the canvas; box_mask: bool [max_boxes];
     box_flags: uint8 [max_boxes]; label: int16 [max_boxes], -1 padded; letterbox: float32 [6];

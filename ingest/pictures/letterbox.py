@@ -19,7 +19,7 @@ __all__ = ["Geometry", "letterbox_into", "plan_letterbox"]
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """The columns of `letterbox` (warehouse.schema.GEOMETRY), then the size in pixels that the picture has on the canvas."""
+    """The columns of `letterbox` (warehouse.format.schema.GEOMETRY), then the size in pixels that the picture has on the canvas."""
 
     scale_x: float
     scale_y: float

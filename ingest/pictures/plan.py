@@ -19,8 +19,8 @@ from ingest.sources import SourceListing
 from ingest.splits import permuted
 from warehouse.builder import BuildPlan, LoadSample, SplitPlan
 from warehouse.errors import ThresholdError
-from warehouse.manifest import code_version, toolchain, version_name
-from warehouse.schema import FORMAT_VERSION, SPLIT_NAMES, BuildSettings, picture_arrays
+from warehouse.format.manifest import code_version, toolchain, version_name
+from warehouse.format.schema import FORMAT_VERSION, SPLIT_NAMES, BuildSettings, picture_arrays
 from warehouse.summary import PictureFacts, summarise, summarise_by
 
 __all__ = ["make_loader", "make_plan", "recipe_of"]

@@ -28,8 +28,8 @@ from ingest.sources import SourceFile, SourceListing, input_root
 from warehouse.builder import BuildPlan, SplitPlan
 from warehouse.cubes import Cube, CubeLayout, CubePlan, Feature, cube_arrays
 from warehouse.errors import ConfigError, SourceError
-from warehouse.manifest import code_version, toolchain, version_name
-from warehouse.schema import FORMAT_VERSION, BuildSettings
+from warehouse.format.manifest import code_version, toolchain, version_name
+from warehouse.format.schema import FORMAT_VERSION, BuildSettings
 
 __all__ = ["cube_recipe", "list_rasters", "plan_cube"]
 

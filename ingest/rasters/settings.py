@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from warehouse.schema import Section
+from warehouse.format.schema import Section
 
 __all__ = ["INDICES", "RasterFeature", "RasterSettings"]
 

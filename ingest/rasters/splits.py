@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ingest.splits import split_by_size
 from warehouse.cubes import LEFT_OUT, CubeLayout
-from warehouse.schema import SPLIT_NAMES
+from warehouse.format.schema import SPLIT_NAMES
 
 __all__ = ["block_labels", "default_block", "default_shard"]
 

@@ -74,7 +74,7 @@ class PictureRecord:
     """One kept picture: everything needed to bake it, nothing left to judge.
 
     raw_width, raw_height: size after EXIF orientation (1..8). boxes_xyxy: float64 [n, 4], source pixels of the oriented
-    picture, finite, ordered, inside. labels: int16 [n]. flags: uint8 [n] (warehouse.schema bits). group: pictures of one
+    picture, finite, ordered, inside. labels: int16 [n]. flags: uint8 [n] (warehouse.format.schema bits). group: pictures of one
     group are in one split. counts: what cleaning did to this picture (clipped, duplicate, dropped reasons). target: the picture's
     class, an index into class_names, None where the format has none; mask: relative path of its mask, with the file's sha256.
     """

@@ -16,7 +16,7 @@ from typing import Any
 from ingest.records.base import Parsed, RawBox, RawPicture, Rejection
 from ingest.sources import SourceListing, read_inside
 from warehouse.errors import AnnotationError
-from warehouse.schema import CROWD
+from warehouse.format.schema import CROWD
 
 __all__ = ["parse_coco"]
 

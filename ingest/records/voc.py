@@ -14,7 +14,7 @@ from ingest.pairing import pair_by_stem
 from ingest.records.base import Parsed, RawBox, RawPicture, Rejection
 from ingest.sources import SourceListing, read_inside
 from warehouse.errors import AnnotationError
-from warehouse.schema import DIFFICULT, TRUNCATED
+from warehouse.format.schema import DIFFICULT, TRUNCATED
 
 __all__ = ["parse_voc", "read_voc_xml"]
 

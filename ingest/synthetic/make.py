@@ -23,7 +23,7 @@ from pydantic import Field, field_validator
 from ingest.synthetic.labels import write_classes, write_masks
 from ingest.synthetic.landscape import write_landscape
 from warehouse.errors import SourceError
-from warehouse.schema import Section
+from warehouse.format.schema import Section
 
 __all__ = ["CLASSES", "SampleSettings", "Scene", "draw_scene", "make_sample"]
 

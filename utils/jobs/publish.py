@@ -15,10 +15,10 @@ from typing import Any
 from utils.jobs.queue import JobQueue
 from utils.jobs.run import chunk_digest
 from utils.log import get_log
-from warehouse import durable
-from warehouse import manifest as tables
 from warehouse.builder import Block, BuildPlan, ChunkTask, plan_tasks, read_marker
-from warehouse.manifest import Manifest
+from warehouse.format import durable
+from warehouse.format import manifest as tables
+from warehouse.format.manifest import Manifest
 from warehouse.publish import bake, published, staging_folder
 
 __all__ = ["publish_jobs"]

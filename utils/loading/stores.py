@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from utils.loader_utils import SharedBlock, private_memory
 from utils.samplers import BatchSampler, RandomBatchSampler
 from warehouse.errors import ConfigError
+from warehouse.format.location import Remote
 from warehouse.memory import MemoryReader, decode_split, split_bytes
-from warehouse.remote import Remote
 from warehouse.store import ChunkReader, Split
 from warehouse.stream import SharedStreamReader, StreamReader, segment_bytes
 

@@ -26,7 +26,7 @@ from typing import Any
 import psutil
 
 from utils.tracking.database import Schema, open_database, transaction
-from warehouse.manifest import code_version
+from warehouse.format.manifest import code_version
 
 __all__ = ["SCHEMA", "Book"]
 

@@ -28,9 +28,9 @@ from pydantic import Field
 from utils.log import get_log
 from utils.tracking.database import transaction
 from utils.tracking.experiment_log import SCHEMA, Book
-from warehouse.durable import fsync_folder
 from warehouse.errors import DatabaseError
-from warehouse.schema import Section
+from warehouse.format.durable import fsync_folder
+from warehouse.format.schema import Section
 
 __all__ = ["ExperimentSettings", "Run", "open_run"]
 

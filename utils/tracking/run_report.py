@@ -23,7 +23,7 @@ from rich.table import Table
 
 from utils.tracking.experiment_log import Book
 from warehouse.errors import ConfigError
-from warehouse.schema import Section
+from warehouse.format.schema import Section
 
 __all__ = ["RunsSettings", "best_run", "chosen_runs", "compare_table", "draw_runs", "export_mlflow", "runs_table", "score"]
 

@@ -27,8 +27,8 @@ from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as pack_tensors
 from torch import Tensor, nn
 
-from warehouse.durable import write_bytes
 from warehouse.errors import ConfigError, CorruptError, StateError, TrainingError
+from warehouse.format.durable import write_bytes
 
 __all__ = [
     "COUNTERS",

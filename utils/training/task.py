@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from warehouse.schema import Section
+from warehouse.format.schema import Section
 
 __all__ = ["MAY_CHANGE", "Task", "TrainSettings"]
 

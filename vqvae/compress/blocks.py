@@ -13,7 +13,7 @@ from torch import Tensor
 from vqvae.compress.codec import CubeCodec
 from vqvae.compress.search import CodeSearch, learn_search
 from warehouse.cubes import CubePlaces, cube_arrays
-from warehouse.schema import SPLIT_NAMES
+from warehouse.format.schema import SPLIT_NAMES
 from warehouse.store import ChunkReader, Warehouse
 
 __all__ = ["BATCH", "LABEL_NAMES", "CubePart", "encode_blocks", "learned_search", "numbered", "read_blocks", "training_vectors"]

@@ -34,9 +34,9 @@ from warehouse.builder import Block, BuildPlan, SplitPlan
 from warehouse.contents import Contents, array_info
 from warehouse.cubes import CubePlaces
 from warehouse.errors import StateError, TrainingError
-from warehouse.manifest import code_version, toolchain, version_name
+from warehouse.format.manifest import code_version, toolchain, version_name
+from warehouse.format.schema import FORMAT_VERSION, ArraySpec, Codec, Section
 from warehouse.metadata import consolidated, create_array
-from warehouse.schema import FORMAT_VERSION, ArraySpec, Codec, Section
 from warehouse.store import ChunkReader, Warehouse
 
 __all__ = [
@@ -238,7 +238,7 @@ def code_contents(plan: BuildPlan, results: Sequence[Any], store: Path) -> Conte
 
 def _origins(store: Path, split: SplitPlan, samples: int) -> NDArray[np.int64]:
     """int64 [samples, 3], from the chunks just written."""
-    from warehouse.shards import chunk_key, decode_into
+    from warehouse.format.shards import chunk_key, decode_into
 
     spec = next(spec for spec in split.specs if spec.name == "origin")
     out = np.empty((len(split.payloads), *spec.chunk), spec.dtype)

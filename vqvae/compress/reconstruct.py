@@ -24,8 +24,8 @@ from warehouse.builder import Block, BuildPlan, SplitPlan
 from warehouse.cube_stats import block_facts
 from warehouse.cubes import LEFT_OUT, Cube, CubePlan, cube_arrays
 from warehouse.errors import StoreError
-from warehouse.manifest import code_version, toolchain, version_name
-from warehouse.schema import FORMAT_VERSION
+from warehouse.format.manifest import code_version, toolchain, version_name
+from warehouse.format.schema import FORMAT_VERSION
 from warehouse.store import Split, Warehouse
 
 __all__ = ["CodesOfCube", "decode_blocks", "plan_reconstruction", "reconstruct"]

@@ -21,7 +21,7 @@ from vqvae.rate.measure import packed_bytes
 from vqvae.rate.mosaic import Mosaic
 from vqvae.rate.picture_codecs import absent_codecs, row_parts
 from warehouse.cubes import Feature
-from warehouse.schema import ArraySpec, Codec
+from warehouse.format.schema import ArraySpec, Codec
 
 __all__ = ["PACKINGS", "class_numbers", "lossless_categories", "unpack_bits"]
 

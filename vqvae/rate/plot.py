@@ -6,7 +6,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from warehouse import durable
+from warehouse.format import durable
 
 __all__ = ["draw"]
 

@@ -26,9 +26,9 @@ from vqvae.rate.lossless import lossless_categories
 from vqvae.rate.measure import Distortion, feature_ranges, is_byte
 from vqvae.rate.mosaic import Mosaic
 from vqvae.rate.plot import OURS, draw
-from warehouse import durable
 from warehouse.errors import BuildError
-from warehouse.schema import SPLIT_NAMES
+from warehouse.format import durable
+from warehouse.format.schema import SPLIT_NAMES
 from warehouse.store import Warehouse
 
 __all__ = ["at_equal_rate", "few_rates", "seam_steps", "write_report"]

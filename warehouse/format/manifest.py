@@ -20,10 +20,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from warehouse import durable
 from warehouse.errors import CorruptError, NotAWarehouseError
-from warehouse.remote import Location, Remote
-from warehouse.schema import FORMAT_VERSION
+from warehouse.format import durable
+from warehouse.format.location import Location, Remote
+from warehouse.format.schema import FORMAT_VERSION
 
 __all__ = [
     "CURRENT",

@@ -26,8 +26,8 @@ from numcodecs import blosc
 from numpy.typing import NDArray
 
 from warehouse.errors import CorruptError, StoreError
-from warehouse.remote import Location
-from warehouse.schema import ArraySpec, Codec
+from warehouse.format.location import Location
+from warehouse.format.schema import ArraySpec, Codec
 
 __all__ = ["ShardWriter", "StoredChunk", "decode_into", "encode", "fill_value", "foreign", "open_file", "parts_of"]
 

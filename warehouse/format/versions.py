@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from warehouse import manifest as tables
 from warehouse.errors import CorruptError, NotAWarehouseError
-from warehouse.remote import Location, Remote
+from warehouse.format import manifest as tables
+from warehouse.format.location import Location, Remote
 
 __all__ = ["find_version"]
 

@@ -1,0 +1,3 @@
+"""The disk format: schema, shards, codecs, manifest, durable files, locations."""
+
+__all__: list[str] = []
