@@ -48,8 +48,8 @@ def main(settings: Any) -> dict[str, Any]:
 
 
 def bake_job(job: Any, build: Any, root: Path) -> Any:
+    from warehouse.inspect.report import summary_lines
     from warehouse.publish import bake
-    from warehouse.report import summary_lines
 
     with ExitStack() as stack:
 
@@ -79,7 +79,7 @@ def cores() -> int:
 
 def dry_run(job: Any, build: Any) -> dict[str, Any]:
     from warehouse.builder import estimate
-    from warehouse.report import rejected_lines, summary_lines
+    from warehouse.inspect.report import rejected_lines, summary_lines
 
     plan = job.plan({})
     for line in (*summary_lines(plan.summary), *rejected_lines(plan.rejected)):

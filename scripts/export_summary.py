@@ -14,7 +14,7 @@ log = get_log("export_summary")
 
 def main(settings: Any) -> dict[str, Any]:
     from warehouse import Warehouse
-    from warehouse.summary import export
+    from warehouse.inspect.summary import export
 
     warehouse = Warehouse.open(settings.export.path or settings.build.output_root)
     output = Path(settings.export.output)
@@ -24,4 +24,4 @@ def main(settings: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(main, __doc__, export="warehouse.summary:ExportSettings", build="warehouse.format.schema:BuildSettings"))
+    raise SystemExit(run(main, __doc__, export="warehouse.inspect.summary:ExportSettings", build="warehouse.format.schema:BuildSettings"))

@@ -15,7 +15,7 @@ def main(settings: Any) -> dict[str, Any]:
     from rich.console import Console
 
     from warehouse import Warehouse
-    from warehouse.report import manifest_tables, write_contact_sheet
+    from warehouse.inspect.report import manifest_tables, write_contact_sheet
 
     warehouse = Warehouse.open(settings.inspect.path or settings.build.output_root)
     console = Console()
@@ -35,4 +35,4 @@ def main(settings: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(main, __doc__, inspect="warehouse.report:InspectSettings", build="warehouse.format.schema:BuildSettings"))
+    raise SystemExit(run(main, __doc__, inspect="warehouse.inspect.report:InspectSettings", build="warehouse.format.schema:BuildSettings"))

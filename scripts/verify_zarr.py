@@ -13,7 +13,7 @@ log = get_log("verify_zarr")
 
 def main(settings: Any) -> dict[str, Any]:
     from warehouse import Warehouse
-    from warehouse.verify import verify
+    from warehouse.inspect.verify import verify
 
     warehouse = Warehouse.open(settings.verify.path or settings.build.output_root)
     samples = sum(len(warehouse.split(name)) for name in warehouse.splits)
@@ -31,4 +31,4 @@ def main(settings: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(main, __doc__, verify="warehouse.verify:VerifySettings", build="warehouse.format.schema:BuildSettings"))
+    raise SystemExit(run(main, __doc__, verify="warehouse.inspect.verify:VerifySettings", build="warehouse.format.schema:BuildSettings"))

@@ -29,9 +29,9 @@ from warehouse.errors import StateError
 from warehouse.format import manifest as tables
 from warehouse.format.manifest import code_version, toolchain, version_name
 from warehouse.format.schema import FORMAT_VERSION, ArraySpec, Codec
+from warehouse.inspect.summary import SAMPLES_SCHEMA
 from warehouse.metadata import consolidated, create_array
 from warehouse.store import ChunkReader, Warehouse
-from warehouse.summary import SAMPLES_SCHEMA
 
 __all__ = ["ProbabilityLoader", "patches_of", "place_of", "plan_probabilities"]
 

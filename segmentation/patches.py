@@ -29,8 +29,8 @@ from warehouse.format import durable
 from warehouse.format import manifest as tables
 from warehouse.format.manifest import code_version, toolchain, version_name
 from warehouse.format.schema import FORMAT_VERSION, MASK_PADDING, SPLIT_NAMES, ArraySpec, BuildSettings, Codec
+from warehouse.inspect.summary import SAMPLES_SCHEMA, PictureFacts, summarise
 from warehouse.store import Warehouse
-from warehouse.summary import SAMPLES_SCHEMA, PictureFacts, summarise
 
 __all__ = ["PREDICT", "ParentLike", "patch_boxes", "patch_offsets", "patch_recipe", "plan_patches", "write_patch_manifest"]
 

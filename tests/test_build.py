@@ -24,8 +24,8 @@ from warehouse.errors import BuildError, CorruptError, LockedError, SpaceError
 from warehouse.format import durable
 from warehouse.format.manifest import read_manifest
 from warehouse.format.schema import BuildSettings, shard_samples
+from warehouse.inspect.verify import verify
 from warehouse.publish import bake, open_root, published
-from warehouse.verify import verify
 
 
 def tree(folder: Path) -> dict[str, bytes]:

@@ -29,10 +29,10 @@ from vqvae.rate.measure import packed_bytes
 from warehouse import Warehouse
 from warehouse.errors import BuildError, ConfigError, StateError, StoreError, TrainingError
 from warehouse.format.schema import ArraySpec, Codec
+from warehouse.inspect.report import InspectSettings, write_contact_sheet
+from warehouse.inspect.summary import export
+from warehouse.inspect.verify import verify
 from warehouse.publish import bake, open_root
-from warehouse.report import InspectSettings, write_contact_sheet
-from warehouse.summary import export
-from warehouse.verify import verify
 
 GUARDED = {**SERIES, "guard": 1, "block": {"y": 24, "x": 24}}
 

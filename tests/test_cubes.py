@@ -27,9 +27,9 @@ from warehouse import Warehouse, builder
 from warehouse.cube_stats import block_facts, merge_features
 from warehouse.cubes import LEFT_OUT, CubeLayout, CubePlaces, Feature
 from warehouse.errors import CorruptError, StoreError
-from warehouse.report import InspectSettings, manifest_tables, write_contact_sheet
-from warehouse.summary import export
-from warehouse.verify import verify
+from warehouse.inspect.report import InspectSettings, manifest_tables, write_contact_sheet
+from warehouse.inspect.summary import export
+from warehouse.inspect.verify import verify
 
 
 @pytest.fixture(scope="module")

@@ -21,8 +21,8 @@ from zarr.storage import LocalStore, WrapperStore
 from utils.loader import ChunkLoader
 from warehouse import Warehouse
 from warehouse.errors import CorruptError
-from warehouse.report import manifest_tables
-from warehouse.verify import verify
+from warehouse.inspect.report import manifest_tables
+from warehouse.inspect.verify import verify
 
 
 def grouped(size: int | None) -> dict[str, Any]:

@@ -23,8 +23,8 @@ from utils.jobs.queue import JobQueue
 from utils.jobs.run import open_queue, recover_jobs, run_jobs
 from warehouse import Warehouse
 from warehouse.errors import ConfigError, DatabaseError, TrainingError
+from warehouse.inspect.verify import verify
 from warehouse.publish import open_root, staging_folder
-from warehouse.verify import verify
 
 
 def tiny(seed=0):

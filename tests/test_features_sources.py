@@ -16,8 +16,8 @@ from ingest.synthetic.make import SampleSettings, make_sample
 from warehouse import Warehouse
 from warehouse.errors import PictureError, ThresholdError
 from warehouse.format.schema import BuildSettings
+from warehouse.inspect.verify import verify
 from warehouse.publish import bake
-from warehouse.verify import verify
 
 
 @pytest.fixture(autouse=True)

@@ -20,8 +20,8 @@ from segmentation.patches import patch_boxes, patch_offsets, patch_recipe, plan_
 from warehouse import Warehouse
 from warehouse.errors import BuildError, ConfigError, PictureError, ThresholdError
 from warehouse.format.schema import BuildSettings
+from warehouse.inspect.verify import verify
 from warehouse.publish import bake, open_root
-from warehouse.verify import verify
 
 SIZE, OVERLAP, JOB = 32, 8, 4
 

@@ -20,7 +20,7 @@ from utils.loader import ChunkLoader
 from warehouse import Warehouse, WarehouseError
 from warehouse.errors import CorruptError, NotAWarehouseError, StoreError
 from warehouse.format.schema import BuildSettings
-from warehouse.verify import verify
+from warehouse.inspect.verify import verify
 
 ARRAYS = ("image", "box", "box_mask", "box_flags", "label", "letterbox")
 

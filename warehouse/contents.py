@@ -14,8 +14,8 @@ import pyarrow as pa
 
 from warehouse.builder import BuildPlan, ChunkResult
 from warehouse.format.schema import ArraySpec
+from warehouse.inspect.summary import SAMPLES_SCHEMA
 from warehouse.metadata import write_pictures
-from warehouse.summary import SAMPLES_SCHEMA
 
 __all__ = ["Contents", "array_info", "picture_contents"]
 

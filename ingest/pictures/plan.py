@@ -21,7 +21,7 @@ from warehouse.builder import BuildPlan, LoadSample, SplitPlan
 from warehouse.errors import ThresholdError
 from warehouse.format.manifest import code_version, toolchain, version_name
 from warehouse.format.schema import FORMAT_VERSION, SPLIT_NAMES, BuildSettings, picture_arrays
-from warehouse.summary import PictureFacts, summarise, summarise_by
+from warehouse.inspect.summary import PictureFacts, summarise, summarise_by
 
 __all__ = ["make_loader", "make_plan", "recipe_of"]
 

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from warehouse.cube_report import cube_lines, cube_sheet, cube_tables
 from warehouse.errors import BuildError
 from warehouse.format import durable
 from warehouse.format.schema import IGNORED, Section
+from warehouse.inspect.cube_report import cube_lines, cube_sheet, cube_tables
 from warehouse.store import Split, Warehouse
 
 __all__ = ["InspectSettings", "contact_sheet", "manifest_tables", "rejected_lines", "summary_lines", "write_contact_sheet"]

@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import Field
 
-from warehouse.cube_report import feature_table
 from warehouse.errors import BuildError, CorruptError
 from warehouse.format import manifest as tables
 from warehouse.format.schema import SPLIT_NAMES, Section
+from warehouse.inspect.cube_report import feature_table
 from warehouse.store import Warehouse
 
 __all__ = ["SAMPLES_SCHEMA", "ExportSettings", "PictureFacts", "export", "summarise", "summarise_by"]

@@ -1,0 +1,3 @@
+"""Looking at versions: summaries, verification, reports."""
+
+__all__: list[str] = []
