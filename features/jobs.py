@@ -27,13 +27,13 @@ from features.encoders import Encoder
 from utils.jobs.rows import read_rows
 from utils.log import get_log
 from warehouse.builder import Block, BuildPlan, SplitPlan
-from warehouse.contents import Contents, array_info
 from warehouse.errors import TrainingError
 from warehouse.format import manifest as tables
 from warehouse.format.manifest import code_version, toolchain, version_name
 from warehouse.format.schema import FORMAT_VERSION, IGNORED, ArraySpec, Codec, Section
 from warehouse.inspect.summary import SAMPLES_SCHEMA
-from warehouse.metadata import consolidated, create_array
+from warehouse.layouts.metadata import consolidated, create_array
+from warehouse.layouts.pictures import Contents, array_info
 from warehouse.store import ChunkReader, Warehouse
 
 __all__ = ["FeatureLoader", "FeatureSettings", "picture_labels", "plan_features"]

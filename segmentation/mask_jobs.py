@@ -24,13 +24,13 @@ from segmentation.unet import UNet
 from utils.jobs.rows import read_rows
 from utils.training.checkpoint import Checkpoint
 from warehouse.builder import Block, BuildPlan, SplitPlan
-from warehouse.contents import Contents, array_info
 from warehouse.errors import StateError
 from warehouse.format import manifest as tables
 from warehouse.format.manifest import code_version, toolchain, version_name
 from warehouse.format.schema import FORMAT_VERSION, ArraySpec, Codec
 from warehouse.inspect.summary import SAMPLES_SCHEMA
-from warehouse.metadata import consolidated, create_array
+from warehouse.layouts.metadata import consolidated, create_array
+from warehouse.layouts.pictures import Contents, array_info
 from warehouse.store import ChunkReader, Warehouse
 
 __all__ = ["ProbabilityLoader", "patches_of", "place_of", "plan_probabilities"]

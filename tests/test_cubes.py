@@ -24,12 +24,12 @@ from ingest.synthetic.make import SampleSettings, make_sample
 from utils.argyaml import read_yaml
 from utils.loader import ChunkLoader
 from warehouse import Warehouse, builder
-from warehouse.cube_stats import block_facts, merge_features
-from warehouse.cubes import LEFT_OUT, CubeLayout, CubePlaces, Feature
 from warehouse.errors import CorruptError, StoreError
 from warehouse.inspect.report import InspectSettings, manifest_tables, write_contact_sheet
 from warehouse.inspect.summary import export
 from warehouse.inspect.verify import verify
+from warehouse.layouts.cube_geometry import LEFT_OUT, CubeLayout, CubePlaces, Feature
+from warehouse.layouts.cube_stats import block_facts, merge_features
 
 
 @pytest.fixture(scope="module")

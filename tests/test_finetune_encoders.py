@@ -26,9 +26,9 @@ from utils.tracking.experiment_log import Book
 from utils.training.checkpoint import load_checkpoint, prefixed, save_checkpoint
 from vqvae.model import VQVAE, Shape, space_to_depth
 from vqvae.pictures import PictureMap, vqvae_trunk
-from warehouse.cubes import Feature
 from warehouse.errors import ConfigError, CorruptError, StateError
 from warehouse.format.location import Remote
+from warehouse.layouts.cube_geometry import Feature
 
 ALL = {**OURS, "tiny": detector_trunk, "big": detector_trunk, "vqvae": vqvae_trunk}
 

@@ -23,7 +23,7 @@ from vqvae.rate.mosaic import Mosaic, filled
 from vqvae.rate.picture_codecs import Coded, absent_codecs, front, jpeg2000, sz3, zfp
 from vqvae.rate.plot import draw
 from vqvae.rate.report import at_equal_rate, few_rates, seam_steps, table_of
-from warehouse.cubes import Feature
+from warehouse.layouts.cube_geometry import Feature
 
 
 def landscape(seed: int = 0, blocks: int = 8) -> np.ndarray:

@@ -15,8 +15,8 @@ from vqvae.compress.codec import restore_vqvae
 from vqvae.losses import TERMS, Weights, loss_terms
 from vqvae.metrics import Tally, as_result
 from vqvae.model import VQVAE, Reconstruction, Shape, depth_to_space, space_to_depth
-from warehouse.cubes import Feature
 from warehouse.errors import StateError, TrainingError
+from warehouse.layouts.cube_geometry import Feature
 
 RED = Feature("red", "continuous", mean=90.0, std=30.0, minimum=0.0, maximum=255.0)
 NDVI = Feature("ndvi", "continuous", mean=0.2, std=0.3, minimum=-1.0, maximum=1.0)

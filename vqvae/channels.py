@@ -15,8 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from warehouse.cubes import Feature
 from warehouse.errors import TrainingError
+from warehouse.layouts.cube_geometry import Feature
 
 __all__ = ["Channels", "Truth", "units"]
 

@@ -25,8 +25,8 @@ from utils.augment import uniform
 from utils.loader import ChunkLoader
 from utils.log import get_log
 from utils.samplers import BatchSampler, ChunkBatchSampler, RandomBatchSampler
-from warehouse.cubes import Feature
 from warehouse.errors import ConfigError, TrainingError
+from warehouse.layouts.cube_geometry import Feature
 
 __all__ = ["cube_features", "cut", "drawn_blocks", "held_out_split", "make_sampler", "sample_depth"]
 

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from vqvae.channels import Channels
 from vqvae.codebook import CodebookRules
 from vqvae.quantizer import make_quantizer
-from warehouse.cubes import Feature
 from warehouse.errors import TrainingError
+from warehouse.layouts.cube_geometry import Feature
 
 __all__ = ["SCALING", "VQVAE", "Reconstruction", "Shape"]
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from warehouse.cubes import Feature
+from warehouse.layouts.cube_geometry import Feature
 
 __all__ = ["draw_curve", "draw_sheet"]
 

@@ -21,8 +21,8 @@ from vqvae.losses import TERMS, Weights, loss_terms
 from vqvae.metrics import Tally
 from vqvae.model import VQVAE, Shape
 from vqvae.sheet import draw_curve, draw_sheet
-from warehouse.cubes import Feature
 from warehouse.errors import TrainingError
+from warehouse.layouts.cube_geometry import Feature
 
 __all__ = ["VqvaeSettings", "VqvaeTask"]
 

@@ -24,12 +24,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from warehouse.cluster import RunAll, run_here
-from warehouse.cubes import CubePlan
 from warehouse.errors import BuildError, PictureError, SpaceError, WarehouseError
 from warehouse.format import durable
 from warehouse.format import manifest as tables
 from warehouse.format.schema import ArraySpec
 from warehouse.format.shards import ShardWriter, chunk_key, encode, padded, parts_of
+from warehouse.layouts.cube_geometry import CubePlan
 
 __all__ = [
     "DONE",

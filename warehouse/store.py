@@ -18,7 +18,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from warehouse.cubes import LABELS, VALID_SHARE, Cube, CubePlaces, Feature, cube_arrays
 from warehouse.errors import CorruptError, StoreError
 from warehouse.format import manifest as tables
 from warehouse.format.location import Location, Remote, location_of
@@ -26,7 +25,8 @@ from warehouse.format.manifest import Manifest, read_manifest, read_table, safe_
 from warehouse.format.schema import SPLIT_NAMES, ArraySpec, Codec
 from warehouse.format.shards import REMEDY, StoredChunk, chunk_key, foreign
 from warehouse.format.versions import find_version
-from warehouse.places import EvenPlaces, Places
+from warehouse.layouts.base import EvenPlaces, Places
+from warehouse.layouts.cube_geometry import LABELS, VALID_SHARE, Cube, CubePlaces, Feature, cube_arrays
 
 __all__ = ["ChunkReader", "Split", "Warehouse"]
 

@@ -23,9 +23,9 @@ from ingest.rasters.grids import Grid
 from ingest.rasters.settings import RasterFeature
 from ingest.rasters.sources import missing_at, open_raster
 from warehouse.builder import Block
-from warehouse.cube_stats import block_facts
-from warehouse.cubes import CubeLayout, Feature
 from warehouse.errors import SourceError
+from warehouse.layouts.cube_geometry import CubeLayout, Feature
+from warehouse.layouts.cube_stats import block_facts
 
 __all__ = ["CubeLoader", "Frame", "Layer", "compute"]
 

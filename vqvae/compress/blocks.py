@@ -12,8 +12,8 @@ from torch import Tensor
 
 from vqvae.compress.codec import CubeCodec
 from vqvae.compress.search import CodeSearch, learn_search
-from warehouse.cubes import CubePlaces, cube_arrays
 from warehouse.format.schema import SPLIT_NAMES
+from warehouse.layouts.cube_geometry import CubePlaces, cube_arrays
 from warehouse.store import ChunkReader, Warehouse
 
 __all__ = ["BATCH", "LABEL_NAMES", "CubePart", "encode_blocks", "learned_search", "numbered", "read_blocks", "training_vectors"]

@@ -19,8 +19,8 @@ from utils.training.ranks import choose_device
 from vqvae.codebook import CodebookRules
 from vqvae.compress.search import CodeSearch
 from vqvae.model import SCALING, VQVAE, Shape
-from warehouse.cubes import Feature
 from warehouse.errors import StateError, WarehouseError
+from warehouse.layouts.cube_geometry import Feature
 
 __all__ = ["CubeCodec", "restore_vqvae"]
 

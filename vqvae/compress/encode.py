@@ -31,12 +31,12 @@ from vqvae.compress.blocks import BATCH, LABEL_NAMES, CubePart, encode_blocks, l
 from vqvae.compress.codec import CubeCodec, restore_vqvae
 from vqvae.compress.search import CodeSearch
 from warehouse.builder import Block, BuildPlan, SplitPlan
-from warehouse.contents import Contents, array_info
-from warehouse.cubes import CubePlaces
 from warehouse.errors import StateError, TrainingError
 from warehouse.format.manifest import code_version, toolchain, version_name
 from warehouse.format.schema import FORMAT_VERSION, ArraySpec, Codec, Section
-from warehouse.metadata import consolidated, create_array
+from warehouse.layouts.cube_geometry import CubePlaces
+from warehouse.layouts.metadata import consolidated, create_array
+from warehouse.layouts.pictures import Contents, array_info
 from warehouse.store import ChunkReader, Warehouse
 
 __all__ = [

@@ -20,8 +20,8 @@ from vqvae.rate.baselines import mask_bytes
 from vqvae.rate.measure import packed_bytes
 from vqvae.rate.mosaic import Mosaic
 from vqvae.rate.picture_codecs import absent_codecs, row_parts
-from warehouse.cubes import Feature
 from warehouse.format.schema import ArraySpec, Codec
+from warehouse.layouts.cube_geometry import Feature
 
 __all__ = ["PACKINGS", "class_numbers", "lossless_categories", "unpack_bits"]
 

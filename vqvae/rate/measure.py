@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqvae.compress.encode import open_codec
-from warehouse.cubes import Feature
 from warehouse.format import manifest as tables
 from warehouse.format.schema import ArraySpec
 from warehouse.format.shards import decode_into, encode, padded
+from warehouse.layouts.cube_geometry import Feature
 from warehouse.store import Warehouse
 
 __all__ = ["Distortion", "entropy_bits", "feature_ranges", "is_byte", "packed", "packed_bytes", "stored_rate", "unpacked"]

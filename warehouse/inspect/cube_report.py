@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from warehouse.cubes import Cube, Feature
 from warehouse.format.schema import SPLIT_NAMES
+from warehouse.layouts.cube_geometry import Cube, Feature
 from warehouse.store import Warehouse
 
 __all__ = ["cube_lines", "cube_sheet", "cube_tables", "feature_table"]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from warehouse.cubes import CubeLayout, Feature
+from warehouse.layouts.cube_geometry import CubeLayout, Feature
 
 __all__ = ["block_facts", "merge_features", "valid_by_date"]
 

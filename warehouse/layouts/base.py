@@ -1,7 +1,7 @@
 """Where a split's samples lie: sample number -> (stored chunk of the split, row in it), and which file a stored chunk is.
 
 A split numbers its stored chunks from 0 in the order of its samples. Pictures fill theirs evenly; a cube's stored chunk may hold
-samples of several splits, or none of one (warehouse/cubes.py). Index arithmetic only, no I/O.
+samples of several splits, or none of one (warehouse/layouts/cube_geometry.py). Index arithmetic only, no I/O.
 """
 
 from __future__ import annotations

@@ -19,15 +19,15 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from warehouse.builder import BuildPlan, ChunkResult
-from warehouse.contents import Contents, array_info
-from warehouse.cube_stats import merge_features, valid_by_date
-from warehouse.cubes import LABELS, LEFT_OUT, VALID_SHARE, Cube, CubeLayout, CubePlaces
 from warehouse.errors import SourceError
 from warehouse.format import durable
 from warehouse.format import manifest as tables
 from warehouse.format.schema import SPLIT_NAMES, ArraySpec
 from warehouse.format.shards import chunk_key, encode
-from warehouse.metadata import consolidated, create_array
+from warehouse.layouts.cube_geometry import LABELS, LEFT_OUT, VALID_SHARE, Cube, CubeLayout, CubePlaces
+from warehouse.layouts.cube_stats import merge_features, valid_by_date
+from warehouse.layouts.metadata import consolidated, create_array
+from warehouse.layouts.pictures import Contents, array_info
 
 __all__ = ["CUBE_SAMPLES_SCHEMA", "cube_contents"]
 

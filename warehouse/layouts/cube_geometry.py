@@ -138,7 +138,7 @@ class CubeLayout:
 
 
 class CubePlaces:
-    """Places of one split of a cube (see warehouse/places.py). labels: u1 [block grid]; label: 0 train, 1 val, 2 test."""
+    """Places of one split of a cube (see warehouse/layouts/base.py). labels: u1 [block grid]; label: 0 train, 1 val, 2 test."""
 
     def __init__(self, layout: CubeLayout, labels: NDArray[np.uint8], label: int) -> None:
         self.layout = layout

@@ -1,6 +1,6 @@
 """What a version says about itself once its chunks are baked: arrays, splits, a row a sample, the digest of it all.
 
-`picture_contents` is for splits of pictures, `cube_contents` (warehouse/cube_contents.py) for cubes; publishing is the same for both.
+`picture_contents` is for splits of pictures, `cube_contents` (warehouse/layouts/cube.py) for cubes; publishing is the same for both.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pyarrow as pa
 from warehouse.builder import BuildPlan, ChunkResult
 from warehouse.format.schema import ArraySpec
 from warehouse.inspect.summary import SAMPLES_SCHEMA
-from warehouse.metadata import write_pictures
+from warehouse.layouts.metadata import write_pictures
 
 __all__ = ["Contents", "array_info", "picture_contents"]
 

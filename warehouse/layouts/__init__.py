@@ -1,0 +1,3 @@
+"""What each kind of version consists of."""
+
+__all__: list[str] = []
