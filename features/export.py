@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from utils.jobs.queue import JobQueue
 from warehouse.format import durable
 from warehouse.format import manifest as tables
-from warehouse.store import Warehouse
+from warehouse.read.version import Warehouse
 
 __all__ = ["export_npz", "export_queue"]
 

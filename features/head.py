@@ -26,7 +26,7 @@ from utils.log import get_log
 from utils.training.checkpoint import prefixed, save_checkpoint
 from warehouse.errors import ConfigError, StateError, TrainingError
 from warehouse.format.schema import Section
-from warehouse.store import Warehouse
+from warehouse.read.version import Warehouse
 
 __all__ = ["Cached", "HeadSettings", "ablated", "make_head", "read_cached", "score", "train_head"]
 

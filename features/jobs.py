@@ -34,7 +34,7 @@ from warehouse.format.schema import FORMAT_VERSION, IGNORED, ArraySpec, Codec, S
 from warehouse.inspect.summary import SAMPLES_SCHEMA
 from warehouse.layouts.metadata import consolidated, create_array
 from warehouse.layouts.pictures import Contents, array_info
-from warehouse.store import ChunkReader, Warehouse
+from warehouse.read.version import ChunkReader, Warehouse
 
 __all__ = ["FeatureLoader", "FeatureSettings", "picture_labels", "plan_features"]
 

@@ -22,7 +22,7 @@ from utils.log import get_log
 from utils.training.loop import TrainSettings
 from warehouse.errors import TrainingError
 from warehouse.format.schema import IGNORED
-from warehouse.store import Warehouse
+from warehouse.read.version import Warehouse
 
 __all__ = ["PictureTraining", "augment_pictures", "picture_targets"]
 

@@ -31,7 +31,7 @@ from warehouse.format.schema import FORMAT_VERSION, ArraySpec, Codec
 from warehouse.inspect.summary import SAMPLES_SCHEMA
 from warehouse.layouts.metadata import consolidated, create_array
 from warehouse.layouts.pictures import Contents, array_info
-from warehouse.store import ChunkReader, Warehouse
+from warehouse.read.version import ChunkReader, Warehouse
 
 __all__ = ["ProbabilityLoader", "patches_of", "place_of", "plan_probabilities"]
 

@@ -30,7 +30,7 @@ from segmentation.stitch import LINES, Blend, open_stitched, stitch
 from utils.jobs.rows import read_rows
 from warehouse.format import durable
 from warehouse.format import manifest as tables
-from warehouse.store import Warehouse
+from warehouse.read.version import Warehouse
 
 __all__ = ["Stitched", "parents_of", "peak_memory_gb", "picture_names", "stitch_pictures", "stitched_paths"]
 

@@ -30,7 +30,7 @@ from warehouse.format.manifest import code_version, toolchain, version_name
 from warehouse.format.schema import FORMAT_VERSION, MASK_PADDING, SPLIT_NAMES, ArraySpec, BuildSettings, Codec
 from warehouse.inspect.summary import SAMPLES_SCHEMA, PictureFacts, summarise
 from warehouse.layouts.pictures import Contents, picture_contents
-from warehouse.store import Warehouse
+from warehouse.read.version import Warehouse
 
 __all__ = ["PREDICT", "ParentLike", "patch_boxes", "patch_offsets", "patch_recipe", "plan_patches", "write_patch_manifest"]
 

@@ -30,8 +30,8 @@ from warehouse import Warehouse
 from warehouse.errors import ConfigError, CorruptError, NotAWarehouseError, StoreError
 from warehouse.format.manifest import FILES, FILES_SCHEMA, read_manifest, write_manifest, write_table
 from warehouse.format.schema import BuildSettings
-from warehouse.library import LibraryReader
-from warehouse.store import Split
+from warehouse.read.version import Split
+from warehouse.read.zarr_python import LibraryReader
 
 pytestmark = pytest.mark.filterwarnings("ignore:batch_size")
 CODECS: dict[str, list[Any]] = {

@@ -22,7 +22,7 @@ from utils.loader import ChunkLoader
 from utils.samplers import ChunkBatchSampler
 from warehouse import Warehouse
 from warehouse.errors import WorkerError
-from warehouse.store import ChunkReader, Split
+from warehouse.read.version import ChunkReader, Split
 
 pytestmark = pytest.mark.filterwarnings("ignore:batch_size")
 

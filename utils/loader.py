@@ -31,7 +31,7 @@ from utils.log import get_log
 from utils.samplers import BatchPlan, BatchSampler, ChunkBatchSampler
 from warehouse.errors import ConfigError, StateError
 from warehouse.format.schema import Section
-from warehouse.store import Split
+from warehouse.read.version import Split
 
 __all__ = ["ChunkLoader", "LoaderSettings", "LoaderStats"]
 

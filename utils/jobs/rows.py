@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from warehouse.store import ChunkReader
+from warehouse.read.version import ChunkReader
 
 __all__ = ["read_rows"]
 

@@ -26,8 +26,8 @@ from utils.loader_utils import BatchLayout, BatchRing, SharedBlock
 from utils.loading.stores import Source, open_source
 from utils.samplers import BatchPlan, BatchSampler, RandomBatchSampler
 from warehouse.errors import ConfigError, WarehouseError, WorkerError
-from warehouse.store import ChunkReader, Split
-from warehouse.stream import FetchFailed, StreamReader
+from warehouse.read.stream import FetchFailed, StreamReader
+from warehouse.read.version import ChunkReader, Split
 
 __all__ = ["Batch", "make_engine"]
 

@@ -24,9 +24,9 @@ from utils.loader_utils import SharedBlock, private_memory
 from utils.samplers import BatchSampler, RandomBatchSampler
 from warehouse.errors import ConfigError
 from warehouse.format.location import Remote
-from warehouse.memory import MemoryReader, decode_split, split_bytes
-from warehouse.store import ChunkReader, Split
-from warehouse.stream import SharedStreamReader, StreamReader, segment_bytes
+from warehouse.read.memory import MemoryReader, decode_split, split_bytes
+from warehouse.read.stream import SharedStreamReader, StreamReader, segment_bytes
+from warehouse.read.version import ChunkReader, Split
 
 __all__ = ["STORES", "Source", "StoreChoice", "choose_store", "open_source", "unheld_store"]
 
@@ -220,7 +220,7 @@ def open_source(
 def open_reader(split: Split, access: str, verify: Any, keep: int) -> ChunkReader:
     """access: mmap or pread for our codecs; library goes through zarr-python, whatever the codecs."""
     if access == "library":
-        from warehouse.library import LibraryReader
+        from warehouse.read.zarr_python import LibraryReader
 
         return LibraryReader(split, verify=verify, keep=keep)
     return split.reader(access=access, verify=verify, keep=keep)  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from vqvae.compress.codec import CubeCodec
 from vqvae.compress.search import CodeSearch, learn_search
 from warehouse.format.schema import SPLIT_NAMES
 from warehouse.layouts.cube_geometry import CubePlaces, cube_arrays
-from warehouse.store import ChunkReader, Warehouse
+from warehouse.read.version import ChunkReader, Warehouse
 
 __all__ = ["BATCH", "LABEL_NAMES", "CubePart", "encode_blocks", "learned_search", "numbered", "read_blocks", "training_vectors"]
 

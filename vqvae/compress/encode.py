@@ -37,7 +37,7 @@ from warehouse.format.schema import FORMAT_VERSION, ArraySpec, Codec, Section
 from warehouse.layouts.cube_geometry import CubePlaces
 from warehouse.layouts.metadata import consolidated, create_array
 from warehouse.layouts.pictures import Contents, array_info
-from warehouse.store import ChunkReader, Warehouse
+from warehouse.read.version import ChunkReader, Warehouse
 
 __all__ = [
     "CODES_SAMPLES_SCHEMA",

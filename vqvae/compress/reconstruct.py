@@ -26,7 +26,7 @@ from warehouse.format.manifest import code_version, toolchain, version_name
 from warehouse.format.schema import FORMAT_VERSION
 from warehouse.layouts.cube_geometry import LEFT_OUT, Cube, CubePlan, cube_arrays
 from warehouse.layouts.cube_stats import block_facts
-from warehouse.store import Split, Warehouse
+from warehouse.read.version import Split, Warehouse
 
 __all__ = ["CodesOfCube", "decode_blocks", "plan_reconstruction", "reconstruct"]
 

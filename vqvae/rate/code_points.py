@@ -14,7 +14,7 @@ from vqvae.compress.reconstruct import CodesOfCube, decode_blocks
 from vqvae.compress.search import CodeSearch
 from vqvae.rate.measure import Distortion, entropy_bits, packed, unpacked
 from vqvae.rate.plot import OURS
-from warehouse.store import Warehouse
+from warehouse.read.version import Warehouse
 
 __all__ = ["RATE_WEIGHTS", "code_points"]
 

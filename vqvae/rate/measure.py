@@ -20,7 +20,7 @@ from warehouse.format import manifest as tables
 from warehouse.format.schema import ArraySpec
 from warehouse.format.shards import decode_into, encode, padded
 from warehouse.layouts.cube_geometry import Feature
-from warehouse.store import Warehouse
+from warehouse.read.version import Warehouse
 
 __all__ = ["Distortion", "entropy_bits", "feature_ranges", "is_byte", "packed", "packed_bytes", "stored_rate", "unpacked"]
 

@@ -29,7 +29,7 @@ from vqvae.rate.plot import OURS, draw
 from warehouse.errors import BuildError
 from warehouse.format import durable
 from warehouse.format.schema import SPLIT_NAMES
-from warehouse.store import Warehouse
+from warehouse.read.version import Warehouse
 
 __all__ = ["at_equal_rate", "few_rates", "seam_steps", "write_report"]
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from warehouse.format.schema import SPLIT_NAMES
 from warehouse.layouts.cube_geometry import Cube, Feature
-from warehouse.store import Warehouse
+from warehouse.read.version import Warehouse
 
 __all__ = ["cube_lines", "cube_sheet", "cube_tables", "feature_table"]
 

@@ -14,7 +14,7 @@ from warehouse.errors import BuildError
 from warehouse.format import durable
 from warehouse.format.schema import IGNORED, Section
 from warehouse.inspect.cube_report import cube_lines, cube_sheet, cube_tables
-from warehouse.store import Split, Warehouse
+from warehouse.read.version import Split, Warehouse
 
 __all__ = ["InspectSettings", "contact_sheet", "manifest_tables", "rejected_lines", "summary_lines", "write_contact_sheet"]
 

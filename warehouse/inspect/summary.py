@@ -20,7 +20,7 @@ from warehouse.errors import BuildError, CorruptError
 from warehouse.format import manifest as tables
 from warehouse.format.schema import SPLIT_NAMES, Section
 from warehouse.inspect.cube_report import feature_table
-from warehouse.store import Warehouse
+from warehouse.read.version import Warehouse
 
 __all__ = ["SAMPLES_SCHEMA", "ExportSettings", "PictureFacts", "export", "summarise", "summarise_by"]
 

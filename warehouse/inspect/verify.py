@@ -21,7 +21,7 @@ from pydantic import Field
 from warehouse.errors import CorruptError, WarehouseError
 from warehouse.format import manifest as tables
 from warehouse.format.schema import Section
-from warehouse.store import Split, Warehouse
+from warehouse.read.version import Split, Warehouse
 
 __all__ = ["Fault", "VerifySettings", "verify"]
 

@@ -265,7 +265,7 @@ class Split:
         return found
 
     def reader(self, *, access: Access = "mmap", verify: Verify = "first_touch", keep: int = 64) -> ChunkReader:
-        """For arrays of our codecs; warehouse/library.py has the one for any."""
+        """For arrays of our codecs; warehouse/read/zarr_python.py has the one for any."""
         return ChunkReader(self, access=access, verify=verify, keep=keep)
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -26,7 +26,7 @@ from warehouse.errors import CorruptError, WarehouseError
 from warehouse.format import manifest as tables
 from warehouse.format.location import Remote, first_line
 from warehouse.format.shards import REMEDY
-from warehouse.store import ChunkReader, Split, Verify, Warehouse, zarr_store
+from warehouse.read.version import ChunkReader, Split, Verify, Warehouse, zarr_store
 
 __all__ = ["CheckedStore", "LibraryReader"]
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from warehouse.store import ChunkReader, Split
+from warehouse.read.version import ChunkReader, Split
 
 __all__ = ["MemoryReader", "decode_split", "split_bytes"]
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from warehouse.errors import CorruptError, WorkerError
 from warehouse.format.location import Location, Remote
 from warehouse.format.shards import REMEDY, StoredChunk, open_file
-from warehouse.store import ChunkReader, Split, Verify
+from warehouse.read.version import ChunkReader, Split, Verify
 
 __all__ = ["FetchFailed", "SharedStreamReader", "StreamReader", "segment_bytes"]
 

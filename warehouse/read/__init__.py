@@ -1,0 +1,3 @@
+"""Readers of published versions."""
+
+__all__: list[str] = []
