@@ -26,7 +26,6 @@ from pydantic import Field
 from features.encoders import Encoder
 from utils.jobs.rows import read_rows
 from utils.log import get_log
-from warehouse.builder import Block, BuildPlan, SplitPlan
 from warehouse.errors import TrainingError
 from warehouse.format import manifest as tables
 from warehouse.format.manifest import code_version, toolchain, version_name
@@ -35,6 +34,7 @@ from warehouse.inspect.summary import SAMPLES_SCHEMA
 from warehouse.layouts.metadata import consolidated, create_array
 from warehouse.layouts.pictures import Contents, array_info
 from warehouse.read.version import ChunkReader, Warehouse
+from warehouse.write.bake import Block, BuildPlan, SplitPlan
 
 __all__ = ["FeatureLoader", "FeatureSettings", "picture_labels", "plan_features"]
 

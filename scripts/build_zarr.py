@@ -19,7 +19,7 @@ log = get_log("build_zarr")
 def main(settings: Any) -> dict[str, Any]:
     from ingest.jobs import open_job
     from warehouse.format.manifest import version_name
-    from warehouse.publish import open_root, published
+    from warehouse.write.publish import open_root, published
 
     build, start = settings.build, time.monotonic()
     root = Path(build.output_root)
@@ -49,7 +49,7 @@ def main(settings: Any) -> dict[str, Any]:
 
 def bake_job(job: Any, build: Any, root: Path) -> Any:
     from warehouse.inspect.report import summary_lines
-    from warehouse.publish import bake
+    from warehouse.write.publish import bake
 
     with ExitStack() as stack:
 
@@ -78,8 +78,8 @@ def cores() -> int:
 
 
 def dry_run(job: Any, build: Any) -> dict[str, Any]:
-    from warehouse.builder import estimate
     from warehouse.inspect.report import rejected_lines, summary_lines
+    from warehouse.write.bake import estimate
 
     plan = job.plan({})
     for line in (*summary_lines(plan.summary), *rejected_lines(plan.rejected)):

@@ -49,7 +49,7 @@ def publish(recipe: Any, make_plan: Any, root: Path, compress: Any) -> Any:
     from contextlib import ExitStack
 
     from warehouse.format.manifest import version_name
-    from warehouse.publish import bake, open_root, published
+    from warehouse.write.publish import bake, open_root, published
 
     version, _ = version_name(recipe)
     manifest = None if compress.if_exists == "clear" else published(root, version)

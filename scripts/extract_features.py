@@ -21,7 +21,7 @@ def main(settings: Any) -> dict[str, Any]:
     from utils.jobs.publish import publish_jobs
     from utils.jobs.run import open_queue, recover_jobs, run_jobs
     from warehouse import Warehouse
-    from warehouse.publish import open_root, published
+    from warehouse.write.publish import open_root, published
 
     features, start = settings.features, time.monotonic()
     source = Warehouse.open(features.warehouse or settings.build.output_root)

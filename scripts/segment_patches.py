@@ -53,7 +53,7 @@ def cut(segment: Any) -> Any:
     from segmentation.patches import patch_recipe, plan_patches
     from warehouse import Warehouse
     from warehouse.format.manifest import version_name
-    from warehouse.publish import bake, open_root, published
+    from warehouse.write.publish import bake, open_root, published
 
     build, root = segment.build(), segment.folder / "patches"
     listing = list_pictures(build)
@@ -136,7 +136,7 @@ def predict(segment: Any, patches: Any, folder: Path) -> tuple[Path | None, int]
     from utils.jobs.run import open_queue, recover_jobs, run_jobs
     from utils.training.checkpoint import load_checkpoint
     from utils.training.ranks import choose_device
-    from warehouse.publish import open_root, published
+    from warehouse.write.publish import open_root, published
 
     checkpoint = load_checkpoint(folder)
     plan, load = plan_probabilities(patches, restore_unet(checkpoint), checkpoint, segment.batch_size, choose_device(segment.device))

@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from segmentation.unet import UNet
 from utils.jobs.rows import read_rows
 from utils.training.checkpoint import Checkpoint
-from warehouse.builder import Block, BuildPlan, SplitPlan
 from warehouse.errors import StateError
 from warehouse.format import manifest as tables
 from warehouse.format.manifest import code_version, toolchain, version_name
@@ -32,6 +31,7 @@ from warehouse.inspect.summary import SAMPLES_SCHEMA
 from warehouse.layouts.metadata import consolidated, create_array
 from warehouse.layouts.pictures import Contents, array_info
 from warehouse.read.version import ChunkReader, Warehouse
+from warehouse.write.bake import Block, BuildPlan, SplitPlan
 
 __all__ = ["ProbabilityLoader", "patches_of", "place_of", "plan_probabilities"]
 

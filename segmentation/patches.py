@@ -22,7 +22,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from warehouse.builder import BuildPlan, SplitPlan
 from warehouse.errors import ConfigError, TrainingError
 from warehouse.format import durable
 from warehouse.format import manifest as tables
@@ -31,6 +30,7 @@ from warehouse.format.schema import FORMAT_VERSION, MASK_PADDING, SPLIT_NAMES, A
 from warehouse.inspect.summary import SAMPLES_SCHEMA, PictureFacts, summarise
 from warehouse.layouts.pictures import Contents, picture_contents
 from warehouse.read.version import Warehouse
+from warehouse.write.bake import BuildPlan, SplitPlan
 
 __all__ = ["PREDICT", "ParentLike", "patch_boxes", "patch_offsets", "patch_recipe", "plan_patches", "write_patch_manifest"]
 

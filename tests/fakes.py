@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from warehouse import Warehouse
-from warehouse.builder import BuildPlan, SplitPlan
 from warehouse.errors import PictureError
 from warehouse.format.manifest import toolchain, version_name
 from warehouse.format.schema import FORMAT_VERSION, BuildSettings, picture_arrays
 from warehouse.inspect.summary import PictureFacts, summarise, summarise_by
-from warehouse.publish import bake, open_root
+from warehouse.write.bake import BuildPlan, SplitPlan
+from warehouse.write.publish import bake, open_root
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data"
 SMALL = BuildSettings(target_size=(16, 24), max_boxes=3, shard_samples=8)

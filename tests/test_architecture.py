@@ -128,6 +128,6 @@ def test_heavy_imports_wait_until_they_are_needed() -> None:
     import subprocess
     import sys
 
-    code = "import sys, scripts.build_zarr, ingest.pictures.plan, ingest.sources, warehouse.publish; print(*sys.modules)"
+    code = "import sys, scripts.build_zarr, ingest.pictures.plan, ingest.sources, warehouse.write.publish; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert not {"torch", "distributed", "dask", "zarr", "cv2", "matplotlib", "xarray"} & set(done.stdout.split())

@@ -18,14 +18,15 @@ import pyarrow.parquet as pq
 import pytest
 from fakes import SMALL, Load, build, numbers, plan_of, sample
 
-from warehouse import Warehouse, builder
-from warehouse.cluster import task_runner
+from warehouse import Warehouse
 from warehouse.errors import BuildError, CorruptError, LockedError, SpaceError
 from warehouse.format import durable
 from warehouse.format.manifest import read_manifest
 from warehouse.format.schema import BuildSettings, shard_samples
 from warehouse.inspect.verify import verify
-from warehouse.publish import bake, open_root, published
+from warehouse.write import bake as builder
+from warehouse.write.cluster import task_runner
+from warehouse.write.publish import bake, open_root, published
 
 
 def tree(folder: Path) -> dict[str, bytes]:

@@ -32,7 +32,7 @@ from warehouse.format.schema import ArraySpec, Codec
 from warehouse.inspect.report import InspectSettings, write_contact_sheet
 from warehouse.inspect.summary import export
 from warehouse.inspect.verify import verify
-from warehouse.publish import bake, open_root
+from warehouse.write.publish import bake, open_root
 
 GUARDED = {**SERIES, "guard": 1, "block": {"y": 24, "x": 24}}
 

@@ -24,7 +24,7 @@ from utils.jobs.run import open_queue, recover_jobs, run_jobs
 from warehouse import Warehouse
 from warehouse.errors import ConfigError, DatabaseError, TrainingError
 from warehouse.inspect.verify import verify
-from warehouse.publish import open_root, staging_folder
+from warehouse.write.publish import open_root, staging_folder
 
 
 def tiny(seed=0):

@@ -17,7 +17,7 @@ from warehouse import Warehouse
 from warehouse.errors import PictureError, ThresholdError
 from warehouse.format.schema import BuildSettings
 from warehouse.inspect.verify import verify
-from warehouse.publish import bake
+from warehouse.write.publish import bake
 
 
 @pytest.fixture(autouse=True)

@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from ingest.rasters.grids import Grid
 from ingest.rasters.settings import RasterFeature
 from ingest.rasters.sources import missing_at, open_raster
-from warehouse.builder import Block
 from warehouse.errors import SourceError
 from warehouse.layouts.cube_geometry import CubeLayout, Feature
 from warehouse.layouts.cube_stats import block_facts
+from warehouse.write.bake import Block
 
 __all__ = ["CubeLoader", "Frame", "Layer", "compute"]
 

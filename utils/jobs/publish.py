@@ -15,11 +15,11 @@ from typing import Any
 from utils.jobs.queue import JobQueue
 from utils.jobs.run import chunk_digest
 from utils.log import get_log
-from warehouse.builder import Block, BuildPlan, ChunkTask, plan_tasks, read_marker
 from warehouse.format import durable
 from warehouse.format import manifest as tables
 from warehouse.format.manifest import Manifest
-from warehouse.publish import bake, published, staging_folder
+from warehouse.write.bake import Block, BuildPlan, ChunkTask, plan_tasks, read_marker
+from warehouse.write.publish import bake, published, staging_folder
 
 __all__ = ["publish_jobs"]
 

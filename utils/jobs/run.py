@@ -16,11 +16,11 @@ from typing import Any
 
 from utils.jobs.queue import JobQueue
 from utils.log import get_log
-from warehouse.builder import Block, BuildPlan, ChunkTask, bake_chunk, plan_tasks, read_marker
 from warehouse.errors import WarehouseError
 from warehouse.format import durable
 from warehouse.format import manifest as tables
-from warehouse.publish import published, staging_folder
+from warehouse.write.bake import Block, BuildPlan, ChunkTask, bake_chunk, plan_tasks, read_marker
+from warehouse.write.publish import published, staging_folder
 
 __all__ = ["chunk_digest", "open_queue", "recover_jobs", "run_jobs"]
 

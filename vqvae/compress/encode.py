@@ -30,7 +30,6 @@ from pydantic import Field
 from vqvae.compress.blocks import BATCH, LABEL_NAMES, CubePart, encode_blocks, learned_search, numbered, read_blocks, training_vectors
 from vqvae.compress.codec import CubeCodec, restore_vqvae
 from vqvae.compress.search import CodeSearch
-from warehouse.builder import Block, BuildPlan, SplitPlan
 from warehouse.errors import StateError, TrainingError
 from warehouse.format.manifest import code_version, toolchain, version_name
 from warehouse.format.schema import FORMAT_VERSION, ArraySpec, Codec, Section
@@ -38,6 +37,7 @@ from warehouse.layouts.cube_geometry import CubePlaces
 from warehouse.layouts.metadata import consolidated, create_array
 from warehouse.layouts.pictures import Contents, array_info
 from warehouse.read.version import ChunkReader, Warehouse
+from warehouse.write.bake import Block, BuildPlan, SplitPlan
 
 __all__ = [
     "CODES_SAMPLES_SCHEMA",

@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 
 from vqvae.compress.blocks import BATCH, LABEL_NAMES
 from vqvae.compress.encode import open_codec
-from warehouse.builder import Block, BuildPlan, SplitPlan
 from warehouse.errors import StoreError
 from warehouse.format.manifest import code_version, toolchain, version_name
 from warehouse.format.schema import FORMAT_VERSION
 from warehouse.layouts.cube_geometry import LEFT_OUT, Cube, CubePlan, cube_arrays
 from warehouse.layouts.cube_stats import block_facts
 from warehouse.read.version import Split, Warehouse
+from warehouse.write.bake import Block, BuildPlan, SplitPlan
 
 __all__ = ["CodesOfCube", "decode_blocks", "plan_reconstruction", "reconstruct"]
 

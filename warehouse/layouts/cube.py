@@ -18,7 +18,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from warehouse.builder import BuildPlan, ChunkResult
 from warehouse.errors import SourceError
 from warehouse.format import durable
 from warehouse.format import manifest as tables
@@ -28,6 +27,7 @@ from warehouse.layouts.cube_geometry import LABELS, LEFT_OUT, VALID_SHARE, Cube,
 from warehouse.layouts.cube_stats import merge_features, valid_by_date
 from warehouse.layouts.metadata import consolidated, create_array
 from warehouse.layouts.pictures import Contents, array_info
+from warehouse.write.bake import BuildPlan, ChunkResult
 
 __all__ = ["CUBE_SAMPLES_SCHEMA", "cube_contents"]
 

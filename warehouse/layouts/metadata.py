@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from warehouse.builder import BuildPlan
 from warehouse.format.schema import ArraySpec
+from warehouse.write.bake import BuildPlan
 
 __all__ = ["consolidated", "create_array", "write_pictures"]
 

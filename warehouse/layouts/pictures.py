@@ -12,10 +12,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from warehouse.builder import BuildPlan, ChunkResult
 from warehouse.format.schema import ArraySpec
 from warehouse.inspect.summary import SAMPLES_SCHEMA
 from warehouse.layouts.metadata import write_pictures
+from warehouse.write.bake import BuildPlan, ChunkResult
 
 __all__ = ["Contents", "array_info", "picture_contents"]
 

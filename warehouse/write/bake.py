@@ -23,13 +23,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from warehouse.cluster import RunAll, run_here
 from warehouse.errors import BuildError, PictureError, SpaceError, WarehouseError
 from warehouse.format import durable
 from warehouse.format import manifest as tables
 from warehouse.format.schema import ArraySpec
 from warehouse.format.shards import ShardWriter, chunk_key, encode, padded, parts_of
 from warehouse.layouts.cube_geometry import CubePlan
+from warehouse.write.cluster import RunAll, run_here
 
 __all__ = [
     "DONE",
@@ -180,7 +180,7 @@ def bake_chunks(
 ) -> tuple[list[ChunkResult], list[PictureError]]:
     """Write every chunk of the plan that has no valid marker yet. (results in plan order, pictures that failed).
 
-    run_all: where tasks run, of warehouse.cluster. Raises SpaceError, BuildError.
+    run_all: where tasks run, of warehouse.write.cluster. Raises SpaceError, BuildError.
     """
     results: dict[tuple[str, int], ChunkResult] = {}
     open_tasks: list[ChunkTask] = []

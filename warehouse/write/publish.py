@@ -14,14 +14,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from warehouse.builder import DONE, BuildPlan, ChunkResult, LoadSample, bake_chunks, estimate, write_error
-from warehouse.cluster import TaskRunner, task_runner
 from warehouse.errors import BuildError, PictureError, SpaceError
 from warehouse.format import durable
 from warehouse.format import manifest as tables
 from warehouse.format.manifest import Manifest, read_manifest
 from warehouse.layouts.cube import cube_contents
 from warehouse.layouts.pictures import Contents, picture_contents
+from warehouse.write.bake import DONE, BuildPlan, ChunkResult, LoadSample, bake_chunks, estimate, write_error
+from warehouse.write.cluster import TaskRunner, task_runner
 
 __all__ = ["bake", "open_root", "published", "set_current", "staging_folder"]
 

@@ -1,0 +1,3 @@
+"""Baking and publishing versions."""
+
+__all__: list[str] = []
