@@ -90,4 +90,5 @@ def our_backbones() -> dict[str, Any]:
 
 if __name__ == "__main__":
     raise SystemExit(run(main, __doc__, finetune="features.finetune:FinetuneSettings", loader="utils.loader:LoaderSettings",
-                         build="warehouse.format.schema:BuildSettings", experiments="utils.tracking.experiments:ExperimentSettings"))  # fmt: skip
+                         build="warehouse.format.schema:BuildSettings",
+                         experiments="utils.tracking.experiments:ExperimentSettings"))  # fmt: skip

@@ -59,4 +59,5 @@ def held_out_name(warehouse: Any) -> str:
 
 if __name__ == "__main__":
     raise SystemExit(run(main, __doc__, detector="detector.task:DetectorSettings", loader="utils.loader:LoaderSettings",
-                         build="warehouse.format.schema:BuildSettings", experiments="utils.tracking.experiments:ExperimentSettings"))  # fmt: skip
+                         build="warehouse.format.schema:BuildSettings",
+                         experiments="utils.tracking.experiments:ExperimentSettings"))  # fmt: skip

@@ -54,4 +54,5 @@ def main(settings: Any) -> dict[str, Any]:
 
 if __name__ == "__main__":
     raise SystemExit(run(main, __doc__, vqvae="vqvae.task:VqvaeSettings", loader="utils.loader:LoaderSettings",
-                         build="warehouse.format.schema:BuildSettings", experiments="utils.tracking.experiments:ExperimentSettings"))  # fmt: skip
+                         build="warehouse.format.schema:BuildSettings",
+                         experiments="utils.tracking.experiments:ExperimentSettings"))  # fmt: skip

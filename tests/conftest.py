@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent / "support"))
 # Commands under test, in this process or their own, write their runs there and not into the working folder.
 os.environ["WAREHOUSE_EXPERIMENTS__DB"] = os.path.join(tempfile.mkdtemp(prefix="experiments-"), "experiments.db")
 

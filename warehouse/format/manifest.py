@@ -54,7 +54,8 @@ _REMEDY = "a published version never changes; build it again with --build.if_exi
 
 
 class Manifest(BaseModel):
-    """manifest.json. `digest`: sha256 of the decoded content, the same for every codec and stored chunk. `cube`: warehouse/layouts/cube_geometry.py."""
+    """manifest.json. `digest`: sha256 of the decoded content, the same for every codec and stored chunk.
+    `cube`: warehouse/layouts/cube_geometry.py."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

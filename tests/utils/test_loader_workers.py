@@ -194,7 +194,7 @@ def test_a_reader_killed_mid_epoch_continues_elsewhere_to_the_same_digest(
     script.write_text(textwrap.dedent(READ))
     command = [sys.executable, str(script), str(small.folder), killed[0], str(killed[1]), killed[2]]
     states = []
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]) as reader:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as reader:
         assert reader.stdin is not None
         assert reader.stdout is not None
         for _ in range(6):

@@ -339,7 +339,7 @@ def command(*words: str) -> list[str]:
 
 def test_a_made_landscape_survives_kill_9_and_goes_through_every_command(tmp_path: Path) -> None:
     """Killed once a marker is there, built again, verified: the commands as a user types them."""
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     sample, store = tmp_path / "sample", tmp_path / "store"
     make_sample(SampleSettings(kind="cube", count=7, size=(96, 128), output=str(sample)))
     build = command(

@@ -158,7 +158,7 @@ def test_kill_9_at_many_moments_then_the_same_command_gives_the_same_bytes(tmp_p
     moments = [0.02, 0.06, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4] if workers == 0 else [0.7, 1.1]
     for at, moment in enumerate(moments):
         root = tmp_path / f"root{at}"
-        script.write_text(KILLED.format(tests=str(Path(__file__).parent), root=str(root), workers=workers))
+        script.write_text(KILLED.format(tests=str(Path(__file__).parents[1] / "support"), root=str(root), workers=workers))
         process = subprocess.Popen(
             [sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
         )

@@ -13,7 +13,7 @@ import pytest
 import torch
 from finetune_fakes import OURS, make_task, make_trainer, pictures, toy_encoder
 from test_features_sources import baked, class_folders
-from test_vqvae_model import FEATURES, SHAPE
+from vqvae_fakes import FEATURES, SHAPE
 
 from detector.backbone import detector_trunk
 from detector.model import make_model

@@ -15,7 +15,7 @@ from ingest.pictures.validate import Scan, scan
 from ingest.sources import SourceListing, list_sources
 from warehouse.format.schema import BuildSettings
 
-DATA = Path(__file__).parents[1].parent / "shared" / "data"
+DATA = Path(__file__).parents[3] / "shared" / "data"
 
 
 def picture(width: int = 64, height: int = 48, seed: int = 0) -> np.ndarray:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_vqvae_model import FEATURES, blocks
+from vqvae_fakes import FEATURES, blocks
 
 from utils.samplers import ChunkBatchSampler, RandomBatchSampler
 from utils.training.checkpoint import load_checkpoint

@@ -289,7 +289,7 @@ def test_inspection_draws_and_the_exported_tables_answer_the_readme_s_query(comm
         assert sheet.size[0] > 256
     code, report, _ = command(export_summary, "--export.path", result["path"], "--export.output", str(tmp_path / "tables"))
     assert code == 0
-    query = re.search(r"duckdb\.sql\(\"\"\"(.*?)\"\"\"", (Path(__file__).parents[1] / "README.md").read_text(), re.DOTALL)
+    query = re.search(r"duckdb\.sql\(\"\"\"(.*?)\"\"\"", (Path(__file__).parents[2] / "README.md").read_text(), re.DOTALL)
     assert query, "the README shows a DuckDB query"
     rows = duckdb.sql(query[1].replace("artifacts/export", str(tmp_path / "tables"))).fetchall()
     assert sum(row[1] for row in rows) == 6

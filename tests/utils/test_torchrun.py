@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from scripts.train_vqvae import main
 from utils.argyaml import load_settings
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FEW = ("--vqvae.width", "8", "--vqvae.depth", "1", "--vqvae.stride", "[3, 4, 4]", "--vqvae.patch", "[3, 4, 4]", "--vqvae.levels", "2",
        "--vqvae.codebook_size", "16", "--vqvae.start_step", "2", "--vqvae.epochs", "1", "--vqvae.batch_size", "4", "--vqvae.log_interval",
        "1", "--vqvae.precision", "float32", "--vqvae.device", "cpu", "--experiments.db", "null")  # fmt: skip

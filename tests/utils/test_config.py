@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from utils.argyaml import SECTIONS, _load_model, load_settings, read_yaml
 from warehouse.errors import ConfigError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 BUILD = {"build": SECTIONS["build"]}
 
 

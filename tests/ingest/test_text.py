@@ -295,7 +295,7 @@ def test_any_bytes_are_read_or_refused_by_type(data):
 def test_the_example_in_the_docs_runs(tmp_path, monkeypatch):
     shutil.copytree(ICDAR, tmp_path / "icdar_toy")
     monkeypatch.chdir(tmp_path)
-    (code,) = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[1] / "docs" / "text.md").read_text(), re.DOTALL)
+    (code,) = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[2] / "docs" / "text.md").read_text(), re.DOTALL)
     exec(compile(code, "docs/text.md", "exec"), {})
     with Image.open("text.png") as drawn:
         assert drawn.size[0] > 300

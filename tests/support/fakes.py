@@ -15,7 +15,7 @@ from warehouse.inspect.summary import PictureFacts, summarise, summarise_by
 from warehouse.write.bake import BuildPlan, SplitPlan
 from warehouse.write.publish import bake, open_root
 
-DATA = Path(__file__).parents[1].parent / "shared" / "data"
+DATA = Path(__file__).parents[3] / "shared" / "data"
 SMALL = BuildSettings(target_size=(16, 24), max_boxes=3, shard_samples=8)
 
 

@@ -1,4 +1,4 @@
-"""Rasters in: real scenes against an independent reading, and every kind of file. What is refused: tests/test_raster_refusals.py."""
+"""Rasters in: real scenes against an independent reading, and every kind of file. What is refused: tests/ingest/test_raster_refusals.py."""
 
 from __future__ import annotations
 

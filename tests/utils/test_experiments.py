@@ -25,7 +25,7 @@ from utils.training.checkpoint import load_checkpoint
 from utils.training.loop import Trainer
 from warehouse.errors import DatabaseError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 class ScoredTask(FakeTask):

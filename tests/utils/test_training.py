@@ -20,7 +20,7 @@ from utils.training.memory_budget import MemoryBudget
 from utils.training.ranks import Ranks, choose_device, to_device
 from warehouse.errors import ConfigError, StateError, TrainingError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
 

@@ -26,7 +26,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from vector_quantize_pytorch import FSQ, VectorQuantize
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 AT_ONCE = CodebookRules(start_step=0)
 
 

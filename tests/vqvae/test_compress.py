@@ -1,4 +1,4 @@
-"""A cube as codes and back: the whole cube, its holes, its splits, the bytes on disk. What rates and errors are: tests/test_rate.py."""
+"""A cube as codes and back: the whole cube, its holes, its splits, the bytes on disk (rates and errors: tests/vqvae/test_rate.py)."""
 
 from __future__ import annotations
 
