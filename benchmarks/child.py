@@ -1,7 +1,8 @@
 """python -m benchmarks.child JOB   <- JOB is JSON; run by benchmarks.measure only
 
-One row, or one writer, in a process of its own: a peer that crashes, leaks or hangs harms nobody else. Lines on stdout that begin
-with MARK carry the answers; whatever else a library prints is ignored.
+One row, or one writer, in a process of its own: a peer that crashes, leaks or hangs harms nobody
+else. Lines on stdout that begin with MARK carry the answers; whatever else a library prints is
+ignored.
 """
 
 from __future__ import annotations
@@ -57,7 +58,9 @@ def reason(error: Exception) -> str:
     text = " ".join(str(error).split())[:300]
     if isinstance(error, ModuleNotFoundError):
         return f"not installed: {error.name}"
-    return text if type(error).__module__ == "warehouse.errors" else f"{type(error).__name__}: {text}"
+    return (
+        text if type(error).__module__ == "warehouse.errors" else f"{type(error).__name__}: {text}"
+    )
 
 
 def check(row: Any, work: Any, settings: BenchSettings) -> dict[str, Any]:
@@ -70,13 +73,21 @@ def check(row: Any, work: Any, settings: BenchSettings) -> dict[str, Any]:
     samples = total = 0
     for batch in reader.epoch(0):
         array = np.asarray(batch)
-        if array.dtype != np.uint8 or array.shape[1:] != work.shape[1:] or isinstance(batch, np.memmap):
-            raise ValueError(f"delivers {type(batch).__name__} {array.dtype} {array.shape} instead of uint8 {work.shape[1:]} in memory")
+        if (
+            array.dtype != np.uint8
+            or array.shape[1:] != work.shape[1:]
+            or isinstance(batch, np.memmap)
+        ):
+            raise ValueError(
+                f"delivers {type(batch).__name__} {array.dtype} {array.shape} instead of uint8 {work.shape[1:]} in memory"
+            )
         samples += len(array)
         total += crc_sum(array)
     truth = work.truth
     if (samples, total) != (truth["samples"], truth["crc_sum"]):
-        raise ValueError(f"delivered {samples} samples with checksum {total}, expected {truth['samples']} with {truth['crc_sum']}")
+        raise ValueError(
+            f"delivered {samples} samples with checksum {total}, expected {truth['samples']} with {truth['crc_sum']}"
+        )
     facts = reader.facts() if hasattr(reader, "facts") else {}
     say(checked=True)
     reader.close()
@@ -112,13 +123,20 @@ def measure(row: Any, work: Any, settings: BenchSettings) -> dict[str, Any]:
             break
     if samples != number * settings.samples:
         raise ValueError(f"delivered {samples} samples in {number} epochs of {settings.samples}")
-    say(rate=samples / seconds, epochs=number, first_batch_s=None if first is None else first - start)
+    say(
+        rate=samples / seconds,
+        epochs=number,
+        first_batch_s=None if first is None else first - start,
+    )
     reader.close()
     return {}
 
 
 def cold(row: Any, work: Any, settings: BenchSettings) -> dict[str, Any]:
-    """The first epoch of a process whose files are not in the page cache; rate over what follows the first batch."""
+    """The first epoch of a process whose files are not in the page cache.
+
+    Rate over what follows the first batch.
+    """
     start = time.perf_counter()
     reader = row.make(work, row.workers)
     samples, first = one_epoch(reader, 0)
@@ -126,7 +144,11 @@ def cold(row: Any, work: Any, settings: BenchSettings) -> dict[str, Any]:
     if first is None:
         raise ValueError("a limit has no cold run")
     rest = samples - settings.batch_size
-    say(cold=rest / (end - first) if rest > 0 else None, cold_first_batch_s=first - start, cold_seconds=end - start)
+    say(
+        cold=rest / (end - first) if rest > 0 else None,
+        cold_first_batch_s=first - start,
+        cold_seconds=end - start,
+    )
     reader.close()
     return {}
 

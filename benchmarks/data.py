@@ -1,8 +1,10 @@
-"""The one set of pictures that everybody reads, in every reader's own format, below one working folder.
+"""The one set of pictures that everybody reads, in every reader's own format, below one working
+folder.
 
-Truth is `pixels.npy`: the decoded pictures in stored order. A reader has delivered everything when the sum of its samples' crc32c
-is the sum over that file; the sum does not depend on order. A format's folder exists only when it is complete (written beside,
-then renamed), so that an interrupted run goes on.
+Truth is `pixels.npy`: the decoded pictures in stored order. A reader has delivered everything when
+the sum of its samples' crc32c is the sum over that file; the sum does not depend on order. A
+format's folder exists only when it is complete (written beside, then renamed), so that an
+interrupted run goes on.
 """
 
 from __future__ import annotations
@@ -64,7 +66,9 @@ class Work:
     @cached_property
     def sources(self) -> list[Path]:
         """The JPEG of each sample, in stored order."""
-        table = Warehouse.open(self.path("lz4")).table("samples.parquet", ["split", "index", "source"])
+        table = Warehouse.open(self.path("lz4")).table(
+            "samples.parquet", ["split", "index", "source"]
+        )
         rows = sorted(zip(table["index"].to_pylist(), table["source"].to_pylist(), strict=True))
         return [self.jpegs / source for _, source in rows]
 
@@ -74,19 +78,29 @@ class Work:
 
     def files(self, name: str) -> list[Path]:
         folder = self.path(name)
-        return sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else [folder]
+        return (
+            sorted(path for path in folder.rglob("*") if path.is_file())
+            if folder.is_dir()
+            else [folder]
+        )
 
     def disk_bytes(self, name: str) -> int:
         return sum(path.stat().st_size for path in self.files(name))
 
     def prepare(self, names: Iterable[str], log: Any) -> None:
-        """Make the JPEGs, the truth and our own warehouses where they are missing. Peers' formats are written by their rows' writers."""
+        """Make the JPEGs, the truth and our own warehouses where they are missing.
+
+        Peers' formats are written by their rows' writers.
+        """
         self._make_jpegs(log)
         options = {
             "lz4": {},
             "none": {"compressor": "none"},
             # Many small chunks, so that interleave and chunks_per_batch have something to mix.
-            "quality": {"target_size": QUALITY_SIZE, "shard_samples": max(1, self.settings.samples // 32)},
+            "quality": {
+                "target_size": QUALITY_SIZE,
+                "shard_samples": max(1, self.settings.samples // 32),
+            },
         }
         for name in ("lz4", *(name for name in options if name in set(names) - {"lz4"})):
             if not self.path(name).exists():
@@ -96,7 +110,10 @@ class Work:
             self.write("pixels", self._write_pixels)
 
     def write(self, name: str, writer: Any) -> float | None:
-        """`writer(target)` into a folder beside, renamed when it is done; what the writer returned."""
+        """`writer(target)` into a folder beside, renamed when it is done.
+
+        What the writer returned.
+        """
         target = self.root / f".{name}"
         shutil.rmtree(target, ignore_errors=True)
         result = writer(target)
@@ -110,7 +127,9 @@ class Work:
         for start in range(0, len(out), 256):
             out[start : start + 256] = array[start : start + 256]
         out.flush()
-        (target / "truth.json").write_text(json.dumps({"samples": len(out), "crc_sum": crc_sum(out)}))
+        (target / "truth.json").write_text(
+            json.dumps({"samples": len(out), "crc_sum": crc_sum(out)})
+        )
 
     def _make_jpegs(self, log: Any) -> None:
         if self.jpegs.exists():
@@ -125,10 +144,14 @@ class Work:
             folder = self.root / "drawn"
             log.info(f"drawing {min(DRAWN, count)} pictures")
             make_sample(SampleSettings(count=min(DRAWN, count), size=JPEG_SIZE, output=str(folder)))
-        found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in {".jpg", ".jpeg"})
+        found = sorted(
+            path for path in folder.rglob("*") if path.suffix.lower() in {".jpg", ".jpeg"}
+        )
         if not found:
             raise ConfigError(
-                "no JPEG to measure with", where=folder, remedy="give a folder of JPEGs as --bench.pictures, or leave it away"
+                "no JPEG to measure with",
+                where=folder,
+                remedy="give a folder of JPEGs as --bench.pictures, or leave it away",
             )
         temp = self.root / ".jpegs"
         shutil.rmtree(temp, ignore_errors=True)
@@ -139,7 +162,10 @@ class Work:
 
 
 class Jpegs:
-    """The JPEGs as a map-style dataset: item i is uint8 [3, H, W], decoded and letterboxed as the build does it. Pickles as paths."""
+    """The JPEGs as a map-style dataset.
+
+    Item i is uint8 [3, H, W], decoded and letterboxed as the build does it. Pickles as paths.
+    """
 
     def __init__(self, work: Work) -> None:
         self.paths, self.size = [str(path) for path in work.sources], work.settings.size
@@ -158,17 +184,25 @@ def decode(path: str, size: tuple[int, int]) -> NDArray[np.uint8]:
 
     picture, _ = decode_rgb(Path(path).read_bytes(), name=path, max_pixels=1 << 28)
     out = np.empty((3, *size), np.uint8)
-    letterbox_into(picture, plan_letterbox(picture.shape[1], picture.shape[0], size, "letterbox"), out, 114)
+    letterbox_into(
+        picture, plan_letterbox(picture.shape[1], picture.shape[0], size, "letterbox"), out, 114
+    )
     return out
 
 
 def crc_sum(batch: Any) -> int:
-    """Sum of the samples' crc32c: the same for any order of the same samples. batch: uint8 [B, 3, H, W], array or tensor."""
+    """Sum of the samples' crc32c: the same for any order of the same samples. batch.
+
+    Uint8 [B, 3, H, W], array or tensor.
+    """
     return sum(crc32c(np.ascontiguousarray(row).data) for row in np.asarray(batch))
 
 
 def run_build(work: Work, target: Path, **options: Any) -> float:
-    """`build_zarr` as a user would call it, nothing cached; the seconds it reports. Raises ConfigError with its one line of error."""
+    """`build_zarr` as a user would call it, nothing cached; the seconds it reports.
+
+    Raises ConfigError with its one line of error.
+    """
     height, width = work.settings.size
     settings = {
         "input_root": work.jpegs,
@@ -188,5 +222,9 @@ def run_build(work: Work, target: Path, **options: Any) -> float:
     ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise ConfigError("the build under measurement failed", where=target, found=done.stderr.strip().split("\n")[-1][:300])
+        raise ConfigError(
+            "the build under measurement failed",
+            where=target,
+            found=done.stderr.strip().split("\n")[-1][:300],
+        )
     return float(json.loads(done.stdout.strip().split("\n")[-1])["seconds"])

@@ -1,8 +1,8 @@
 """What the machine can do at all: decode every sample, or copy every row, with nothing around it.
 
-Written apart from the loader's own reading: the shard files are parsed here, in twenty lines, and decoded by numcodecs, so that a
-fault in one does not hide in the other. Each thread owns one batch buffer and a fixed share of the batches; nothing is
-handed over, so there is no queue to pay for.
+Written apart from the loader's own reading: the shard files are parsed here, in twenty lines, and
+decoded by numcodecs, so that a fault in one does not hide in the other. Each thread owns one batch
+buffer and a fixed share of the batches; nothing is handed over, so there is no queue to pay for.
 """
 
 from __future__ import annotations
@@ -26,8 +26,13 @@ __all__ = ["DecodeLimit", "TakeLimit", "epoch_batches", "inner_chunks"]
 ORDERS = 4
 
 
-def epoch_batches(samples: int, size: int, chunk: int, shuffle: bool, number: int) -> list[NDArray[np.int64]]:
-    """Index batches of one epoch: each within one stored chunk of `chunk` samples, in a seeded random order."""
+def epoch_batches(
+    samples: int, size: int, chunk: int, shuffle: bool, number: int
+) -> list[NDArray[np.int64]]:
+    """Index batches of one epoch.
+
+    Each within one stored chunk of `chunk` samples, in a seeded random order.
+    """
     from utils.samplers import ChunkBatchSampler
 
     whole, rest = divmod(samples, chunk)
@@ -37,7 +42,10 @@ def epoch_batches(samples: int, size: int, chunk: int, shuffle: bool, number: in
 
 
 def inner_chunks(store: Path, array: str) -> tuple[list[memoryview], int]:
-    """(encoded inner chunks with their crc32c, in sample order; samples of a stored chunk) of a sharded array cut along samples."""
+    """(encoded inner chunks with their crc32c, in sample order.
+
+    Samples of a stored chunk) of a sharded array cut along samples.
+    """
     meta = json.loads((store / array / "zarr.json").read_text())
     samples, size = meta["shape"][0], meta["chunk_grid"]["configuration"]["chunk_shape"][0]
     out: list[memoryview] = []
@@ -45,20 +53,35 @@ def inner_chunks(store: Path, array: str) -> tuple[list[memoryview], int]:
         path = store / array / "c" / str(chunk) / "/".join("0" * (len(meta["shape"]) - 1))
         with open(path, "rb") as file:
             view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        index = np.frombuffer(view[-16 * size - 4 : -4], "<u8").reshape(size, 2)[: samples - chunk * size]
+        index = np.frombuffer(view[-16 * size - 4 : -4], "<u8").reshape(size, 2)[
+            : samples - chunk * size
+        ]
         out += [view[offset : offset + length] for offset, length in index.tolist()]
     return out, size
 
 
 class _Threads:
-    """Runs `fill(indices, buffer)` over an epoch's batches on `threads` threads, each with its own buffer."""
+    """Runs `fill(indices, buffer)` over an epoch's batches on `threads` threads, each with its own
+    buffer.
+    """
 
-    def __init__(self, work: Work, threads: int, chunk: int, fill: Callable[[NDArray[np.int64], NDArray[np.uint8]], None]) -> None:
+    def __init__(
+        self,
+        work: Work,
+        threads: int,
+        chunk: int,
+        fill: Callable[[NDArray[np.int64], NDArray[np.uint8]], None],
+    ) -> None:
         self.threads, self.fill = threads, fill
         settings = work.settings
         # Orders are ready before the clock starts: computing one is no part of a limit.
-        self.orders = [epoch_batches(settings.samples, settings.batch_size, chunk, settings.shuffle, epoch) for epoch in range(ORDERS)]
-        self.buffers = [np.zeros((work.settings.batch_size, *work.shape[1:]), np.uint8) for _ in range(threads)]
+        self.orders = [
+            epoch_batches(settings.samples, settings.batch_size, chunk, settings.shuffle, epoch)
+            for epoch in range(ORDERS)
+        ]
+        self.buffers = [
+            np.zeros((work.settings.batch_size, *work.shape[1:]), np.uint8) for _ in range(threads)
+        ]
 
     def run(self, number: int) -> int:
         """One epoch with nobody receiving; samples."""
@@ -86,15 +109,22 @@ class _Threads:
 
 
 class DecodeLimit(_Threads):
-    """Pure LZ4 decode of every sample into reused batch buffers; with `check` also each inner chunk's crc32c."""
+    """Pure LZ4 decode of every sample into reused batch buffers.
+
+    With `check` also each inner chunk's crc32c.
+    """
 
     def __init__(self, work: Work, workers: int, *, check: bool = False) -> None:
         from numcodecs import blosc
 
         blosc.use_threads = False
-        version = json.loads((work.path("lz4") / (work.path("lz4") / "CURRENT").read_text().strip() / "manifest.json").read_text())[
-            "version"
-        ]
+        version = json.loads(
+            (
+                work.path("lz4")
+                / (work.path("lz4") / "CURRENT").read_text().strip()
+                / "manifest.json"
+            ).read_text()
+        )["version"]
         encoded, chunk = inner_chunks(work.path("lz4") / version / "warehouse.zarr", "train/image")
         bodies = [view[:-4] for view in encoded]
         sums = [int.from_bytes(view[-4:], "little") for view in encoded]
@@ -109,7 +139,10 @@ class DecodeLimit(_Threads):
 
 
 class TakeLimit(_Threads):
-    """Uncompressed rows copied out of the page cache by numpy's take, in fully random order; `threads` of them at once."""
+    """Uncompressed rows copied out of the page cache by numpy's take, in fully random order.
+
+    `threads` of them at once.
+    """
 
     def __init__(self, work: Work, workers: int, *, threads: int = 1) -> None:
         pixels = np.asarray(work.pixels)

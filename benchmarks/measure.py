@@ -1,7 +1,9 @@
-"""Runs rows and writers in processes of their own, in interleaved rounds, and gathers what they say.
+"""Runs rows and writers in processes of their own, in interleaved rounds, and gathers what they
+say.
 
-Rounds run forwards and backwards in turn, so that a machine that slows down slows everybody. Memory is the PSS of the process tree,
-sampled in an epoch that is not timed; cold runs follow an eviction whose success is checked page by page.
+Rounds run forwards and backwards in turn, so that a machine that slows down slows everybody. Memory
+is the PSS of the process tree, sampled in an epoch that is not timed; cold runs follow an eviction
+whose success is checked page by page.
 """
 
 from __future__ import annotations
@@ -38,12 +40,23 @@ COLD_PEERS_SKIPPED = {"jpeg"}
 
 
 def run_job(settings: BenchSettings, job: dict[str, Any], *, watch: bool = False) -> dict[str, Any]:
-    """The answers of one child, with `peak_*_mb` when watched; {"absent": reason} when it failed, died or took too long."""
+    """The answers of one child, with `peak_*_mb` when watched; {"absent".
+
+    Reason} when it failed, died or took too long.
+    """
     text = json.dumps(job | {"settings": settings.model_dump(mode="json")})
-    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]), "TQDM_DISABLE": "1"}
+    env = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "TQDM_DISABLE": "1",
+    }
     with tempfile.TemporaryFile("w+") as err:
         child = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.child", text], stdout=subprocess.PIPE, stderr=err, text=True, env=env, start_new_session=True
+            [sys.executable, "-m", "benchmarks.child", text],
+            stdout=subprocess.PIPE,
+            stderr=err,
+            text=True,
+            env=env,
+            start_new_session=True,
         )
         peaks: dict[str, float] = {}
         watcher = threading.Thread(target=_watch, args=(child, peaks), daemon=True)
@@ -75,7 +88,10 @@ def _end_group(child: subprocess.Popen[str]) -> None:
 
 
 def tree_memory(pid: int) -> dict[str, float] | None:
-    """PSS of a process and all below it in MB: pss (all), private (anonymous and shared memory: what cannot be dropped). None off Linux."""
+    """PSS of a process and all below it in MB: pss (all), private (anonymous and shared memory.
+
+    What cannot be dropped). None off Linux.
+    """
     total, private = 0, 0
     try:
         root = psutil.Process(pid)
@@ -118,8 +134,13 @@ def prepare_peers(work: Work, rows: Sequence[Row], log: Any) -> dict[str, str]:
     return failed
 
 
-def measure_rows(work: Work, rows: Sequence[Row], log: Any) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """(measured rows, absent ones with their reason): checked once, then timed in interleaved rounds, then cold."""
+def measure_rows(
+    work: Work, rows: Sequence[Row], log: Any
+) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    """(measured rows, absent ones with their reason).
+
+    Checked once, then timed in interleaved rounds, then cold.
+    """
     settings = work.settings
     failed = prepare_peers(work, rows, log)
     results: dict[str, dict[str, Any]] = {}
@@ -151,10 +172,18 @@ def measure_rows(work: Work, rows: Sequence[Row], log: Any) -> tuple[list[dict[s
 
 def row_facts(row: Row, work: Work) -> dict[str, Any]:
     disk = work.disk_bytes(row.data)
-    return {"name": row.name, "group": row.group, "workers": row.workers, "note": row.note, "disk_mb": round(disk / 1e6, 1)}
+    return {
+        "name": row.name,
+        "group": row.group,
+        "workers": row.workers,
+        "note": row.note,
+        "disk_mb": round(disk / 1e6, 1),
+    }
 
 
-def _rounds(rows: Sequence[Row], work: Work, absent: dict[str, str], log: Any) -> dict[str, list[dict[str, Any]]]:
+def _rounds(
+    rows: Sequence[Row], work: Work, absent: dict[str, str], log: Any
+) -> dict[str, list[dict[str, Any]]]:
     answers: dict[str, list[dict[str, Any]]] = {row.name: [] for row in rows}
     for turn in range(work.settings.repeats):
         for row in rows if turn % 2 == 0 else reversed(rows):
@@ -163,7 +192,9 @@ def _rounds(rows: Sequence[Row], work: Work, absent: dict[str, str], log: Any) -
             said = run_job(work.settings, {"mode": "time", "name": row.name})
             if "rate" in said:
                 answers[row.name].append(said)
-                log.info(f"round {turn + 1}/{work.settings.repeats}  {row.name}: {said['rate']:,.0f} samples/s")
+                log.info(
+                    f"round {turn + 1}/{work.settings.repeats}  {row.name}: {said['rate']:,.0f} samples/s"
+                )
             else:
                 absent[row.name] = said["absent"]
                 log.info(f"absent: {row.name}: {said['absent']}")
@@ -173,7 +204,9 @@ def _rounds(rows: Sequence[Row], work: Work, absent: dict[str, str], log: Any) -
 def summarise(answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Median, min, max and every run, samples/s; the median time to the first batch."""
     rates = [answer["rate"] for answer in answers]
-    firsts = [answer["first_batch_s"] for answer in answers if answer.get("first_batch_s") is not None]
+    firsts = [
+        answer["first_batch_s"] for answer in answers if answer.get("first_batch_s") is not None
+    ]
     return {
         "median": statistics.median(rates),
         "min": min(rates),
@@ -186,16 +219,26 @@ def summarise(answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def _cold(work: Work, row: Row, log: Any) -> dict[str, Any]:
     left = evict(work.files(row.data))
     if left is None or left > 0.05:
-        return {"cold": None, "cold_reason": "page cache could not be dropped" if left is None else f"{left:.0%} of it stayed cached"}
+        return {
+            "cold": None,
+            "cold_reason": "page cache could not be dropped"
+            if left is None
+            else f"{left:.0%} of it stayed cached",
+        }
     said = run_job(work.settings, {"mode": "cold", "name": row.name})
     if "cold" in said:
-        log.info(f"cold  {row.name}: {said['cold'] or 0:,.0f} samples/s, first batch {said['cold_first_batch_s']:.2f} s")
+        log.info(
+            f"cold  {row.name}: {said['cold'] or 0:,.0f} samples/s, first batch {said['cold_first_batch_s']:.2f} s"
+        )
         return said
     return {"cold": None, "cold_reason": said["absent"]}
 
 
 def evict(paths: Iterable[Path]) -> float | None:
-    """Drop files from the page cache; the share of pages that stayed (0 is cold), None where that cannot be asked for."""
+    """Drop files from the page cache.
+
+    The share of pages that stayed (0 is cold), None where that cannot be asked for.
+    """
     if not hasattr(os, "posix_fadvise"):
         return None
     paths = [path for path in paths if path.stat().st_size]
@@ -224,7 +267,10 @@ def resident(paths: Sequence[Path]) -> float | None:
     mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
     here = pages = 0
     for path in paths:
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        with (
+            open(path, "rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+        ):
             view = np.frombuffer(mapped, np.uint8)
             marks = np.zeros(-(-len(view) // mmap.PAGESIZE), np.uint8)
             if mincore(view.ctypes.data, len(view), marks.ctypes.data):
@@ -235,9 +281,15 @@ def resident(paths: Sequence[Path]) -> float | None:
 
 
 def measure_builds(work: Work, log: Any) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """Our build against the peers' writers: the same JPEGs, decoder, filter and size, `workers` each. pictures/s."""
+    """Our build against the peers' writers.
+
+    The same JPEGs, decoder, filter and size, `workers` each. pictures/s.
+    """
     settings = work.settings
-    names = ["ours", *(name for name in ("ffcv", "litdata", "mds", "webdataset") if settings.wants(name))]
+    names = [
+        "ours",
+        *(name for name in ("ffcv", "litdata", "mds", "webdataset") if settings.wants(name)),
+    ]
     rates: dict[str, list[float]] = {name: [] for name in names}
     sizes: dict[str, float] = {}
     absent: dict[str, str] = {}
@@ -252,14 +304,26 @@ def measure_builds(work: Work, log: Any) -> tuple[list[dict[str, Any]], list[dic
                 absent[name] = said["absent"]
                 continue
             rates[name].append(settings.samples / said["seconds"])
-            sizes[name] = sum(path.stat().st_size for path in target.rglob("*") if path.is_file()) / 1e6
-            log.info(f"build {turn + 1}/{settings.build_repeats}  {name}: {rates[name][-1]:,.0f} pictures/s")
+            sizes[name] = (
+                sum(path.stat().st_size for path in target.rglob("*") if path.is_file()) / 1e6
+            )
+            log.info(
+                f"build {turn + 1}/{settings.build_repeats}  {name}: {rates[name][-1]:,.0f} pictures/s"
+            )
     remove(target)
     rows = [
-        {"name": name, "workers": settings.workers, "median": statistics.median(runs), "min": min(runs), "max": max(runs), "runs": runs,
-         "disk_mb": round(sizes[name], 1)}
-        for name, runs in rates.items() if runs
-    ]  # fmt: skip
+        {
+            "name": name,
+            "workers": settings.workers,
+            "median": statistics.median(runs),
+            "min": min(runs),
+            "max": max(runs),
+            "runs": runs,
+            "disk_mb": round(sizes[name], 1),
+        }
+        for name, runs in rates.items()
+        if runs
+    ]
     return rows, [{"name": f"build: {name}", "reason": why} for name, why in absent.items()]
 
 

@@ -13,19 +13,32 @@ __all__ = ["LoaderReader"]
 class LoaderReader:
     """A `ChunkLoader` over one of the warehouses; batches are its `image` tensors.
 
-    fresh: a new loader for each epoch, made in `renew` (outside the timing), so that every epoch checks every sample for the
-    first time and fills buffers that were never touched.
+    fresh: a new loader for each epoch, made in `renew` (outside the timing), so that every epoch
+    checks every sample for the first time and fills buffers that were never touched.
     """
 
-    def __init__(self, work: Work, workers: int, *, dataset: str = "lz4", arrays: tuple[str, ...] | None = ("image",), fresh: bool = False,
-                 **options: Any) -> None:  # fmt: skip
+    def __init__(
+        self,
+        work: Work,
+        workers: int,
+        *,
+        dataset: str = "lz4",
+        arrays: tuple[str, ...] | None = ("image",),
+        fresh: bool = False,
+        **options: Any,
+    ) -> None:
         from utils.loader import ChunkLoader
 
         settings = work.settings
 
         def make() -> ChunkLoader:
             return ChunkLoader(
-                work.split(dataset), settings.batch_size, arrays=arrays, shuffle=settings.shuffle, num_workers=workers, **options
+                work.split(dataset),
+                settings.batch_size,
+                arrays=arrays,
+                shuffle=settings.shuffle,
+                num_workers=workers,
+                **options,
             )
 
         self.make, self.fresh = make, fresh
@@ -42,7 +55,10 @@ class LoaderReader:
             yield batch["image"]
 
     def facts(self) -> dict[str, Any]:
-        """Of the last epoch: decoded / samples (1.00 is the contract), fresh buffers, and the store that was chosen."""
+        """Of the last epoch.
+
+        Decoded / samples (1.00 is the contract), fresh buffers, and the store that was chosen.
+        """
         stats = self.loader.stats
         return {
             "decoded_per_sample": stats.decoded / max(1, stats.samples),

@@ -1,7 +1,9 @@
-"""Libraries with a dataset format of their own: WebDataset, LitData, MosaicML Streaming (MDS), FFCV. A writer and a reader each.
+"""Libraries with a dataset format of their own: WebDataset, LitData, MosaicML Streaming (MDS),
+FFCV. A writer and a reader each.
 
-All store the decoded pixels uncompressed, which reads fastest in each, and write from the same JPEGs with the same decoder and
-filter. Imports are made where they are needed: a peer that is not installed is a row that says so.
+All store the decoded pixels uncompressed, which reads fastest in each, and write from the same
+JPEGs with the same decoder and filter. Imports are made where they are needed: a peer that is not
+installed is a row that says so.
 """
 
 from __future__ import annotations
@@ -56,7 +58,9 @@ def _write_tars(jpegs: Jpegs, target: Path, part: int, rows: range) -> None:
     import webdataset
 
     per_tar = max(1, min(TAR_SAMPLES, len(jpegs) // 8))
-    with webdataset.ShardWriter(str(target / f"{part}-%05d.tar"), maxcount=per_tar, verbose=0) as sink:
+    with webdataset.ShardWriter(
+        str(target / f"{part}-%05d.tar"), maxcount=per_tar, verbose=0
+    ) as sink:
         for row in rows:
             sink.write({"__key__": f"{row:08d}", "u8": jpegs[row].tobytes()})
 
@@ -85,11 +89,19 @@ class WebDatasetReader:
 
         settings = work.settings
         urls = [str(path) for path in work.files("webdataset")]
-        data = webdataset.WebDataset(urls, shardshuffle=len(urls) if settings.shuffle else False, seed=0, empty_check=False)
+        data = webdataset.WebDataset(
+            urls, shardshuffle=len(urls) if settings.shuffle else False, seed=0, empty_check=False
+        )
         if settings.shuffle:
             data = data.shuffle(256)
-        data = data.to_tuple("u8").map(_FromBytes(work.shape[1:])).batched(settings.batch_size, collation_fn=_stack, partial=True)
-        self.loader = webdataset.WebLoader(data, batch_size=None, num_workers=workers, persistent_workers=workers > 0)
+        data = (
+            data.to_tuple("u8")
+            .map(_FromBytes(work.shape[1:]))
+            .batched(settings.batch_size, collation_fn=_stack, partial=True)
+        )
+        self.loader = webdataset.WebLoader(
+            data, batch_size=None, num_workers=workers, persistent_workers=workers > 0
+        )
 
     def epoch(self, number: int) -> Iterator[Any]:
         yield from self.loader
@@ -102,9 +114,16 @@ def write_litdata(work: Work, target: Path, workers: int) -> None:
     import litdata
 
     litdata.optimize(
-        partial(_tensor, Jpegs(work)), list(range(work.settings.samples)), str(target), chunk_bytes=CHUNK_BYTES, num_workers=workers,
-        reorder_files=False, mode="overwrite", start_method="spawn", verbose=False,
-    )  # fmt: skip
+        partial(_tensor, Jpegs(work)),
+        list(range(work.settings.samples)),
+        str(target),
+        chunk_bytes=CHUNK_BYTES,
+        num_workers=workers,
+        reorder_files=False,
+        mode="overwrite",
+        start_method="spawn",
+        verbose=False,
+    )
 
 
 def _tensor(jpegs: Jpegs, row: int) -> Any:
@@ -114,15 +133,23 @@ def _tensor(jpegs: Jpegs, row: int) -> Any:
 
 
 class LitDataReader:
-    """StreamingDataset and StreamingDataLoader on a local folder, shuffled, uncompressed tensors, 64 MB chunks."""
+    """StreamingDataset and StreamingDataLoader on a local folder, shuffled, uncompressed tensors,
+    64 MB chunks.
+    """
 
     def __init__(self, work: Work, workers: int) -> None:
         import litdata
 
         settings = work.settings
-        data = litdata.StreamingDataset(str(work.path("litdata")), shuffle=settings.shuffle, drop_last=False)
+        data = litdata.StreamingDataset(
+            str(work.path("litdata")), shuffle=settings.shuffle, drop_last=False
+        )
         self.loader = litdata.StreamingDataLoader(
-            data, batch_size=settings.batch_size, num_workers=workers, persistent_workers=workers > 0, drop_last=False
+            data,
+            batch_size=settings.batch_size,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            drop_last=False,
         )
 
     def epoch(self, number: int) -> Iterator[Any]:
@@ -133,11 +160,19 @@ class LitDataReader:
 
 
 def _import_streaming() -> Any:
-    """MosaicML Streaming. Its `vision` module, unused here, wants torchvision at import: a stand-in where there is none."""
+    """MosaicML Streaming.
+
+    Its `vision` module, unused here, wants torchvision at import: a stand-in where there is none.
+    """
     try:
         import torchvision  # noqa: F401
     except Exception:
-        names = ("torchvision", "torchvision.datasets", "torchvision.transforms", "torchvision.transforms.functional")
+        names = (
+            "torchvision",
+            "torchvision.datasets",
+            "torchvision.transforms",
+            "torchvision.transforms.functional",
+        )
         made = {name: types.ModuleType(name) for name in names}
         for name, module in made.items():
             module.__spec__ = ModuleSpec(name, None)
@@ -160,7 +195,9 @@ def write_mds(work: Work, target: Path, workers: int) -> None:
 def _write_mds_part(jpegs: Jpegs, target: Path, part: int, rows: range) -> None:
     streaming = _import_streaming()
     columns = {"image": "ndarray:uint8:" + ",".join(map(str, (3, *jpegs.size)))}
-    with streaming.MDSWriter(out=str(target / str(part)), columns=columns, compression=None, size_limit=64 << 20) as sink:
+    with streaming.MDSWriter(
+        out=str(target / str(part)), columns=columns, compression=None, size_limit=64 << 20
+    ) as sink:
         for row in rows:
             sink.write({"image": jpegs[row]})
 
@@ -178,9 +215,15 @@ class MdsReader:
 
         settings = work.settings
         streaming.base.util.clean_stale_shared_memory()
-        data = streaming.StreamingDataset(local=str(work.path("mds")), shuffle=settings.shuffle, batch_size=settings.batch_size)
+        data = streaming.StreamingDataset(
+            local=str(work.path("mds")), shuffle=settings.shuffle, batch_size=settings.batch_size
+        )
         self.loader = DataLoader(
-            data, batch_size=settings.batch_size, num_workers=workers, persistent_workers=workers > 0, collate_fn=_collate_mds
+            data,
+            batch_size=settings.batch_size,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            collate_fn=_collate_mds,
         )
 
     def epoch(self, number: int) -> Iterator[Any]:
@@ -215,7 +258,9 @@ def write_ffcv(work: Work, target: Path, workers: int) -> None:
 
 
 class FfcvReader:
-    """Uncompressed NDArrayField in random order from the page cache, copied by compiled threads into FFCV's own reused buffers."""
+    """Uncompressed NDArrayField in random order from the page cache, copied by compiled threads
+    into FFCV's own reused buffers.
+    """
 
     def __init__(self, work: Work, workers: int) -> None:
         from ffcv.fields.ndarray import NDArrayDecoder
@@ -225,9 +270,16 @@ class FfcvReader:
         settings = work.settings
         order = OrderOption.RANDOM if settings.shuffle else OrderOption.SEQUENTIAL
         self.loader = Loader(
-            str(work.path("ffcv") / "pixels.beton"), batch_size=settings.batch_size, num_workers=workers, os_cache=True, order=order,
-            seed=0, drop_last=False, batches_ahead=2, pipelines={"image": [NDArrayDecoder(), ToTensor()]},
-        )  # fmt: skip
+            str(work.path("ffcv") / "pixels.beton"),
+            batch_size=settings.batch_size,
+            num_workers=workers,
+            os_cache=True,
+            order=order,
+            seed=0,
+            drop_last=False,
+            batches_ahead=2,
+            pipelines={"image": [NDArrayDecoder(), ToTensor()]},
+        )
 
     def epoch(self, number: int) -> Iterator[Any]:
         for batch in self.loader:

@@ -1,7 +1,9 @@
-"""Readers anybody could write in an afternoon: live JPEG decode, zarr-python, np.memmap, tensordict, TensorStore, xbatcher.
+"""Readers anybody could write in an afternoon: live JPEG decode, zarr-python, np.memmap,
+tensordict, TensorStore, xbatcher.
 
-Each with its best sensible settings: whole batches fetched at once where the library can, persistent spawned workers, and for
-chunked stores the same order by stored chunk that our loader uses.
+Each with its best sensible settings: whole batches fetched at once where the library can,
+persistent spawned workers, and for chunked stores the same order by stored chunk that our loader
+uses.
 """
 
 from __future__ import annotations
@@ -34,7 +36,10 @@ AHEAD = 3
 
 
 class BatchRows:
-    """The `sampler` of a DataLoader without batching of its own: index batches of the epoch set last."""
+    """The `sampler` of a DataLoader without batching of its own.
+
+    Index batches of the epoch set last.
+    """
 
     def __init__(self, work: Work, chunk: int) -> None:
         settings = work.settings
@@ -50,7 +55,9 @@ class BatchRows:
 
 def spawned(dataset: Any, rows: BatchRows | None, workers: int) -> Any:
     """A torch DataLoader whose items are whole batches."""
-    options: dict[str, Any] = {"multiprocessing_context": "spawn", "persistent_workers": True} if workers else {}
+    options: dict[str, Any] = (
+        {"multiprocessing_context": "spawn", "persistent_workers": True} if workers else {}
+    )
     return DataLoader(dataset, batch_size=None, sampler=rows, num_workers=workers, **options)
 
 
@@ -102,7 +109,9 @@ class MemmapReader(_Batched):
 
     def __init__(self, work: Work, workers: int) -> None:
         self.rows = BatchRows(work, work.settings.samples)
-        self.loader = spawned(_MemmapBatches(work.path("pixels") / "pixels.npy"), self.rows, workers)
+        self.loader = spawned(
+            _MemmapBatches(work.path("pixels") / "pixels.npy"), self.rows, workers
+        )
 
 
 class _ZarrSamples:
@@ -134,7 +143,11 @@ class _ZarrChunks(IterableDataset[torch.Tensor]):
         self.split, self.settings, self.number = work.split("lz4"), work.settings, 0
 
     def __iter__(self) -> Iterator[torch.Tensor]:
-        array, size, batch = self.split.array("image"), self.split.shard_samples, self.settings.batch_size
+        array, size, batch = (
+            self.split.array("image"),
+            self.split.shard_samples,
+            self.settings.batch_size,
+        )
         rng = np.random.default_rng(self.number)  # the same in every worker, which all count epochs
         self.number += 1
         info = get_worker_info()
@@ -148,7 +161,10 @@ class _ZarrChunks(IterableDataset[torch.Tensor]):
 
 
 class ZarrChunkReader:
-    """Our version read by zarr-python, a whole stored chunk a read: many times faster than batches by index."""
+    """Our version read by zarr-python, a whole stored chunk a read.
+
+    Many times faster than batches by index.
+    """
 
     def __init__(self, work: Work, workers: int) -> None:
         self.loader = spawned(_ZarrChunks(work), None, workers)
@@ -164,7 +180,9 @@ def write_tensordict(work: Work, target: Path, workers: int) -> None:
     from tensordict import MemoryMappedTensor, TensorDict
 
     target.mkdir()
-    image = MemoryMappedTensor.empty(work.shape, dtype=torch.uint8, filename=str(target / "image.memmap"))
+    image = MemoryMappedTensor.empty(
+        work.shape, dtype=torch.uint8, filename=str(target / "image.memmap")
+    )
     data = TensorDict({"image": image}, batch_size=[work.settings.samples])
     jpegs = Jpegs(work)
     for at in range(len(jpegs)):
@@ -182,7 +200,9 @@ class TensorDictReader:
 
     def epoch(self, number: int) -> Iterator[Any]:
         settings = self.work.settings
-        for rows in epoch_batches(settings.samples, settings.batch_size, settings.samples, settings.shuffle, number):
+        for rows in epoch_batches(
+            settings.samples, settings.batch_size, settings.samples, settings.shuffle, number
+        ):
             yield self.data[torch.from_numpy(rows)]["image"]
 
     def close(self) -> None:
@@ -190,7 +210,9 @@ class TensorDictReader:
 
 
 class TensorStoreReader:
-    """Our version through TensorStore's zarr3 driver, by stored chunk, written into reused buffers, two batches read ahead."""
+    """Our version through TensorStore's zarr3 driver, by stored chunk, written into reused buffers,
+    two batches read ahead.
+    """
 
     def __init__(self, work: Work, workers: int) -> None:
         import tensorstore as ts
@@ -204,13 +226,20 @@ class TensorStoreReader:
         store = {"driver": "file", "path": str(split.warehouse.store / "train" / "image")}
         # Published data never changes: looking at it once, when opened, is enough.
         once = {"recheck_cached_data": "open", "recheck_cached_metadata": "open"}
-        self.array = ts.open({"driver": "zarr3", "kvstore": store} | once, context=ts.Context(limits), read=True).result()
+        self.array = ts.open(
+            {"driver": "zarr3", "kvstore": store} | once, context=ts.Context(limits), read=True
+        ).result()
         self.ts, self.work, self.chunk = ts, work, split.shard_samples
-        self.buffers = [np.zeros((work.settings.batch_size, *work.shape[1:]), np.uint8) for _ in range(AHEAD + 1)]
+        self.buffers = [
+            np.zeros((work.settings.batch_size, *work.shape[1:]), np.uint8)
+            for _ in range(AHEAD + 1)
+        ]
 
     def epoch(self, number: int) -> Iterator[Any]:
         settings = self.work.settings
-        batches = epoch_batches(settings.samples, settings.batch_size, self.chunk, settings.shuffle, number)
+        batches = epoch_batches(
+            settings.samples, settings.batch_size, self.chunk, settings.shuffle, number
+        )
         waiting: list[tuple[Any, NDArray[np.uint8]]] = []
         for at, rows in enumerate(batches):
             out = self.buffers[at % (AHEAD + 1)][: len(rows)]
@@ -228,7 +257,10 @@ class TensorStoreReader:
 
 
 class XbatcherReader:
-    """xbatcher over our version: it cuts neighbouring samples into batches and shuffles batches only."""
+    """xbatcher over our version.
+
+    It cuts neighbouring samples into batches and shuffles batches only.
+    """
 
     def __init__(self, work: Work, workers: int) -> None:
         import xarray
@@ -237,7 +269,9 @@ class XbatcherReader:
         split = work.split("lz4")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            data = xarray.open_zarr(split.warehouse.store, group="train", chunks=None, mask_and_scale=False)["image"]
+            data = xarray.open_zarr(
+                split.warehouse.store, group="train", chunks=None, mask_and_scale=False
+            )["image"]
         self.work = work
         # `sample` is a name of its own to xbatcher, and dimensions it is not told of are stacked.
         data = data.rename(sample="picture")

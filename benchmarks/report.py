@@ -1,6 +1,8 @@
-"""From measured rows to what is printed and kept: the machine, the ratios the project is held to, tables of text, the JSON.
+"""From measured rows to what is printed and kept: the machine, the ratios the project is held to,
+tables of text, the JSON.
 
-A ratio is the median over rounds of two rows' rates in the same round, so that a slow minute hits both.
+A ratio is the median over rounds of two rows' rates in the same round, so that a slow minute hits
+both.
 """
 
 from __future__ import annotations
@@ -19,10 +21,25 @@ from benchmarks.settings import BenchSettings
 __all__ = ["lines", "machine", "ratio", "ratios", "table", "write_json"]
 
 PACKAGES = (
-    "tensor-warehouse", "torch", "numpy", "zarr", "numcodecs", "crc32c", "tensordict", "tensorstore", "xbatcher", "xarray",
-    "webdataset", "litdata", "mosaicml-streaming", "ffcv", "opencv-python-headless", "simplejpeg",
-)  # fmt: skip
-# (row, against, wanted): the acceptance of the loader's issue. "{best}" stands for the faster of a peer's worker counts.
+    "tensor-warehouse",
+    "torch",
+    "numpy",
+    "zarr",
+    "numcodecs",
+    "crc32c",
+    "tensordict",
+    "tensorstore",
+    "xbatcher",
+    "xarray",
+    "webdataset",
+    "litdata",
+    "mosaicml-streaming",
+    "ffcv",
+    "opencv-python-headless",
+    "simplejpeg",
+)
+# (row, against, wanted): the acceptance of the loader's issue. "{best}" stands for the faster of a
+# peer's worker counts.
 WANTED: tuple[tuple[str, str, float], ...] = (
     ("thread", "lz4 decode", 0.90),
     ("thread", "FFCV", 1.15),
@@ -43,7 +60,9 @@ WANTED_BUILDS: tuple[tuple[str, float], ...] = (("ffcv", 1.3), ("litdata", 2.5))
 
 
 def machine() -> dict[str, Any]:
-    """CPU, cores this process may use, memory, kernel, and the versions of everything measured (None: not installed)."""
+    """CPU, cores this process may use, memory, kernel, and the versions of everything measured
+    (None: not installed).
+    """
     import psutil
 
     def of(name: str) -> str | None:
@@ -54,9 +73,14 @@ def machine() -> dict[str, Any]:
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
-        "cpu": cpu_name(), "cores": cores, "memory_gb": round(psutil.virtual_memory().total / 1e9, 1), "kernel": platform.release(),
-        "python": platform.python_version(), "load": round(os.getloadavg()[0], 2), "versions": {name: of(name) for name in PACKAGES},
-    }  # fmt: skip
+        "cpu": cpu_name(),
+        "cores": cores,
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "load": round(os.getloadavg()[0], 2),
+        "versions": {name: of(name) for name in PACKAGES},
+    }
 
 
 def cpu_name() -> str:
@@ -64,45 +88,80 @@ def cpu_name() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor() or "unknown"
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")),
+        "unknown",
+    )
 
 
 def ratio(row: dict[str, Any], other: dict[str, Any]) -> float:
-    """Median over rounds of row / other, paired by round; of the medians where the rounds do not pair up."""
+    """Median over rounds of row / other, paired by round.
+
+    Of the medians where the rounds do not pair up.
+    """
     if len(row["runs"]) == len(other["runs"]):
-        return statistics.median(one / two for one, two in zip(row["runs"], other["runs"], strict=True))
+        return statistics.median(
+            one / two for one, two in zip(row["runs"], other["runs"], strict=True)
+        )
     return row["median"] / other["median"]
 
 
-def ratios(rows: Sequence[dict[str, Any]], builds: Sequence[dict[str, Any]], workers: int) -> list[dict[str, Any]]:
+def ratios(
+    rows: Sequence[dict[str, Any]], builds: Sequence[dict[str, Any]], workers: int
+) -> list[dict[str, Any]]:
     """{name, ratio, wanted, met} for every pair of which both were measured."""
     timed = {row["name"]: row for row in rows if row.get("median")}
     out = []
     for name, against, wanted in WANTED:
         if "{best}" in against:
             base = against.removesuffix("{best}")
-            found = [timed[key] for key in (f"{base}, 0 workers", f"{base}, {workers} workers") if key in timed]
+            found = [
+                timed[key]
+                for key in (f"{base}, 0 workers", f"{base}, {workers} workers")
+                if key in timed
+            ]
             other = max(found, key=lambda row: row["median"], default=None)
         else:
             other = timed.get(against.format(workers=workers))
         if name in timed and other is not None:
             value = ratio(timed[name], other)
-            out.append({"name": f"{name} / {other['name']}", "ratio": round(value, 3), "wanted": wanted, "met": value >= wanted})
+            out.append(
+                {
+                    "name": f"{name} / {other['name']}",
+                    "ratio": round(value, 3),
+                    "wanted": wanted,
+                    "met": value >= wanted,
+                }
+            )
     built = {row["name"]: row for row in builds}
     for name, wanted in WANTED_BUILDS:
         if name in built and "ours" in built:
             value = ratio(built["ours"], built[name])
-            out.append({"name": f"build / {name}'s writer", "ratio": round(value, 3), "wanted": wanted, "met": value >= wanted})
+            out.append(
+                {
+                    "name": f"build / {name}'s writer",
+                    "ratio": round(value, 3),
+                    "wanted": wanted,
+                    "met": value >= wanted,
+                }
+            )
     return out
 
 
 def table(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """The timed rows as lines of text, fastest first within a group, with their share of the LZ4 limit."""
-    limit = next((row["median"] for row in rows if row["name"] == "lz4 decode" and row.get("median")), None)
+    """The timed rows as lines of text, fastest first within a group, with their share of the LZ4
+    limit.
+    """
+    limit = next(
+        (row["median"] for row in rows if row["name"] == "lz4 decode" and row.get("median")), None
+    )
     head = f"{'samples/s':<40}{'median':>9}{'min':>9}{'max':>9}{'of lz4':>8}{'first s':>9}{'cold':>9}{'PSS MB':>8}{'disk MB':>9}"
     lines = [head]
     for group in ("limit", "ours", "peer"):
-        for row in sorted((row for row in rows if row["group"] == group), key=lambda row: -(row.get("median") or 0)):
+        for row in sorted(
+            (row for row in rows if row["group"] == group),
+            key=lambda row: -(row.get("median") or 0),
+        ):
             share = f"{row['median'] / limit:.2f}" if limit and row.get("median") else ""
             lines.append(
                 f"{row['name']:<40}{_number(row, 'median')}{_number(row, 'min')}{_number(row, 'max')}{share:>8}"
@@ -119,7 +178,8 @@ def lines(result: dict[str, Any]) -> list[str]:
         for row in result["builds"]
     ]
     out += [
-        f"{row['name']:<55}{row['ratio']:>8.2f}  wanted {row['wanted']:.2f}{'' if row['met'] else '  NOT MET'}" for row in result["ratios"]
+        f"{row['name']:<55}{row['ratio']:>8.2f}  wanted {row['wanted']:.2f}{'' if row['met'] else '  NOT MET'}"
+        for row in result["ratios"]
     ]
     out += [f"absent: {row['name']}: {row['reason']}" for row in result["absent"]]
     return out

@@ -11,35 +11,85 @@ from warehouse.format.schema import Section
 __all__ = ["PARTS", "PEERS", "BenchSettings"]
 
 Part = Literal["loaders", "cold", "build", "shuffle", "scale"]
-Peer = Literal["jpeg", "zarr", "memmap", "tensordict", "tensorstore", "xbatcher", "webdataset", "litdata", "mds", "ffcv"]
+Peer = Literal[
+    "jpeg",
+    "zarr",
+    "memmap",
+    "tensordict",
+    "tensorstore",
+    "xbatcher",
+    "webdataset",
+    "litdata",
+    "mds",
+    "ffcv",
+]
 PARTS: tuple[Part, ...] = ("loaders", "cold", "build", "shuffle", "scale")
-PEERS: tuple[Peer, ...] = ("jpeg", "zarr", "memmap", "tensordict", "tensorstore", "xbatcher", "webdataset", "litdata", "mds", "ffcv")
+PEERS: tuple[Peer, ...] = (
+    "jpeg",
+    "zarr",
+    "memmap",
+    "tensordict",
+    "tensorstore",
+    "xbatcher",
+    "webdataset",
+    "litdata",
+    "mds",
+    "ffcv",
+)
 
 
 class BenchSettings(Section):
-    """The defaults are the acceptance's: 2,048 pictures of 3 x 384 x 384 uint8, LZ4, batch 64, shuffled, 2 workers, warm cache."""
+    """The defaults are the acceptance's.
 
-    work: str = Field("artifacts/bench", description="folder for every reader's copy of the pictures, about 8 GB at the default size")
+    2,048 pictures of 3 x 384 x 384 uint8, LZ4, batch 64, shuffled, 2 workers, warm cache.
+    """
+
+    work: str = Field(
+        "artifacts/bench",
+        description="folder for every reader's copy of the pictures, about 8 GB at the default size",
+    )
     output: str = Field("artifacts/bench/result", description="folder for bench.json and bench.png")
-    pictures: str | None = Field(None, description="folder of JPEGs, repeated up to `samples`; null: drawn by ingest.synthetic.make")
+    pictures: str | None = Field(
+        None,
+        description="folder of JPEGs, repeated up to `samples`; null: drawn by ingest.synthetic.make",
+    )
     samples: int = Field(2048, ge=8, le=1 << 20)
     size: tuple[int, int] = (384, 384)
     batch_size: int = Field(64, ge=1, le=4096)
     shuffle: bool = True
-    workers: int = Field(2, ge=1, le=64, description="threads or processes of every reader and writer that has any")
-    peers: tuple[Peer, ...] | None = Field(None, description="peers to run; null: all; []: our engines and the limits alone")
-    rows: tuple[str, ...] | None = Field(None, description="only rows whose name contains one of these; null: all")
+    workers: int = Field(
+        2, ge=1, le=64, description="threads or processes of every reader and writer that has any"
+    )
+    peers: tuple[Peer, ...] | None = Field(
+        None, description="peers to run; null: all; []: our engines and the limits alone"
+    )
+    rows: tuple[str, ...] | None = Field(
+        None, description="only rows whose name contains one of these; null: all"
+    )
     parts: tuple[Part, ...] = PARTS
-    repeats: int = Field(5, ge=1, le=100, description="interleaved rounds; each row is run once a round, in a fresh process")
-    seconds: float = Field(1.0, ge=0, le=60, description="a run times whole epochs for at least so long")
+    repeats: int = Field(
+        5,
+        ge=1,
+        le=100,
+        description="interleaved rounds; each row is run once a round, in a fresh process",
+    )
+    seconds: float = Field(
+        1.0, ge=0, le=60, description="a run times whole epochs for at least so long"
+    )
     build_repeats: int = Field(3, ge=1, le=20)
-    timeout: float = Field(900, gt=0, description="seconds after which a row's process is ended and the row listed as absent")
+    timeout: float = Field(
+        900,
+        gt=0,
+        description="seconds after which a row's process is ended and the row listed as absent",
+    )
 
     @field_validator("size")
     @classmethod
     def _size_is_sane(cls, value: tuple[int, int]) -> tuple[int, int]:
         if not all(8 <= side <= 4096 for side in value):
-            raise ValueError(f"both sides (H, W) must be between 8 and 4096 pixels, not {list(value)}")
+            raise ValueError(
+                f"both sides (H, W) must be between 8 and 4096 pixels, not {list(value)}"
+            )
         return value
 
     def wants(self, peer: str | None) -> bool:

@@ -1,9 +1,10 @@
 """python -m benchmarks.tensor_cache [--items 200 --milliseconds 10 --workers 0 2 4 --repeats 3]
 
-Epochs over a cached dataset whose transform costs about so much of a core: the first, which computes, and the second, which reads. By
-`CachedLoader`, and by a plain `DataLoader` over the same cache. Fixed work, not a fixed time, so that workers that share a core are
-not flattered. Workers are forked, whose start costs least: spawned ones would make the first epoch, and so the ratio, larger. The last
-line of stdout is the rows as JSON; the table goes to stderr.
+Epochs over a cached dataset whose transform costs about so much of a core: the first, which
+computes, and the second, which reads. By `CachedLoader`, and by a plain `DataLoader` over the same
+cache. Fixed work, not a fixed time, so that workers that share a core are not flattered. Workers
+are forked, whose start costs least: spawned ones would make the first epoch, and so the ratio,
+larger. The last line of stdout is the rows as JSON; the table goes to stderr.
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ SIDE, BATCH = 128, 16
 
 
 class Pictures:
-    """Text-detection-like items of about 200 KB that follow from their number; rounds: of Fourier transforms each costs."""
+    """Text-detection-like items of about 200 KB that follow from their number; rounds.
+
+    Of Fourier transforms each costs.
+    """
 
     def __init__(self, items: int, rounds: int) -> None:
         self.items, self.rounds = items, rounds
@@ -48,7 +52,10 @@ class Pictures:
             field = np.abs(np.fft.ifft2(np.fft.fft2(field) * 0.5)) + 0.25
         return {
             "image": torch.from_numpy(field.astype(np.float32)),
-            "polygons": [rng.random((int(corners), 2), dtype=np.float32) for corners in rng.integers(3, 12, 5)],
+            "polygons": [
+                rng.random((int(corners), 2), dtype=np.float32)
+                for corners in rng.integers(3, 12, 5)
+            ],
             "ignore": rng.random(5) < 0.5,
             "shape": (SIDE, SIDE),
             "source": f"{index}.jpg",
@@ -69,7 +76,11 @@ def calibrated(milliseconds: float) -> int:
 
 
 def measure(kind: str, workers: int, dataset: Pictures, repeats: int) -> dict[str, Any]:
-    """A row: medians of seconds an epoch, bytes in the cache's file, bytes that a worker's own memory grew by while it filled."""
+    """A row.
+
+    Medians of seconds an epoch, bytes in the cache's file, bytes that a worker's own memory grew by
+    while it filled.
+    """
     first, second = [], []
     for _ in range(repeats):
         loader = _loader(kind, workers, CachedDataset(dataset))
@@ -77,21 +88,36 @@ def measure(kind: str, workers: int, dataset: Pictures, repeats: int) -> dict[st
         second.append(statistics.median(_epoch(loader) for _ in range(3)))
     cached = CachedDataset(dataset)
     grown = _growth(_loader(kind, workers, cached))
-    for index, item in enumerate(item for batch in _loader(kind, workers, cached) for item in batch):
-        expected, found = ([head, *map(bytes, buffers)] for head, buffers in map(encode_item, (dataset[index], item)))
+    for index, item in enumerate(
+        item for batch in _loader(kind, workers, cached) for item in batch
+    ):
+        expected, found = (
+            [head, *map(bytes, buffers)]
+            for head, buffers in map(encode_item, (dataset[index], item))
+        )
         assert expected == found, index
     return {
-        "loader": kind, "workers": workers, "first_s": statistics.median(first), "second_s": statistics.median(second),
+        "loader": kind,
+        "workers": workers,
+        "first_s": statistics.median(first),
+        "second_s": statistics.median(second),
         "ratio": statistics.median(one / two for one, two in zip(first, second, strict=True)),
         "hit_ms": 1e3 * statistics.median(second) / len(dataset),
-        "file_bytes": os.fstat(cached.cache.fd).st_blocks * 512, "grown_bytes": grown,
-    }  # fmt: skip
+        "file_bytes": os.fstat(cached.cache.fd).st_blocks * 512,
+        "grown_bytes": grown,
+    }
 
 
 def _loader(kind: str, workers: int, cached: CachedDataset) -> Any:
     make = CachedLoader if kind == "CachedLoader" else DataLoader
     context = multiprocessing.get_context("fork") if workers else None
-    return make(cached, batch_size=BATCH, num_workers=workers, collate_fn=_as_it_is, multiprocessing_context=context)
+    return make(
+        cached,
+        batch_size=BATCH,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        multiprocessing_context=context,
+    )
 
 
 def _epoch(loader: Any) -> float:
@@ -103,8 +129,13 @@ def _epoch(loader: Any) -> float:
 
 
 def _growth(loader: Any) -> int:
-    """Of the worker that grew most, from the first batch to the last but one; only memory that it shares with nobody."""
-    seen: Iterator[int] = (max((_own(child) for child in psutil.Process().children()), default=0) for _ in loader)
+    """Of the worker that grew most, from the first batch to the last but one.
+
+    Only memory that it shares with nobody.
+    """
+    seen: Iterator[int] = (
+        max((_own(child) for child in psutil.Process().children()), default=0) for _ in loader
+    )
     sizes = [size for size in seen if size]
     return sizes[-1] - sizes[0] if sizes else 0
 
@@ -137,15 +168,40 @@ def main() -> None:
     for index in range(min(20, asked.items)):
         _ = dataset[index]
     each = (time.process_time() - start) / min(20, asked.items)
-    rows = [measure(kind, workers, dataset, asked.repeats) for kind in ("CachedLoader", "DataLoader") for workers in asked.workers]
-    table = Table(title=f"{asked.items} items, {1e3 * each:.1f} ms an item, medians of {asked.repeats}; {os.cpu_count()} cores")
-    for name in ("loader", "workers", "first epoch s", "second s", "ratio", "a hit ms", "in the file MB", "a worker's memory grew MB"):
+    rows = [
+        measure(kind, workers, dataset, asked.repeats)
+        for kind in ("CachedLoader", "DataLoader")
+        for workers in asked.workers
+    ]
+    table = Table(
+        title=f"{asked.items} items, {1e3 * each:.1f} ms an item, medians of {asked.repeats}; {os.cpu_count()} cores"
+    )
+    for name in (
+        "loader",
+        "workers",
+        "first epoch s",
+        "second s",
+        "ratio",
+        "a hit ms",
+        "in the file MB",
+        "a worker's memory grew MB",
+    ):
         table.add_column(name, justify="left" if name == "loader" else "right")
     for row in rows:
-        table.add_row(row["loader"], str(row["workers"]), f"{row['first_s']:.2f}", f"{row['second_s']:.3f}", f"{row['ratio']:.0f}",
-                      f"{row['hit_ms']:.2f}", f"{row['file_bytes'] / 1e6:.2f}", f"{row['grown_bytes'] / 1e6:.1f}")  # fmt: skip
+        table.add_row(
+            row["loader"],
+            str(row["workers"]),
+            f"{row['first_s']:.2f}",
+            f"{row['second_s']:.3f}",
+            f"{row['ratio']:.0f}",
+            f"{row['hit_ms']:.2f}",
+            f"{row['file_bytes'] / 1e6:.2f}",
+            f"{row['grown_bytes'] / 1e6:.1f}",
+        )
     Console(stderr=True, width=140).print(table)
-    print(json.dumps({"items": asked.items, "ms": 1e3 * each, "cores": os.cpu_count(), "rows": rows}))
+    print(
+        json.dumps({"items": asked.items, "ms": 1e3 * each, "cores": os.cpu_count(), "rows": rows})
+    )
 
 
 if __name__ == "__main__":

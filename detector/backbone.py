@@ -1,4 +1,7 @@
-"""A trained detector's trunk as a backbone for features: pictures to the map that its head reads."""
+"""A trained detector's trunk as a backbone for features.
+
+Pictures to the map that its head reads.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,10 @@ __all__ = ["TrunkMap", "detector_trunk"]
 
 
 class TrunkMap(nn.Module):
-    """float [B, 3, H, W] in [-1, 1] -> [B, 2w, H/8, W/8]; pictures are padded to whole cells of the coarsest grid."""
+    """float [B, 3, H, W] in [-1, 1] -> [B, 2w, H/8, W/8].
+
+    Pictures are padded to whole cells of the coarsest grid.
+    """
 
     def __init__(self, trunk: nn.Module) -> None:
         super().__init__()
@@ -22,15 +28,18 @@ class TrunkMap(nn.Module):
 
     def forward(self, picture: Tensor) -> Tensor:
         height, width = picture.shape[2:]
-        said: Tensor = self.trunk(nn.functional.pad(picture, (0, -width % COARSEST, 0, -height % COARSEST)))
+        said: Tensor = self.trunk(
+            nn.functional.pad(picture, (0, -width % COARSEST, 0, -height % COARSEST))
+        )
         return said
 
 
 def detector_trunk(source: Checkpoint | dict[str, Any]) -> dict[str, Any]:
-    """The fields of a backbone: name, network, blocks (in the order of the forward pass), recipe, mean, std.
+    """The fields of a backbone: name, network, blocks (in the order of the forward pass), recipe,
+    mean, std.
 
-    source: a detector's checkpoint, or a recipe, which gives the same network with fresh weights. Raises as `restore_detector`;
-    KeyError, TypeError and ValueError for a recipe that is none.
+    source: a detector's checkpoint, or a recipe, which gives the same network with fresh weights.
+    Raises as `restore_detector`; KeyError, TypeError and ValueError for a recipe that is none.
     """
     if isinstance(source, Checkpoint):
         model = restore_detector(source)[0]
@@ -40,5 +49,11 @@ def detector_trunk(source: Checkpoint | dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"kind {kind:.20}, width {width}")
         model = make_model(kind=kind, width=width)
     trunk = model.grid.trunk
-    return {"name": f"detector-{model.kind}", "network": TrunkMap(trunk), "blocks": list(trunk.children()),
-            "recipe": {"kind": model.kind, "width": model.width}, "mean": (0.5,) * 3, "std": (0.5,) * 3}  # fmt: skip
+    return {
+        "name": f"detector-{model.kind}",
+        "network": TrunkMap(trunk),
+        "blocks": list(trunk.children()),
+        "recipe": {"kind": model.kind, "width": model.width},
+        "mean": (0.5,) * 3,
+        "std": (0.5,) * 3,
+    }

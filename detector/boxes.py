@@ -1,7 +1,9 @@
-"""Box algebra on tensors: conversions, overlap and the way from the canvas back to the source picture.
+"""Box algebra on tensors: conversions, overlap and the way from the canvas back to the source
+picture.
 
-A box is xyxy, normalised to the canvas (0..1 on both axes) unless a name says otherwise. Pairwise functions broadcast over
-leading dimensions. Degenerate boxes are legal everywhere: their overlap with anything is 0, never NaN.
+A box is xyxy, normalised to the canvas (0..1 on both axes) unless a name says otherwise. Pairwise
+functions broadcast over leading dimensions. Degenerate boxes are legal everywhere: their overlap
+with anything is 0, never NaN.
 """
 
 from __future__ import annotations
@@ -9,7 +11,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["box_area", "box_distance", "canvas_to_source", "cxcywh_to_xyxy", "generalized_iou", "pairwise_iou", "xyxy_to_cxcywh"]
+__all__ = [
+    "box_area",
+    "box_distance",
+    "canvas_to_source",
+    "cxcywh_to_xyxy",
+    "generalized_iou",
+    "pairwise_iou",
+    "xyxy_to_cxcywh",
+]
 
 EPS = 1e-9
 
@@ -36,8 +46,12 @@ def pairwise_iou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
     """[..., N, 4] and [..., M, 4] -> intersection over union [..., N, M], in [0, 1]."""
     a, b = a_xyxy.unsqueeze(-2), b_xyxy.unsqueeze(-3)
     # Coordinate by coordinate: no [..., N, M, 2] temporaries, twice as fast on a CPU.
-    width = (torch.minimum(a[..., 2], b[..., 2]) - torch.maximum(a[..., 0], b[..., 0])).clamp_min_(0)
-    height = (torch.minimum(a[..., 3], b[..., 3]) - torch.maximum(a[..., 1], b[..., 1])).clamp_min_(0)
+    width = (torch.minimum(a[..., 2], b[..., 2]) - torch.maximum(a[..., 0], b[..., 0])).clamp_min_(
+        0
+    )
+    height = (torch.minimum(a[..., 3], b[..., 3]) - torch.maximum(a[..., 1], b[..., 1])).clamp_min_(
+        0
+    )
     inter = width.mul_(height)
     union = box_area(a_xyxy).unsqueeze(-1) + box_area(b_xyxy).unsqueeze(-2) - inter
     return inter / union.clamp_min(EPS)
@@ -49,9 +63,16 @@ def box_distance(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
 
 
 def generalized_iou(a_xyxy: Tensor, b_xyxy: Tensor) -> tuple[Tensor, Tensor]:
-    """Row by row, [K, 4] twice -> (GIoU in [-1, 1], IoU in [0, 1]), each [K]. Rezatofighi et al., CVPR 2019."""
-    inter_size = (torch.minimum(a_xyxy[:, 2:], b_xyxy[:, 2:]) - torch.maximum(a_xyxy[:, :2], b_xyxy[:, :2])).clamp_min(0)
-    hull_size = (torch.maximum(a_xyxy[:, 2:], b_xyxy[:, 2:]) - torch.minimum(a_xyxy[:, :2], b_xyxy[:, :2])).clamp_min(0)
+    """Row by row, [K, 4] twice -> (GIoU in [-1, 1], IoU in [0, 1]), each [K].
+
+    Rezatofighi et al., CVPR 2019.
+    """
+    inter_size = (
+        torch.minimum(a_xyxy[:, 2:], b_xyxy[:, 2:]) - torch.maximum(a_xyxy[:, :2], b_xyxy[:, :2])
+    ).clamp_min(0)
+    hull_size = (
+        torch.maximum(a_xyxy[:, 2:], b_xyxy[:, 2:]) - torch.minimum(a_xyxy[:, :2], b_xyxy[:, :2])
+    ).clamp_min(0)
     inter, hull = inter_size.prod(dim=1), hull_size.prod(dim=1)
     union = box_area(a_xyxy) + box_area(b_xyxy) - inter
     iou = inter / union.clamp_min(EPS)
@@ -61,11 +82,14 @@ def generalized_iou(a_xyxy: Tensor, b_xyxy: Tensor) -> tuple[Tensor, Tensor]:
 def canvas_to_source(box_xyxy: Tensor, letterbox: Tensor, canvas_hw: tuple[int, int]) -> Tensor:
     """Boxes back to pixels of the source picture, clipped to it.
 
-    box_xyxy: [B, S, 4] normalised to the canvas; letterbox: [B, 6] scale_x, scale_y, pad_x, pad_y, raw_width, raw_height
-    (canvas = source * scale + pad); canvas_hw: height and width of the canvas in pixels. Returns float64 [B, S, 4].
+    box_xyxy: [B, S, 4] normalised to the canvas; letterbox: [B, 6] scale_x, scale_y, pad_x, pad_y,
+    raw_width, raw_height (canvas = source * scale + pad); canvas_hw: height and width of the canvas
+    in pixels. Returns float64 [B, S, 4].
     """
     height, width = canvas_hw
     geometry = letterbox.double()
-    canvas = box_xyxy.double() * box_xyxy.new_tensor([width, height, width, height], dtype=torch.float64)
+    canvas = box_xyxy.double() * box_xyxy.new_tensor(
+        [width, height, width, height], dtype=torch.float64
+    )
     scale, pad, raw = (geometry[:, at : at + 2].repeat(1, 2).unsqueeze(1) for at in (0, 2, 4))
     return ((canvas - pad) / scale).clamp_min(0).minimum(raw)

@@ -1,9 +1,11 @@
-"""Greedy matching of predictions to truth: best IoU first, one to one, smallest box distance where nothing overlaps.
+"""Greedy matching of predictions to truth: best IoU first, one to one, smallest box distance where
+nothing overlaps.
 
-All pairs stand in one affinity: the IoU where two boxes overlap, else minus their distance, so that any overlap goes before
-none. Greedy order is then found without walking the pairs: a pair that is the best of its row *and* of its column is what a
-greedy walk would take too, so each round takes all such pairs at once. Ties go to the lower truth, then the lower prediction.
-Given up: the optimal assignment (Hungarian, on the CPU, one picture at a time); greedy is within reach of it and batched.
+All pairs stand in one affinity: the IoU where two boxes overlap, else minus their distance, so that
+any overlap goes before none. Greedy order is then found without walking the pairs: a pair that is
+the best of its row *and* of its column is what a greedy walk would take too, so each round takes
+all such pairs at once. Ties go to the lower truth, then the lower prediction. Given up: the optimal
+assignment (Hungarian, on the CPU, one picture at a time); greedy is within reach of it and batched.
 """
 
 from __future__ import annotations
@@ -19,7 +21,10 @@ NEVER = float("-inf")
 
 
 def affinity(predicted_xyxy: Tensor, truth_xyxy: Tensor) -> Tensor:
-    """[B, N, 4] and [B, S, 4] -> [B, S, N]: IoU in (0, 1] where boxes overlap, else minus the L1 distance of their corners."""
+    """[B, N, 4] and [B, S, 4] -> [B, S, N].
+
+    IoU in (0, 1] where boxes overlap, else minus the L1 distance of their corners.
+    """
     iou = pairwise_iou(truth_xyxy, predicted_xyxy)
     return torch.where(iou > 0, iou, -box_distance(truth_xyxy, predicted_xyxy))
 
@@ -27,8 +32,9 @@ def affinity(predicted_xyxy: Tensor, truth_xyxy: Tensor) -> Tensor:
 def greedy_match(pair_affinity: Tensor, truth_mask: Tensor) -> Tensor:
     """The prediction each truth gets, highest affinity first.
 
-    pair_affinity: [B, S, N], -inf for a pair that may not be; truth_mask: bool [B, S]. Returns int64 [B, S], -1 where the truth
-    is masked or no prediction is left for it. No prediction is given twice within a picture.
+    pair_affinity: [B, S, N], -inf for a pair that may not be; truth_mask: bool [B, S]. Returns
+    int64 [B, S], -1 where the truth is masked or no prediction is left for it. No prediction is
+    given twice within a picture.
     """
     batch, truths, predictions = pair_affinity.shape
     matched = torch.full((batch, truths), -1, dtype=torch.int64, device=pair_affinity.device)
@@ -53,15 +59,20 @@ def greedy_match(pair_affinity: Tensor, truth_mask: Tensor) -> Tensor:
 
 
 def match_boxes(predicted_xyxy: Tensor, truth_xyxy: Tensor, truth_mask: Tensor) -> Tensor:
-    """Greedy matching of [B, N, 4] predictions to [B, S, 4] truths; as `greedy_match`. Carries no gradient."""
+    """Greedy matching of [B, N, 4] predictions to [B, S, 4] truths; as `greedy_match`.
+
+    Carries no gradient.
+    """
     with torch.no_grad():
         return greedy_match(affinity(predicted_xyxy.detach(), truth_xyxy), truth_mask)
 
 
 def spread_match(pair_affinity: Tensor, truth_mask: Tensor, count: int) -> Tensor:
-    """One to many: each truth asks for its `count` best predictions, a prediction asked for by several goes to the best.
+    """One to many: each truth asks for its `count` best predictions, a prediction asked for by
+    several goes to the best.
 
-    pair_affinity: [B, S, N], -inf for a pair that may not be. Returns int64 [B, N]: the truth of each prediction, or -1.
+    pair_affinity: [B, S, N], -inf for a pair that may not be. Returns int64 [B, N]: the truth of
+    each prediction, or -1.
     """
     batch, truths, predictions = pair_affinity.shape
     if truths == 0 or predictions == 0:

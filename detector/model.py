@@ -1,9 +1,11 @@
-"""TinyDet, one box a picture, and BigDet, `max_boxes` of them. Both learn from random weights on two CPU cores.
+"""TinyDet, one box a picture, and BigDet, `max_boxes` of them. Both learn from random weights on
+two CPU cores.
 
-One trunk: a 4 x 4 space-to-depth stem (most of the work is then done on a small grid), strided residual stages, and a way
-back up to stride 8. Each cell proposes a box around itself. BigDet trains every cell and hands out the `max_boxes` most
-certain ones as its slots; one-to-one targets make it suppress its own duplicates, so there is no NMS. TinyDet averages the
-cells' boxes, weighted by how sure each cell is to lie on the thing. Given up: pretrained weights, several pyramid levels,
+One trunk: a 4 x 4 space-to-depth stem (most of the work is then done on a small grid), strided
+residual stages, and a way back up to stride 8. Each cell proposes a box around itself. BigDet
+trains every cell and hands out the `max_boxes` most certain ones as its slots; one-to-one targets
+make it suppress its own duplicates, so there is no NMS. TinyDet averages the cells' boxes, weighted
+by how sure each cell is to lie on the thing. Given up: pretrained weights, several pyramid levels,
 very small objects.
 """
 
@@ -30,9 +32,10 @@ ABSENT_LOGIT = -30.0
 
 
 class Candidates(NamedTuple):
-    """What each of the N grid cells says. box_xyxy [B, N, 4], objectness [B, N] logits, classes [B, N, C] logits (C = 0 with
-    one class or none), helper [B, N]: a second objectness, trained one to many, that only training looks at; cell_xy [N, 2]:
-    the cells' centres. Boxes and centres are normalised to the canvas."""
+    """What each of the N grid cells says. box_xyxy [B, N, 4], objectness [B, N] logits, classes [B,
+    N, C] logits (C = 0 with one class or none), helper [B, N]: a second objectness, trained one to
+    many, that only training looks at; cell_xy [N, 2]: the cells' centres. Boxes and centres are
+    normalised to the canvas."""
 
     box_xyxy: Tensor
     objectness: Tensor
@@ -42,8 +45,9 @@ class Candidates(NamedTuple):
 
 
 class Vote(NamedTuple):
-    """What TinyDet says: box_xyxy [B, 1, 4], objectness [B, 1] logits; and how it came about: cell_box_xyxy [B, N, 4], each cell's
-    proposal, cell_logit [B, N], how sure it is to lie on the thing, cell_xy [N, 2], the cells' centres."""
+    """What TinyDet says: box_xyxy [B, 1, 4], objectness [B, 1] logits; and how it came about:
+    cell_box_xyxy [B, N, 4], each cell's proposal, cell_logit [B, N], how sure it is to lie on the
+    thing, cell_xy [N, 2], the cells' centres."""
 
     box_xyxy: Tensor
     objectness: Tensor
@@ -53,8 +57,8 @@ class Vote(NamedTuple):
 
 
 class Slots(NamedTuple):
-    """What a detector hands out: box_xyxy [B, S, 4] normalised to the canvas, in [0, 1]; objectness [B, S] logits, highest
-    first; classes [B, S, C] logits, C = 0 with one class or none."""
+    """What a detector hands out: box_xyxy [B, S, 4] normalised to the canvas, in [0, 1]; objectness
+    [B, S] logits, highest first; classes [B, S, C] logits, C = 0 with one class or none."""
 
     box_xyxy: Tensor
     objectness: Tensor
@@ -62,16 +66,26 @@ class Slots(NamedTuple):
 
 
 def to_float(image: Tensor) -> Tensor:
-    """uint8 [B, 3, H, W] on its device -> float32 in [-1, 1], channels last. Float pictures are taken as [0, 1]."""
-    picture = torch.empty(image.shape, dtype=torch.float32, device=image.device, memory_format=torch.channels_last)
+    """uint8 [B, 3, H, W] on its device -> float32 in [-1, 1], channels last.
+
+    Float pictures are taken as [0, 1].
+    """
+    picture = torch.empty(
+        image.shape, dtype=torch.float32, device=image.device, memory_format=torch.channels_last
+    )
     # copy_ then mul_ is four times as fast as one multiplication that converts.
     return picture.copy_(image).mul_(2 / 255 if image.dtype == torch.uint8 else 2).sub_(1)
 
 
 def reduced(picture: Tensor) -> Tensor:
-    """float [B, 3, H, W] -> the same at half the resolution while a side is over TINY_SIDE: enough for one box, a quarter of the work."""
+    """float [B, 3, H, W] -> the same at half the resolution while a side is over TINY_SIDE.
+
+    Enough for one box, a quarter of the work.
+    """
     while max(picture.shape[2:]) > TINY_SIDE:
-        picture = functional.adaptive_avg_pool2d(picture, ((picture.shape[2] + 1) // 2, (picture.shape[3] + 1) // 2))
+        picture = functional.adaptive_avg_pool2d(
+            picture, ((picture.shape[2] + 1) // 2, (picture.shape[3] + 1) // 2)
+        )
     return picture
 
 
@@ -79,7 +93,11 @@ class Conv(nn.Sequential):
     """Convolution, batch norm, SiLU."""
 
     def __init__(self, inside: int, outside: int, size: int = 3, stride: int = 1) -> None:
-        super().__init__(nn.Conv2d(inside, outside, size, stride, size // 2, bias=False), nn.BatchNorm2d(outside), nn.SiLU(inplace=True))
+        super().__init__(
+            nn.Conv2d(inside, outside, size, stride, size // 2, bias=False),
+            nn.BatchNorm2d(outside),
+            nn.SiLU(inplace=True),
+        )
 
 
 class Residual(nn.Module):
@@ -127,10 +145,17 @@ class Grid(nn.Module):
         nn.init.constant_(self.head.bias[2:4], -2.3)
 
     def forward(self, picture: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """float [B, 3, H, W] -> box_xyxy [B, N, 4], the other channels [B, N, K], cell_xy [N, 2]. Any H, W."""
+        """float [B, 3, H, W] -> box_xyxy [B, N, 4], the other channels [B, N, K], cell_xy [N, 2].
+
+        Any H, W.
+        """
         height, width = picture.shape[2:]
-        # At least two cells a side at the coarsest level: a batch norm needs more than one value, also in a batch of one picture.
-        right, below = max(-width % COARSEST, 2 * COARSEST - width), max(-height % COARSEST, 2 * COARSEST - height)
+        # At least two cells a side at the coarsest level: a batch norm needs more than one value,
+        # also in a batch of one picture.
+        right, below = (
+            max(-width % COARSEST, 2 * COARSEST - width),
+            max(-height % COARSEST, 2 * COARSEST - height),
+        )
         picture = functional.pad(picture, (0, right, 0, below))
         grid = self.head(self.trunk(picture.contiguous(memory_format=torch.channels_last))).float()
         raw = grid.permute(0, 2, 3, 1).flatten(1, 2)
@@ -144,7 +169,9 @@ class Grid(nn.Module):
 
 
 class BigDet(nn.Module):
-    """`forward` gives every cell's word (for the loss), `slots` the `max_boxes` most certain of them."""
+    """`forward` gives every cell's word (for the loss), `slots` the `max_boxes` most certain of
+    them.
+    """
 
     kind = "big"
 
@@ -167,16 +194,27 @@ class BigDet(nn.Module):
         if there < wanted:
             spare = wanted - there
             objectness = functional.pad(objectness, (0, spare), value=ABSENT_LOGIT)
-            box_xyxy, classes = functional.pad(box_xyxy, (0, 0, 0, spare)), functional.pad(classes, (0, 0, 0, spare))
+            box_xyxy, classes = (
+                functional.pad(box_xyxy, (0, 0, 0, spare)),
+                functional.pad(classes, (0, 0, 0, spare)),
+            )
         return Slots(box_xyxy, objectness, classes)
 
     def describe(self) -> dict[str, Any]:
         """What `make_model` needs to build the same model again."""
-        return {"kind": self.kind, "max_boxes": self.max_boxes, "class_count": self.class_count, "width": self.width}
+        return {
+            "kind": self.kind,
+            "max_boxes": self.max_boxes,
+            "class_count": self.class_count,
+            "width": self.width,
+        }
 
 
 class TinyDet(nn.Module):
-    """One box and one logit a picture: cells vote for a box, weighted by an attention over the cells."""
+    """One box and one logit a picture.
+
+    Cells vote for a box, weighted by an attention over the cells.
+    """
 
     kind = "tiny"
 
@@ -195,13 +233,19 @@ class TinyDet(nn.Module):
 
     def slots(self, said: Vote) -> Slots:
         """One slot a picture."""
-        return Slots(said.box_xyxy.clamp(0, 1), said.objectness, said.objectness.new_zeros((*said.objectness.shape, 0)))
+        return Slots(
+            said.box_xyxy.clamp(0, 1),
+            said.objectness,
+            said.objectness.new_zeros((*said.objectness.shape, 0)),
+        )
 
     def describe(self) -> dict[str, Any]:
         return {"kind": self.kind, "width": self.width}
 
 
-def make_model(*, kind: str, max_boxes: int = 1, class_count: int = 1, width: int | None = None) -> BigDet | TinyDet:
+def make_model(
+    *, kind: str, max_boxes: int = 1, class_count: int = 1, width: int | None = None
+) -> BigDet | TinyDet:
     """The model that `describe` wrote down, with fresh weights from the caller's generator state."""
     if kind == "tiny":
         return TinyDet(width or 24)

@@ -1,6 +1,8 @@
-"""The page of `infer_view`: a template with two holes, `{{title}}` (escaped HTML) and `{{data}}` (JSON without "<").
+"""The page of `infer_view`: a template with two holes, `{{title}}` (escaped HTML) and `{{data}}`
+(JSON without "<").
 
-Its policy allows nothing but what is inline: no network, no other file. It works from disk, offline, in light and dark.
+Its policy allows nothing but what is inline: no network, no other file. It works from disk,
+offline, in light and dark.
 """
 
 from __future__ import annotations

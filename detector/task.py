@@ -1,7 +1,9 @@
-"""The detectors as a Task of the training loop: settings, model, loss with augmentation, evaluation, checkpoint description.
+"""The detectors as a Task of the training loop: settings, model, loss with augmentation,
+evaluation, checkpoint description.
 
-Everything a detector needs to know about its data is in `DataFacts`, read from the store: slots, classes, canvas. Augmentation
-runs on the batch on its device, from (seed, epoch, sample index), so workers and engines have no part in it.
+Everything a detector needs to know about its data is in `DataFacts`, read from the store: slots,
+classes, canvas. Augmentation runs on the batch on its device, from (seed, epoch, sample index), so
+workers and engines have no part in it.
 """
 
 from __future__ import annotations
@@ -27,14 +29,27 @@ __all__ = ["DataFacts", "DetectorSettings", "DetectorTask", "data_facts", "resto
 
 
 class DetectorSettings(TrainSettings, AugmentSettings):
-    """What `train_detector` trains, on what, for how long; the augmentation's keys stand beside the loop's."""
+    """What `train_detector` trains, on what, for how long.
+
+    The augmentation's keys stand beside the loop's.
+    """
 
     model: Literal["tiny", "big"] = "tiny"
-    warehouse: str | None = Field(None, description="a warehouse or one of its versions; null: the newest under build.output_root")
-    max_boxes: int | None = Field(None, ge=1, le=10_000, description="must be the store's; null: take the store's")
-    width: int | None = Field(None, ge=8, le=512, description="channels of the first stage; null: 24 for tiny, 32 for big")
+    warehouse: str | None = Field(
+        None,
+        description="a warehouse or one of its versions; null: the newest under build.output_root",
+    )
+    max_boxes: int | None = Field(
+        None, ge=1, le=10_000, description="must be the store's; null: take the store's"
+    )
+    width: int | None = Field(
+        None, ge=8, le=512, description="channels of the first stage; null: 24 for tiny, 32 for big"
+    )
     strength: float | None = Field(
-        None, ge=0, le=1, description="of augmentation: scales zoom, aspect and colour jitter; null: 0 for tiny (flips only), 1 for big"
+        None,
+        ge=0,
+        le=1,
+        description="of augmentation: scales zoom, aspect and colour jitter; null: 0 for tiny (flips only), 1 for big",
     )
     box_l1: float = Field(5.0, ge=0)
     box_giou: float = Field(2.0, ge=0)
@@ -42,7 +57,10 @@ class DetectorSettings(TrainSettings, AugmentSettings):
 
 @dataclass(frozen=True, slots=True)
 class DataFacts:
-    """max_boxes: the store's slots; class_names; canvas (H, W) in pixels; pad_value and resize_mode of the letterbox."""
+    """max_boxes: the store's slots; class_names; canvas (H, W) in pixels.
+
+    pad_value and resize_mode of the letterbox.
+    """
 
     max_boxes: int
     class_names: tuple[str, ...]
@@ -52,17 +70,33 @@ class DataFacts:
 
 
 def data_facts(split: Any, settings: DetectorSettings) -> DataFacts:
-    """From a warehouse split. Raises TrainingError when it has no boxes, or other slots than `detector.max_boxes`."""
+    """From a warehouse split.
+
+    Raises TrainingError when it has no boxes, or other slots than `detector.max_boxes`.
+    """
     recipe = split.warehouse.manifest.recipe.get("settings", {})
     if split.max_boxes is None:
-        raise TrainingError("this warehouse has no boxes", where=split.warehouse.folder, remedy="build one from VOC, COCO or YOLO pictures")
+        raise TrainingError(
+            "this warehouse has no boxes",
+            where=split.warehouse.folder,
+            remedy="build one from VOC, COCO or YOLO pictures",
+        )
     if settings.max_boxes not in {None, split.max_boxes}:
-        raise TrainingError("detector.max_boxes and the store's max_boxes differ", where=split.warehouse.folder,
-                            expected=f"{split.max_boxes} (the store)", found=f"{settings.max_boxes} (detector.max_boxes)",
-                            remedy="leave --detector.max_boxes away, or build again with --build.max_boxes")  # fmt: skip
+        raise TrainingError(
+            "detector.max_boxes and the store's max_boxes differ",
+            where=split.warehouse.folder,
+            expected=f"{split.max_boxes} (the store)",
+            found=f"{settings.max_boxes} (detector.max_boxes)",
+            remedy="leave --detector.max_boxes away, or build again with --build.max_boxes",
+        )
     height, width = split.specs["image"].shape[2:]
-    return DataFacts(split.max_boxes, tuple(split.class_names), (height, width), int(recipe.get("pad_value", 114)),
-                     str(recipe.get("resize_mode", "letterbox")))  # fmt: skip
+    return DataFacts(
+        split.max_boxes,
+        tuple(split.class_names),
+        (height, width),
+        int(recipe.get("pad_value", 114)),
+        str(recipe.get("resize_mode", "letterbox")),
+    )
 
 
 class DetectorTask:
@@ -75,14 +109,27 @@ class DetectorTask:
         self.settings, self.facts = settings, facts
         self.name, self.lr = ("TinyDet", 5e-3) if settings.model == "tiny" else ("BigDet", 2e-3)
         with seeded(settings.seed):
-            self.model: BigDet | TinyDet = make_model(kind=settings.model, max_boxes=facts.max_boxes, class_count=len(facts.class_names),
-                                                      width=settings.width)  # fmt: skip
-        strength = settings.strength if settings.strength is not None else float(settings.model == "big")
-        amounts = {key: strength * getattr(settings, key) for key in ("zoom", "aspect", "brightness", "contrast", "saturation")}
-        self.augmentation = AugmentSettings(flip_x=settings.flip_x, flip_y=settings.flip_y, **amounts)
+            self.model: BigDet | TinyDet = make_model(
+                kind=settings.model,
+                max_boxes=facts.max_boxes,
+                class_count=len(facts.class_names),
+                width=settings.width,
+            )
+        strength = (
+            settings.strength if settings.strength is not None else float(settings.model == "big")
+        )
+        amounts = {
+            key: strength * getattr(settings, key)
+            for key in ("zoom", "aspect", "brightness", "contrast", "saturation")
+        }
+        self.augmentation = AugmentSettings(
+            flip_x=settings.flip_x, flip_y=settings.flip_y, **amounts
+        )
         self.weights = LossWeights(box_l1=settings.box_l1, box_giou=settings.box_giou)
 
-    def loss(self, model: nn.Module, batch: dict[str, Tensor], epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(
+        self, model: nn.Module, batch: dict[str, Tensor], epoch: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         if self.settings.model == "tiny":
             # Before augmentation, which then has a quarter of the pixels to move.
             batch = {**batch, "image": reduced((to_float(batch["image"]) + 1) / 2)}
@@ -95,7 +142,9 @@ class DetectorTask:
             return big_loss(said, truth, self.weights)
 
     def evaluate(self, model: nn.Module, batches: Iterator[dict[str, Tensor]]) -> dict[str, float]:
-        tally = DetectionTally(len(self.facts.class_names) if self.settings.model == "big" else 1, self.model.max_boxes)
+        tally = DetectionTally(
+            len(self.facts.class_names) if self.settings.model == "big" else 1, self.model.max_boxes
+        )
         with torch.inference_mode():
             for batch in batches:
                 tally.add(model.slots(model(to_float(batch["image"]))), batch)
@@ -105,8 +154,14 @@ class DetectorTask:
         return metrics
 
     def describe(self) -> dict[str, Any]:
-        return {**self.model.describe(), "facts": {**asdict(self.facts), "class_names": list(self.facts.class_names),
-                                                   "canvas": list(self.facts.canvas)}}  # fmt: skip
+        return {
+            **self.model.describe(),
+            "facts": {
+                **asdict(self.facts),
+                "class_names": list(self.facts.class_names),
+                "canvas": list(self.facts.canvas),
+            },
+        }
 
     def draw(self, history: list[dict[str, Any]], path: Path) -> None:
         from detector.view import draw_curve
@@ -115,22 +170,38 @@ class DetectorTask:
 
 
 def restore_detector(checkpoint: Checkpoint) -> tuple[BigDet | TinyDet, DataFacts]:
-    """The model of a checkpoint, with its averaged weights, in eval mode. Raises StateError when it is not a detector of ours."""
+    """The model of a checkpoint, with its averaged weights, in eval mode.
+
+    Raises StateError when it is not a detector of ours.
+    """
     remedy = "train one with python -m scripts.train_detector"
     said = known_model(checkpoint, ("tiny", "big"), "a detector", remedy)
     try:
         facts = dict(said.pop("facts"))
         height, width = (int(side) for side in facts["canvas"])
         names = tuple(str(name) for name in facts["class_names"])
-        known = DataFacts(int(facts["max_boxes"]), names, (height, width), int(facts["pad_value"]), str(facts["resize_mode"]))
-        shape = {key: int(said[key]) for key in ("max_boxes", "class_count", "width") if key in said}
+        known = DataFacts(
+            int(facts["max_boxes"]),
+            names,
+            (height, width),
+            int(facts["pad_value"]),
+            str(facts["resize_mode"]),
+        )
+        shape = {
+            key: int(said[key]) for key in ("max_boxes", "class_count", "width") if key in said
+        }
         limits = {"max_boxes": 10_000, "class_count": 100_000, "width": 512}
         if any(not 0 <= value <= limits[key] for key, value in shape.items()):
             raise ValueError(f"model {shape}")
         if not (8 <= height <= 16_384 and 8 <= width <= 16_384):
             raise ValueError(f"canvas {height} x {width}")
     except (KeyError, TypeError, ValueError) as error:
-        raise StateError("the checkpoint is not of a detector", where=checkpoint.path, found=str(error), remedy=remedy) from None
+        raise StateError(
+            "the checkpoint is not of a detector",
+            where=checkpoint.path,
+            found=str(error),
+            remedy=remedy,
+        ) from None
     model = make_model(kind=said["kind"], **shape)
     load_module(model, checkpoint.part("average"), checkpoint.path)
     return model.eval(), known

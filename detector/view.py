@@ -1,7 +1,9 @@
-"""Looking at what a detector does: PNGs with boxes, one self-contained HTML page with a score slider, the training curve.
+"""Looking at what a detector does: PNGs with boxes, one self-contained HTML page with a score
+slider, the training curve.
 
-Predictions are drawn in one colour, the truth, where known, in another. The page embeds its pictures and its data; it loads
-nothing, and its policy forbids it to. Names come from files: they reach the page as JSON text and are set as text, never as HTML.
+Predictions are drawn in one colour, the truth, where known, in another. The page embeds its
+pictures and its data; it loads nothing, and its policy forbids it to. Names come from files: they
+reach the page as JSON text and are set as text, never as HTML.
 """
 
 from __future__ import annotations
@@ -35,7 +37,10 @@ class InferSettings(Section):
     """What `infer_view` looks at, with what, and where it puts the pictures."""
 
     checkpoint: str = "checkpoints/bigdet"
-    input: str | None = Field(None, description="a picture, a folder or a warehouse; null: the newest under build.output_root")
+    input: str | None = Field(
+        None,
+        description="a picture, a folder or a warehouse; null: the newest under build.output_root",
+    )
     split: str = "val"
     threshold: float = Field(0.5, ge=0, le=1)
     limit: int = Field(200, ge=1, le=10_000, description="pictures at most")
@@ -48,7 +53,8 @@ class InferSettings(Section):
 class Shown:
     """One picture with its boxes, all in pixels of `picture` (uint8 [H, W, 3] RGB).
 
-    box_xyxy [K, 4], score [K] in [0, 1], label [K]: what the detector says, best first; truth_xyxy [M, 4], truth_label [M], or None.
+    box_xyxy [K, 4], score [K] in [0, 1], label [K]: what the detector says, best first; truth_xyxy
+    [M, 4], truth_label [M], or None.
     """
 
     name: str
@@ -61,7 +67,9 @@ class Shown:
 
 
 def fitted(shown: Shown) -> Shown:
-    """The same picture and boxes with a longer side between SHOWN_SIDES pixels, so that names can be read and pages stay small."""
+    """The same picture and boxes with a longer side between SHOWN_SIDES pixels, so that names can
+    be read and pages stay small.
+    """
     height, width = shown.picture.shape[:2]
     longer = max(height, width)
     scale = min(max(longer, SHOWN_SIDES[0]), SHOWN_SIDES[1]) / longer
@@ -72,7 +80,15 @@ def fitted(shown: Shown) -> Shown:
     picture = np.asarray(Image.fromarray(shown.picture).resize(size, how))
     factor = np.array([size[0] / width, size[1] / height] * 2)
     truth = None if shown.truth_xyxy is None else shown.truth_xyxy * factor
-    return Shown(shown.name, picture, shown.box_xyxy * factor, shown.score, shown.label, truth, shown.truth_label)
+    return Shown(
+        shown.name,
+        picture,
+        shown.box_xyxy * factor,
+        shown.score,
+        shown.label,
+        truth,
+        shown.truth_label,
+    )
 
 
 def draw_overlay(shown: Shown, class_names: Sequence[str], threshold: float) -> Image.Image:
@@ -95,27 +111,53 @@ def draw_overlay(shown: Shown, class_names: Sequence[str], threshold: float) -> 
     return image
 
 
-def write_view(pictures: Sequence[Shown], class_names: Sequence[str], threshold: float, folder: Path, title: str) -> Path:
-    """A PNG a picture and index.html in `folder`; the page's path. Raises TrainingError when the folder cannot be written."""
+def write_view(
+    pictures: Sequence[Shown],
+    class_names: Sequence[str],
+    threshold: float,
+    folder: Path,
+    title: str,
+) -> Path:
+    """A PNG a picture and index.html in `folder`; the page's path.
+
+    Raises TrainingError when the folder cannot be written.
+    """
     small = [fitted(shown) for shown in pictures]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for at, shown in enumerate(small):
-            draw_overlay(shown, class_names, threshold).save(folder / f"{at:04d}_{_file_name(shown.name)}.png")
+            draw_overlay(shown, class_names, threshold).save(
+                folder / f"{at:04d}_{_file_name(shown.name)}.png"
+            )
         page = folder / "index.html"
         page.write_text(write_page(small, class_names, threshold, title), encoding="utf-8")
     except OSError as error:
         raise TrainingError(
-            "the pictures cannot be written", where=folder, found=error.strerror, remedy="choose another --infer.output"
+            "the pictures cannot be written",
+            where=folder,
+            found=error.strerror,
+            remedy="choose another --infer.output",
         ) from None
     return page
 
 
-def write_page(pictures: Sequence[Shown], class_names: Sequence[str], threshold: float, title: str) -> str:
-    """One HTML document that needs nothing else: pictures as JPEG data, boxes drawn by score in the browser."""
-    data = {"threshold": threshold, "pictures": [_page_entry(shown, class_names) for shown in pictures]}
+def write_page(
+    pictures: Sequence[Shown], class_names: Sequence[str], threshold: float, title: str
+) -> str:
+    """One HTML document that needs nothing else.
+
+    Pictures as JPEG data, boxes drawn by score in the browser.
+    """
+    data = {
+        "threshold": threshold,
+        "pictures": [_page_entry(shown, class_names) for shown in pictures],
+    }
     # "<" cannot end the script element from within a JSON string when it is written as an escape.
-    text = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c").replace("\u2028", "\\u2028")
+    text = (
+        json.dumps(data, allow_nan=False, separators=(",", ":"))
+        .replace("<", "\\u003c")
+        .replace("\u2028", "\\u2028")
+    )
     return PAGE.replace("{{title}}", html.escape(title)).replace("{{data}}", text)
 
 
@@ -123,15 +165,33 @@ def _page_entry(shown: Shown, class_names: Sequence[str]) -> dict[str, Any]:
     buffer = io.BytesIO()
     Image.fromarray(shown.picture).save(buffer, "JPEG", quality=88)
     height, width = shown.picture.shape[:2]
-    found = [[*(round(float(value), 1) for value in box), round(float(score), 4), _class_name(class_names, int(label))]
-             for box, score, label in zip(shown.box_xyxy, shown.score, shown.label, strict=True)]  # fmt: skip
+    found = [
+        [
+            *(round(float(value), 1) for value in box),
+            round(float(score), 4),
+            _class_name(class_names, int(label)),
+        ]
+        for box, score, label in zip(shown.box_xyxy, shown.score, shown.label, strict=True)
+    ]
     truth = None
     if shown.truth_xyxy is not None:
-        labels = shown.truth_label if shown.truth_label is not None else np.full(len(shown.truth_xyxy), -1)
-        truth = [[*(round(float(value), 1) for value in box), _class_name(class_names, int(label))]
-                 for box, label in zip(shown.truth_xyxy, labels, strict=True)]  # fmt: skip
-    return {"name": shown.name, "width": width, "height": height, "found": found, "truth": truth,
-            "jpeg": base64.b64encode(buffer.getvalue()).decode()}  # fmt: skip
+        labels = (
+            shown.truth_label
+            if shown.truth_label is not None
+            else np.full(len(shown.truth_xyxy), -1)
+        )
+        truth = [
+            [*(round(float(value), 1) for value in box), _class_name(class_names, int(label))]
+            for box, label in zip(shown.truth_xyxy, labels, strict=True)
+        ]
+    return {
+        "name": shown.name,
+        "width": width,
+        "height": height,
+        "found": found,
+        "truth": truth,
+        "jpeg": base64.b64encode(buffer.getvalue()).decode(),
+    }
 
 
 def _class_name(class_names: Sequence[str], label: int) -> str:
@@ -143,14 +203,23 @@ def _file_name(name: str) -> str:
 
 
 def draw_curve(history: Sequence[dict[str, Any]], path: Path, title: str) -> None:
-    """Training loss (left) and held-out metrics (right) by epoch, as a PNG. history: one dict an epoch, as the loop keeps it."""
+    """Training loss (left) and held-out metrics (right) by epoch, as a PNG. history.
+
+    One dict an epoch, as the loop keeps it.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     left = figure.add_subplot()
-    left.plot([row["epoch"] for row in history], [row["loss"] for row in history], color="0.55", label="training loss", marker=".")
+    left.plot(
+        [row["epoch"] for row in history],
+        [row["loss"] for row in history],
+        color="0.55",
+        label="training loss",
+        marker=".",
+    )
     left.set(xlabel="epoch", ylabel="training loss (log)", title=title, yscale="log")
     left.grid(alpha=0.3)
     right = left.twinx()
@@ -158,7 +227,11 @@ def draw_curve(history: Sequence[dict[str, Any]], path: Path, title: str) -> Non
         rows = [row for row in history if name in row]
         if rows:
             right.plot(
-                [row["epoch"] for row in rows], [row[name] for row in rows], color=colour, label=f"{name} {rows[-1][name]:.3f}", marker="."
+                [row["epoch"] for row in rows],
+                [row[name] for row in rows],
+                color=colour,
+                label=f"{name} {rows[-1][name]:.3f}",
+                marker=".",
             )
     right.set(ylabel="held-out metric", ylim=(0, 1))
     handles = [*left.get_legend_handles_labels()[0], *right.get_legend_handles_labels()[0]]

@@ -1,9 +1,12 @@
-"""Fine-tuning as a Task of the training loop: an encoder's last blocks and a new head, within a budget of memory.
+"""Fine-tuning as a Task of the training loop: an encoder's last blocks and a new head, within a
+budget of memory.
 
-For `head_epochs` only the head learns, on features that stay as they are; then the last `blocks` blocks and what follows them in the
-network join in, each block at `block_decay` of the rate of the next. Everything else is frozen bit for bit: no gradients, and its batch
-norms and all dropout stay in eval mode, so that a step is a function of (seed, epoch, samples). The epoch with the best accuracy on the
-selection split (val, else train) is kept as a checkpoint that is itself an encoder; figures are of the held-out split (test, else val).
+For `head_epochs` only the head learns, on features that stay as they are; then the last `blocks`
+blocks and what follows them in the network join in, each block at `block_decay` of the rate of the
+next. Everything else is frozen bit for bit: no gradients, and its batch norms and all dropout stay
+in eval mode, so that a step is a function of (seed, epoch, samples). The epoch with the best
+accuracy on the selection split (val, else train) is kept as a checkpoint that is itself an encoder;
+figures are of the held-out split (test, else val).
 """
 
 from __future__ import annotations
@@ -21,12 +24,25 @@ from torch.utils.checkpoint import checkpoint as recompute
 from features.encoders import FINETUNED, NetworkEncoder
 from features.metrics import classification_metrics, confusion_matrix, draw_confusion
 from features.pictures import PictureTraining, augment_pictures
-from utils.training.checkpoint import has_checkpoint, load_checkpoint, load_module, prefixed, save_checkpoint
+from utils.training.checkpoint import (
+    has_checkpoint,
+    load_checkpoint,
+    load_module,
+    prefixed,
+    save_checkpoint,
+)
 from utils.training.loop import seeded
 from utils.training.ranks import to_device
 from warehouse.errors import ConfigError
 
-__all__ = ["FinetuneNet", "FinetuneSettings", "FinetuneTask", "FinetuneTraining", "checkpoint_of", "trained_levels"]
+__all__ = [
+    "FinetuneNet",
+    "FinetuneSettings",
+    "FinetuneTask",
+    "FinetuneTraining",
+    "checkpoint_of",
+    "trained_levels",
+]
 
 
 class FinetuneTraining(PictureTraining):
@@ -35,38 +51,78 @@ class FinetuneTraining(PictureTraining):
     epochs: int | None = Field(10, ge=1, description="those of the head alone included")
     batch_size: int = Field(4, ge=1, le=65_536, description="samples that go through at a time")
     accumulate: int = Field(4, ge=1, description="batches an optimizer step")
-    warmup_steps: int = Field(20, ge=0, description="of the head, and again of the blocks when they join in")
-    average: float = Field(0.99, ge=0, lt=1, description="decay of the running average of the weights, which is what is kept; 0: none")
-    blocks: int | None = Field(4, ge=1, description="the last so many of the encoder's are trained; null: the whole encoder")
+    warmup_steps: int = Field(
+        20, ge=0, description="of the head, and again of the blocks when they join in"
+    )
+    average: float = Field(
+        0.99,
+        ge=0,
+        lt=1,
+        description="decay of the running average of the weights, which is what is kept; 0: none",
+    )
+    blocks: int | None = Field(
+        4,
+        ge=1,
+        description="the last so many of the encoder's are trained; null: the whole encoder",
+    )
     head_epochs: int = Field(2, ge=0, description="epochs in which only the head learns")
-    backbone_rate: float = Field(0.1, gt=0, le=10, description="learning rate of the last block, as a share of the head's")
-    block_decay: float = Field(0.8, gt=0, le=1, description="rate of each earlier block, as a share of the next one's")
-    norms: Literal["frozen", "trained"] | None = Field(None, description="statistics of trained blocks' batch norms; null: by the encoder")
+    backbone_rate: float = Field(
+        0.1, gt=0, le=10, description="learning rate of the last block, as a share of the head's"
+    )
+    block_decay: float = Field(
+        0.8, gt=0, le=1, description="rate of each earlier block, as a share of the next one's"
+    )
+    norms: Literal["frozen", "trained"] | None = Field(
+        None, description="statistics of trained blocks' batch norms; null: by the encoder"
+    )
     label_smoothing: float = Field(0.1, ge=0, lt=1)
-    picture_label: Literal["largest", "commonest"] = Field("largest", description="which box names its picture, where classes are of boxes")
+    picture_label: Literal["largest", "commonest"] = Field(
+        "largest", description="which box names its picture, where classes are of boxes"
+    )
 
 
 class FinetuneSettings(FinetuneTraining):
     """What `finetune` trains, from which weights, within which limits."""
 
     warehouse: str | None = Field(
-        None, description="a warehouse of pictures or one of its versions; null: the newest under build.output_root"
+        None,
+        description="a warehouse of pictures or one of its versions; null: the newest under build.output_root",
     )
-    encoder: str = Field("efficientnet_b0", description="a hub name, a folder, random:efficientnet_b0, or a checkpoint of ours")
-    size: int | None = Field(None, ge=16, le=4096, description="side pictures are resized to; null: what suits the encoder")
+    encoder: str = Field(
+        "efficientnet_b0",
+        description="a hub name, a folder, random:efficientnet_b0, or a checkpoint of ours",
+    )
+    size: int | None = Field(
+        None,
+        ge=16,
+        le=4096,
+        description="side pictures are resized to; null: what suits the encoder",
+    )
     offline: bool = Field(False, description="never ask the hub")
-    memory_budget_gb: float | None = Field(4.0, gt=0, description="of the GPU, or of this process; null: no limit")
-    recompute: bool = Field(False, description="trained blocks forget their activations and compute them again: less memory, more time")
+    memory_budget_gb: float | None = Field(
+        4.0, gt=0, description="of the GPU, or of this process; null: no limit"
+    )
+    recompute: bool = Field(
+        False,
+        description="trained blocks forget their activations and compute them again: less memory, more time",
+    )
     save_steps: int = Field(100, ge=1, description="steps between checkpoints")
-    output: str | None = Field("checkpoints/finetune", description="the encoder; below it, training/ has what a later session goes on from")
+    output: str | None = Field(
+        "checkpoints/finetune",
+        description="the encoder; below it, training/ has what a later session goes on from",
+    )
     resume: bool = Field(True, description="go on from the checkpoint in output/training")
 
     @model_validator(mode="after")
     def _something_is_tuned(self) -> FinetuneSettings:
         if self.epochs is not None and self.head_epochs >= self.epochs:
-            raise ValueError(f"head_epochs {self.head_epochs} must be fewer than epochs {self.epochs}")
+            raise ValueError(
+                f"head_epochs {self.head_epochs} must be fewer than epochs {self.epochs}"
+            )
         if self.recompute and self.norms == "trained":
-            raise ValueError("recompute would count every batch twice in the statistics of trained norms: take norms frozen")
+            raise ValueError(
+                "recompute would count every batch twice in the statistics of trained norms: take norms frozen"
+            )
         return self
 
     @property
@@ -74,12 +130,19 @@ class FinetuneSettings(FinetuneTraining):
         return Path(self.output or "checkpoints/finetune")
 
     def require_other_encoder(self) -> None:
-        """Raises ConfigError for an encoder that lies where the fine-tuned one is written: it would be overwritten by its own successor."""
+        """Raises ConfigError for an encoder that lies where the fine-tuned one is written.
+
+        It would be overwritten by its own successor.
+        """
         path = Path(self.encoder).expanduser()
         source = (path.parent if path.name == "checkpoint.json" else path).resolve()
         if source in {self.folder.resolve(), (self.folder / "training").resolve()}:
-            raise ConfigError("the encoder would be overwritten by what is made of it", where="finetune.output", found=self.folder,
-                              remedy="choose another --finetune.output")  # fmt: skip
+            raise ConfigError(
+                "the encoder would be overwritten by what is made of it",
+                where="finetune.output",
+                found=self.folder,
+                remedy="choose another --finetune.output",
+            )
 
     def training(self) -> FinetuneTraining:
         """The part that decides the weights, with its state below `folder`."""
@@ -88,7 +151,10 @@ class FinetuneSettings(FinetuneTraining):
 
 
 class FinetuneNet(nn.Module):
-    """Pictures -> encoder -> layer norm -> linear: logits float [B, C]. `train()` moves nothing but the norms it is meant to."""
+    """Pictures -> encoder -> layer norm -> linear: logits float [B, C].
+
+    `train()` moves nothing but the norms it is meant to.
+    """
 
     def __init__(self, encoder: NetworkEncoder, classes: int) -> None:
         super().__init__()
@@ -111,17 +177,39 @@ class FinetuneNet(nn.Module):
 
 
 class FinetuneTask:
-    """See utils.training.loop.Task. targets: class of every picture, int64 [n], -1 without one, of the training and of the selection split;
-    steps: of an epoch; final: (name, batches, targets) that the figures are of; None: the selection split's are the figures."""
+    """See utils.training.loop.Task. targets: class of every picture, int64 [n], -1 without one, of
+    the training and of the selection split; steps: of an epoch; final: (name, batches, targets)
+    that the figures are of; None: the selection split's are the figures."""
 
     section, lr, headline = "finetune", 1e-3, ("accuracy", "max")
 
-    def __init__(self, settings: FinetuneTraining, encoder: NetworkEncoder, class_names: Iterable[str], targets: tuple[Tensor, Tensor], *,
-                 steps: int, folder: Path, final: tuple[str, Any, Tensor] | None = None, save_memory: bool = False) -> None:  # fmt: skip
-        """Raises ConfigError for more blocks than there are, an encoder that cannot be written down, and what cannot go together."""
+    def __init__(
+        self,
+        settings: FinetuneTraining,
+        encoder: NetworkEncoder,
+        class_names: Iterable[str],
+        targets: tuple[Tensor, Tensor],
+        *,
+        steps: int,
+        folder: Path,
+        final: tuple[str, Any, Tensor] | None = None,
+        save_memory: bool = False,
+    ) -> None:
+        """Raises ConfigError for more blocks than there are, an encoder that cannot be written
+        down, and what cannot go together.
+        """
         if not encoder.recipe:
-            raise ConfigError("this encoder cannot be fine-tuned: it has no recipe to be built from again", where=encoder.name)
-        self.settings, self.class_names, self.targets, self.final, self.folder = settings, list(class_names), targets, final, folder
+            raise ConfigError(
+                "this encoder cannot be fine-tuned: it has no recipe to be built from again",
+                where=encoder.name,
+            )
+        self.settings, self.class_names, self.targets, self.final, self.folder = (
+            settings,
+            list(class_names),
+            targets,
+            final,
+            folder,
+        )
         self.started, self.start = encoder.describe(), settings.head_epochs * steps
         self.name = f"fine-tuning {encoder.name}"
         with seeded(settings.seed):
@@ -130,24 +218,50 @@ class FinetuneTask:
         self.tuned = [parameter for level in self.levels for parameter in level]
         norms = settings.norms or ("trained" if encoder.random else "frozen")
         if save_memory and norms == "trained":
-            raise ConfigError("recompute would count every batch twice in the statistics of trained norms", where="finetune.recompute",
-                              remedy="take --finetune.norms frozen")  # fmt: skip
+            raise ConfigError(
+                "recompute would count every batch twice in the statistics of trained norms",
+                where="finetune.recompute",
+                remedy="take --finetune.norms frozen",
+            )
         if save_memory:
-            for block in encoder.blocks if settings.blocks is None else encoder.last_blocks(settings.blocks):
+            for block in (
+                encoder.blocks if settings.blocks is None else encoder.last_blocks(settings.blocks)
+            ):
                 block.forward = Recomputed(block)  # type: ignore[method-assign]
         known = {id(parameter) for parameter in self.tuned}
-        self.norms = [module for module in encoder.network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)
-                      and norms == "trained" and all(id(parameter) in known for parameter in module.parameters())]  # fmt: skip
+        self.norms = [
+            module
+            for module in encoder.network.modules()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm)
+            and norms == "trained"
+            and all(id(parameter) in known for parameter in module.parameters())
+        ]
 
     def groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """The head at the whole rate from the first step, level k (0: the last block and what follows it) at its share from `start`."""
+        """The head at the whole rate from the first step, level k (0.
+
+        The last block and what follows it) at its share from `start`.
+        """
         head = [*self.model.norm.parameters(), *self.model.head.parameters()]
         parts = [(head, 1.0, 0)]
         for level, parameters in enumerate(self.levels):
-            parts.append((parameters, self.settings.backbone_rate * self.settings.block_decay**level, self.start))
-        groups = [{"params": [parameter for parameter in parameters if (parameter.ndim > 1) is matrix],
-                   "weight_decay": weight_decay if matrix else 0.0, "rate": rate, "start": start}
-                  for parameters, rate, start in parts for matrix in (True, False)]  # fmt: skip
+            parts.append(
+                (
+                    parameters,
+                    self.settings.backbone_rate * self.settings.block_decay**level,
+                    self.start,
+                )
+            )
+        groups = [
+            {
+                "params": [parameter for parameter in parameters if (parameter.ndim > 1) is matrix],
+                "weight_decay": weight_decay if matrix else 0.0,
+                "rate": rate,
+                "start": start,
+            }
+            for parameters, rate, start in parts
+            for matrix in (True, False)
+        ]
         return [group for group in groups if group["params"]]
 
     def before_epoch(self, epoch: int) -> None:
@@ -156,9 +270,13 @@ class FinetuneTask:
             parameter.requires_grad_(tuning)
         self.model.moving = self.norms if tuning else []
 
-    def loss(self, model: nn.Module, batch: dict[str, Tensor], epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(
+        self, model: nn.Module, batch: dict[str, Tensor], epoch: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.no_grad():
-            pictures = augment_pictures(self.model.encoder.resized(batch["image"]), batch["index"], epoch, self.settings)
+            pictures = augment_pictures(
+                self.model.encoder.resized(batch["image"]), batch["index"], epoch, self.settings
+            )
         # A batch of one has no spread to take statistics from.
         for norm in self.model.moving:
             norm.training = len(pictures) > 1
@@ -167,41 +285,81 @@ class FinetuneTask:
         if "pad" in batch:
             target = torch.where(batch["pad"], -1, target)
         with torch.autocast(logits.device.type, enabled=False):
-            losses = functional.cross_entropy(logits.float(), target, ignore_index=-1, reduction="none",
-                                              label_smoothing=self.settings.label_smoothing)  # fmt: skip
+            losses = functional.cross_entropy(
+                logits.float(),
+                target,
+                ignore_index=-1,
+                reduction="none",
+                label_smoothing=self.settings.label_smoothing,
+            )
         return losses.sum(), {"right": (logits.argmax(dim=1) == target).sum().detach()}
 
     def evaluate(self, model: nn.Module, batches: Iterator[dict[str, Tensor]]) -> dict[str, float]:
         return classification_metrics(*judged(model, batches, self.targets[1]))
 
     def after_epoch(self, average: nn.Module, history: list[dict[str, Any]]) -> None:
-        """Keep the best epoch, of equals the last, whose rate was lower. A function of the history: a resumed run keeps the same one."""
+        """Keep the best epoch, of equals the last, whose rate was lower.
+
+        A function of the history: a resumed run keeps the same one.
+        """
         scores = [line["accuracy"] for line in history if "accuracy" in line]
         if "accuracy" in history[-1] and scores[-1] >= max(scores[:-1], default=-1.0):
-            save_checkpoint(self.folder, prefixed("average", average.state_dict()), {"model": self.describe(), "best": history[-1]})
+            save_checkpoint(
+                self.folder,
+                prefixed("average", average.state_dict()),
+                {"model": self.describe(), "best": history[-1]},
+            )
 
     def conclude(self, average: nn.Module) -> dict[str, float]:
-        """Figures of the kept epoch on the held-out split, and its confusion matrix as a PNG. `average` becomes the kept weights."""
+        """Figures of the kept epoch on the held-out split, and its confusion matrix as a PNG.
+
+        `average` becomes the kept weights.
+        """
         best = load_checkpoint(self.folder)
         load_module(average, best.part("average"), best.path)
-        said = {"selection_accuracy": best.meta["best"]["accuracy"], "best_epoch": best.meta["best"]["epoch"]}
+        said = {
+            "selection_accuracy": best.meta["best"]["accuracy"],
+            "best_epoch": best.meta["best"]["epoch"],
+        }
         if self.final is None:
-            return {**said, **{key: value for key, value in best.meta["best"].items() if key in {"accuracy", "macro_f1", "auroc", "ece"}}}
+            return {
+                **said,
+                **{
+                    key: value
+                    for key, value in best.meta["best"].items()
+                    if key in {"accuracy", "macro_f1", "auroc", "ece"}
+                },
+            }
         name, batches, targets = self.final
         device = next(average.parameters()).device
-        probability, truth = judged(average, (to_device(batch, device) for batch in batches), targets)
-        self.draw_matrix(confusion_matrix(truth, probability.argmax(axis=1), len(self.class_names)), name)
+        probability, truth = judged(
+            average, (to_device(batch, device) for batch in batches), targets
+        )
+        self.draw_matrix(
+            confusion_matrix(truth, probability.argmax(axis=1), len(self.class_names)), name
+        )
         return {**said, **classification_metrics(probability, truth)}
 
     def describe(self) -> dict[str, Any]:
-        """JSON that `open_encoder` builds the fine-tuned encoder from; see NetworkEncoder.describe."""
+        """JSON that `open_encoder` builds the fine-tuned encoder from.
+
+        See NetworkEncoder.describe.
+        """
         base = self.started["name"].removeprefix(f"{FINETUNED}-").removeprefix("random:")
         frozen = sum(1 for _ in self.model.network.parameters()) > len(self.tuned)
-        return {"kind": FINETUNED, "name": f"{FINETUNED}-{Path(base).name}", "encoder": self.started, "frozen": frozen,
-                "blocks": self.settings.blocks, "classes": self.class_names}  # fmt: skip
+        return {
+            "kind": FINETUNED,
+            "name": f"{FINETUNED}-{Path(base).name}",
+            "encoder": self.started,
+            "frozen": frozen,
+            "blocks": self.settings.blocks,
+            "classes": self.class_names,
+        }
 
     def draw_matrix(self, matrix: Any, name: str) -> None:
-        draw_confusion(matrix, self.class_names, self.folder / "confusion.png", f"{self.name} on {name}")
+        draw_confusion(
+            matrix, self.class_names, self.folder / "confusion.png", f"{self.name} on {name}"
+        )
 
     def draw(self, history: list[dict[str, Any]], path: Path) -> None:
         from matplotlib.figure import Figure
@@ -209,13 +367,19 @@ class FinetuneTask:
         figure = Figure(figsize=(7, 3.5), layout="constrained")
         for axes, key in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
             scored = [line for line in history if key in line]
-            axes.plot([line["epoch"] for line in scored], [line[key] for line in scored], marker=".")
-            axes.set(xlabel="epoch", title=f"{key}, {'training' if key == 'loss' else 'selection split'}")
+            axes.plot(
+                [line["epoch"] for line in scored], [line[key] for line in scored], marker="."
+            )
+            axes.set(
+                xlabel="epoch", title=f"{key}, {'training' if key == 'loss' else 'selection split'}"
+            )
         figure.savefig(path, dpi=100)
 
 
 class Recomputed:
-    """A block's forward pass that keeps its inputs only (activation checkpointing, arXiv:1604.06174). Nothing in it is random."""
+    """A block's forward pass that keeps its inputs only (activation checkpointing,
+    arXiv:1604.06174). Nothing in it is random.
+    """
 
     def __init__(self, block: nn.Module) -> None:
         self.block = block
@@ -224,28 +388,43 @@ class Recomputed:
         plain = type(self.block).forward
         if not torch.is_grad_enabled():
             return plain(self.block, *inputs, **named)
-        return recompute(plain, self.block, *inputs, use_reentrant=False, preserve_rng_state=False, **named)
+        return recompute(
+            plain, self.block, *inputs, use_reentrant=False, preserve_rng_state=False, **named
+        )
 
 
 def trained_levels(encoder: NetworkEncoder, count: int | None) -> list[list[nn.Parameter]]:
-    """Parameters to train by their distance from the end: the last block with what follows it, the one before, ... With `count` None all
-    blocks, and last what comes before them. What follows the last block is what the network has registered after it.
+    """Parameters to train by their distance from the end: the last block with what follows it, the
+    one before, ... With `count` None all blocks, and last what comes before them. What follows the
+    last block is what the network has registered after it.
 
     Raises ConfigError for more blocks than the encoder has.
     """
     blocks = encoder.blocks if count is None else encoder.last_blocks(count)
-    of = {id(parameter): at for at, block in enumerate(encoder.blocks) for parameter in block.parameters()}
+    of = {
+        id(parameter): at
+        for at, block in enumerate(encoder.blocks)
+        for parameter in block.parameters()
+    }
     parameters = list(encoder.network.parameters())
     end = max((at for at, parameter in enumerate(parameters) if id(parameter) in of), default=-1)
     levels: list[list[nn.Parameter]] = [[] for _ in range(len(blocks) + 1)]
     for at, parameter in enumerate(parameters):
-        distance = len(encoder.blocks) - 1 - of[id(parameter)] if id(parameter) in of else 0 if at > end else len(blocks)
+        distance = (
+            len(encoder.blocks) - 1 - of[id(parameter)]
+            if id(parameter) in of
+            else 0
+            if at > end
+            else len(blocks)
+        )
         if distance < len(blocks) or (count is None and distance == len(blocks)):
             levels[distance].append(parameter)
     return levels
 
 
-def judged(model: nn.Module, batches: Iterable[dict[str, Tensor]], targets: Tensor) -> tuple[Any, Any]:
+def judged(
+    model: nn.Module, batches: Iterable[dict[str, Tensor]], targets: Tensor
+) -> tuple[Any, Any]:
     """(probability float64 [n, C], class int64 [n]) of the pictures that have one, as NumPy."""
     said, truth = [], []
     with torch.inference_mode():
@@ -258,5 +437,8 @@ def judged(model: nn.Module, batches: Iterable[dict[str, Tensor]], targets: Tens
 
 
 def checkpoint_of(folder: Path) -> Path:
-    """Where the encoder is; before the first epoch's end only the state of training is there, and that can be opened too."""
+    """Where the encoder is.
+
+    Before the first epoch's end only the state of training is there, and that can be opened too.
+    """
     return folder if has_checkpoint(folder) else folder / "training"

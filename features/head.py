@@ -1,8 +1,10 @@
-"""Heads on cached features: linear, MLP, attention over the spatial map; trained from RAM in seconds, one ablation after another.
+"""Heads on cached features: linear, MLP, attention over the spatial map; trained from RAM in
+seconds, one ablation after another.
 
-Features are standardised by the training split's mean and deviation, which are part of the head. The epoch with the best accuracy on the
-selection split (val, else train) is kept; figures are of the held-out split (test, else val). A run is a function of the features and the
-settings. Memory: the features of all splits as float32, and their maps as float16 for the attention head.
+Features are standardised by the training split's mean and deviation, which are part of the head.
+The epoch with the best accuracy on the selection split (val, else train) is kept; figures are of
+the held-out split (test, else val). A run is a function of the features and the settings. Memory:
+the features of all splits as float32, and their maps as float16 for the attention head.
 """
 
 from __future__ import annotations
@@ -42,9 +44,15 @@ ONE_FOR_ALL = {"features", "checkpoint", "other_pictures", "output"}
 
 
 class HeadSettings(Section):
-    """What `train_head` trains on a version of features; `ablations` are run one after another, each with its overrides."""
+    """What `train_head` trains on a version of features.
 
-    features: str | None = Field(None, description="a version of features or its root; null: the newest under features.output_root")
+    `ablations` are run one after another, each with its overrides.
+    """
+
+    features: str | None = Field(
+        None,
+        description="a version of features or its root; null: the newest under features.output_root",
+    )
     checkpoint: str | None = Field(None, description="score this trained head instead of training")
     other_pictures: bool = Field(False, description="score it also on features of another store")
     name: str = Field("head", pattern=r"^[A-Za-z0-9._-]{1,64}$")
@@ -57,18 +65,25 @@ class HeadSettings(Section):
     hidden: int = Field(256, ge=1, le=65_536, description="of mlp and attention")
     dropout: float = Field(0.1, ge=0, lt=1)
     noise: float = Field(0.0, ge=0, description="Gaussian, in standard deviations of each feature")
-    mixup: float = Field(0.0, ge=0, description="alpha of the Beta distribution (arXiv:1710.09412); 0: none")
+    mixup: float = Field(
+        0.0, ge=0, description="alpha of the Beta distribution (arXiv:1710.09412); 0: none"
+    )
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     class_weights: bool = Field(False, description="weigh each class by the inverse of its count")
-    patience: int | None = Field(None, ge=1, description="stop after so many epochs without a better accuracy; null: never")
-    ablations: list[dict[str, Any]] = Field(SHIPPED, description="overrides of these settings, a run each; []: one run as it stands")
+    patience: int | None = Field(
+        None, ge=1, description="stop after so many epochs without a better accuracy; null: never"
+    )
+    ablations: list[dict[str, Any]] = Field(
+        SHIPPED, description="overrides of these settings, a run each; []: one run as it stands"
+    )
     seed: int = Field(0, ge=0, lt=2**63)
     output: str = "experiments"
 
 
 @dataclass(frozen=True)
 class Cached:
-    """A version's features in RAM. pooled: float32 [n, D]; spatial: float16 [n, D, h, w] or None; target: int64 [n], by split.
+    """A version's features in RAM. pooled: float32 [n, D]; spatial: float16 [n, D, h, w] or None;
+    target: int64 [n], by split.
 
     source: digest of the pictures they are of.
     """
@@ -84,7 +99,10 @@ class Cached:
     @property
     def megabytes(self) -> float:
         parts = (self.pooled, self.target, self.spatial)
-        return sum(value.numel() * value.element_size() for part in parts for value in part.values()) / 1e6
+        return (
+            sum(value.numel() * value.element_size() for part in parts for value in part.values())
+            / 1e6
+        )
 
     @property
     def selection(self) -> str:
@@ -96,15 +114,22 @@ class Cached:
 
 
 def read_cached(warehouse: Warehouse, *, spatial: bool = False) -> Cached:
-    """Raises StateError for a version that holds no features, or no maps where they are needed; TrainingError for classes that cannot
-    be learnt: none at all, or one without samples in a split."""
+    """Raises StateError for a version that holds no features, or no maps where they are needed;
+    TrainingError for classes that cannot be learnt: none at all, or one without samples in a
+    split."""
     manifest = warehouse.manifest
     wanted = ["feature", "target"] + (["feature_map"] if spatial else [])
     for name in wanted:
         if name not in manifest.arrays:
-            what, flag = ("feature maps", " --features.feature_map true") if name == "feature_map" else ("features", "")
+            what, flag = (
+                ("feature maps", " --features.feature_map true")
+                if name == "feature_map"
+                else ("features", "")
+            )
             remedy = f"make them with python -m scripts.extract_features{flag}"
-            raise StateError(f"this version holds no {what}", where=warehouse.location, remedy=remedy)
+            raise StateError(
+                f"this version holds no {what}", where=warehouse.location, remedy=remedy
+            )
     found: dict[str, dict[str, Tensor]] = {name: {} for name in wanted}
     for split_name in warehouse.splits:
         split = warehouse.split(split_name)
@@ -114,27 +139,52 @@ def read_cached(warehouse: Warehouse, *, spatial: bool = False) -> Cached:
         if not labelled.any():
             continue
         if not labelled.all():
-            log.warning("%d of %d pictures of %s have no class and are left out", (~labelled).sum(), len(split), split_name)
+            log.warning(
+                "%d of %d pictures of %s have no class and are left out",
+                (~labelled).sum(),
+                len(split),
+                split_name,
+            )
         for name in wanted:
             found[name][split_name] = torch.from_numpy(rows[name][labelled])
     classes = tuple(manifest.class_names)
     if len(classes) < 2 or "train" not in found["target"]:
-        raise TrainingError("these features have no classes to learn", where=warehouse.location, expected="two classes and a train split",
-                            found=f"{len(classes)} classes", remedy="build with --build.format classes, or from boxes")  # fmt: skip
+        raise TrainingError(
+            "these features have no classes to learn",
+            where=warehouse.location,
+            expected="two classes and a train split",
+            found=f"{len(classes)} classes",
+            remedy="build with --build.format classes, or from boxes",
+        )
     for split_name, target in found["target"].items():
         counts = np.bincount(target.numpy(), minlength=len(classes))
         if not counts.all():
             name = classes[int(counts.argmin())]
-            raise TrainingError("a class has no samples in a split", where=f"{warehouse.location}, {split_name}", found=name,
-                                remedy="give the class more pictures, or leave it out with --build.classes")  # fmt: skip
+            raise TrainingError(
+                "a class has no samples in a split",
+                where=f"{warehouse.location}, {split_name}",
+                found=name,
+                remedy="give the class more pictures, or leave it out with --build.classes",
+            )
     pooled = {name: value.float() for name, value in found["feature"].items()}
     target = {name: value.long() for name, value in found["target"].items()}
     source = manifest.recipe["source"]["digest"]
-    return Cached(warehouse.version, manifest.recipe["encoder"], classes, pooled, target, found.get("feature_map", {}), source)
+    return Cached(
+        warehouse.version,
+        manifest.recipe["encoder"],
+        classes,
+        pooled,
+        target,
+        found.get("feature_map", {}),
+        source,
+    )
 
 
 class Head(nn.Module):
-    """Standardises, then classifies. pooled float32 [B, D] (attention: spatial [B, D, h, w]) -> logits [B, C]."""
+    """Standardises, then classifies. pooled float32 [B, D] (attention.
+
+    Spatial [B, D, h, w]) -> logits [B, C].
+    """
 
     def __init__(self, kind: str, width: int, classes: int, hidden: int, dropout: float) -> None:
         super().__init__()
@@ -144,7 +194,9 @@ class Head(nn.Module):
         if kind == "linear":
             self.body: nn.Module = nn.Linear(width, classes)
         else:
-            self.body = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, classes))
+            self.body = nn.Sequential(
+                nn.Linear(width, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, classes)
+            )
         self.attention = nn.Linear(width, 1) if kind == "attention" else None
 
     def fit_scale(self, rows: Tensor) -> None:
@@ -180,35 +232,69 @@ def ablated(settings: HeadSettings) -> list[HeadSettings]:
         base = settings.model_dump(exclude={"ablations"})
         unknown = sorted(set(change) - (set(base) - ONE_FOR_ALL))
         if unknown:
-            raise ConfigError("an ablation overrides what is no setting of head", where=f"head.ablations[{at}]", found=unknown[0],
-                              expected=f"some of {', '.join(key for key in base if key not in ONE_FOR_ALL)}")  # fmt: skip
+            raise ConfigError(
+                "an ablation overrides what is no setting of head",
+                where=f"head.ablations[{at}]",
+                found=unknown[0],
+                expected=f"some of {', '.join(key for key in base if key not in ONE_FOR_ALL)}",
+            )
         try:
-            runs.append(HeadSettings(**{**base, "name": f"run{at}" if change else settings.name, **change, "ablations": []}))
+            runs.append(
+                HeadSettings(
+                    **{
+                        **base,
+                        "name": f"run{at}" if change else settings.name,
+                        **change,
+                        "ablations": [],
+                    }
+                )
+            )
         except ValueError as error:
             found = " ".join(str(error).split()[:24])
-            raise ConfigError("an ablation does not fit", where=f"head.ablations[{at}]", found=found) from None
+            raise ConfigError(
+                "an ablation does not fit", where=f"head.ablations[{at}]", found=found
+            ) from None
     names = [run.name for run in runs]
     if len(set(names)) < len(names):
         raise ConfigError("two ablations have one name", where="head.ablations", found=names)
     return runs
 
 
-def train_head(settings: HeadSettings, cached: Cached, folder: Path, *, log_epoch: Callable[[int, dict[str, float]], None] | None = None
-               ) -> dict[str, Any]:  # fmt: skip
-    """Train, keep the best epoch, write checkpoint.json, confusion.png into `folder`; figures of the held-out split and `seconds`."""
+def train_head(
+    settings: HeadSettings,
+    cached: Cached,
+    folder: Path,
+    *,
+    log_epoch: Callable[[int, dict[str, float]], None] | None = None,
+) -> dict[str, Any]:
+    """Train, keep the best epoch, write checkpoint.json, confusion.png into `folder`.
+
+    Figures of the held-out split and `seconds`.
+    """
     start = time.monotonic()
     inputs = cached.spatial if settings.kind == "attention" else cached.pooled
     if not inputs:
-        raise StateError("the attention head needs feature maps", where=cached.version,
-                         remedy="python -m scripts.extract_features --features.feature_map true")  # fmt: skip
+        raise StateError(
+            "the attention head needs feature maps",
+            where=cached.version,
+            remedy="python -m scripts.extract_features --features.feature_map true",
+        )
     classes = len(cached.class_names)
     head = make_head(settings, inputs["train"].shape[1], classes)
-    head.fit_scale(cached.pooled["train"] if settings.kind != "attention" else inputs["train"].float().mean(dim=(2, 3)))
+    head.fit_scale(
+        cached.pooled["train"]
+        if settings.kind != "attention"
+        else inputs["train"].float().mean(dim=(2, 3))
+    )
     best, best_epoch, weights = -1.0, 0, copy.deepcopy(head.state_dict())
-    optimizer = torch.optim.AdamW(head.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+    optimizer = torch.optim.AdamW(
+        head.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
+    )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs)
     for epoch in range(1, settings.epochs + 1):
-        loss = _one_epoch(head, optimizer, inputs["train"], cached.target["train"], settings, epoch, classes)
+        loss = _one_epoch(
+            head, optimizer, inputs["train"], cached.target["train"], settings, epoch, classes
+        )
         schedule.step()
         figures = score(head, inputs[cached.selection], cached.target[cached.selection])[0]
         if log_epoch is not None:
@@ -219,14 +305,37 @@ def train_head(settings: HeadSettings, cached: Cached, folder: Path, *, log_epoc
             break
     head.load_state_dict(weights)
     figures, matrix = score(head, inputs[cached.held_out], cached.target[cached.held_out])
-    meta = {"model": {"kind": f"head-{settings.kind}", "width": inputs["train"].shape[1], "classes": list(cached.class_names),
-                      "hidden": settings.hidden}, "features": cached.version, "encoder": cached.encoder,
-            "source": cached.source, "settings": settings.model_dump(mode="json", exclude={"ablations"})}  # fmt: skip
-    saved = {name: torch.where(value.isinf(), torch.finfo(value.dtype).max, value) for name, value in head.state_dict().items()}
+    meta = {
+        "model": {
+            "kind": f"head-{settings.kind}",
+            "width": inputs["train"].shape[1],
+            "classes": list(cached.class_names),
+            "hidden": settings.hidden,
+        },
+        "features": cached.version,
+        "encoder": cached.encoder,
+        "source": cached.source,
+        "settings": settings.model_dump(mode="json", exclude={"ablations"}),
+    }
+    saved = {
+        name: torch.where(value.isinf(), torch.finfo(value.dtype).max, value)
+        for name, value in head.state_dict().items()
+    }
     save_checkpoint(folder, prefixed("head", saved), meta)
-    draw_confusion(matrix, cached.class_names, folder / "confusion.png", f"{settings.name} on {cached.held_out}")
-    return {"name": settings.name, **figures, "selection_accuracy": best, "best_epoch": best_epoch, "held_out": cached.held_out,
-            "seconds": round(time.monotonic() - start, 3)}  # fmt: skip
+    draw_confusion(
+        matrix,
+        cached.class_names,
+        folder / "confusion.png",
+        f"{settings.name} on {cached.held_out}",
+    )
+    return {
+        "name": settings.name,
+        **figures,
+        "selection_accuracy": best,
+        "best_epoch": best_epoch,
+        "held_out": cached.held_out,
+        "seconds": round(time.monotonic() - start, 3),
+    }
 
 
 def score(head: Head, inputs: Tensor, target: Tensor) -> tuple[dict[str, float], NDArray[np.int64]]:
@@ -236,12 +345,25 @@ def score(head: Head, inputs: Tensor, target: Tensor) -> tuple[dict[str, float],
         logits = torch.cat([head(head.scaled(part)) for part in inputs.split(1024)])
     probability = logits.double().softmax(dim=1).numpy()
     truth = target.numpy()
-    return classification_metrics(probability, truth), confusion_matrix(truth, probability.argmax(axis=1), probability.shape[1])
+    return classification_metrics(probability, truth), confusion_matrix(
+        truth, probability.argmax(axis=1), probability.shape[1]
+    )
 
 
-def _one_epoch(head: Head, optimizer: torch.optim.Optimizer, inputs: Tensor, target: Tensor, settings: HeadSettings, epoch: int,
-               classes: int) -> float:  # fmt: skip
-    """Mean loss. Order, noise and mixing follow from (seed, epoch) alone; dropout from a generator seeded with both."""
+def _one_epoch(
+    head: Head,
+    optimizer: torch.optim.Optimizer,
+    inputs: Tensor,
+    target: Tensor,
+    settings: HeadSettings,
+    epoch: int,
+    classes: int,
+) -> float:
+    """Mean loss.
+
+    Order, noise and mixing follow from (seed, epoch) alone; dropout from a generator seeded with
+    both.
+    """
     rng = np.random.default_rng([settings.seed, epoch])
     weights = torch.ones(classes)
     if settings.class_weights:
@@ -255,16 +377,27 @@ def _one_epoch(head: Head, optimizer: torch.optim.Optimizer, inputs: Tensor, tar
             count = sum(len(rows) for rows in group)
             optimizer.zero_grad()
             for rows in group:
-                scaled, wanted = head.scaled(inputs[rows]), functional.one_hot(target[rows], classes).float()
+                scaled, wanted = (
+                    head.scaled(inputs[rows]),
+                    functional.one_hot(target[rows], classes).float(),
+                )
                 if settings.noise:
-                    scaled = scaled + settings.noise * torch.from_numpy(rng.standard_normal(scaled.shape, dtype=np.float32))
+                    scaled = scaled + settings.noise * torch.from_numpy(
+                        rng.standard_normal(scaled.shape, dtype=np.float32)
+                    )
                 if settings.mixup:
                     share = float(rng.beta(settings.mixup, settings.mixup))
                     other = torch.from_numpy(rng.permutation(len(rows)))
-                    scaled, wanted = share * scaled + (1 - share) * scaled[other], share * wanted + (1 - share) * wanted[other]
-                wanted = wanted * (1 - settings.label_smoothing) + settings.label_smoothing / classes
+                    scaled, wanted = (
+                        share * scaled + (1 - share) * scaled[other],
+                        share * wanted + (1 - share) * wanted[other],
+                    )
+                wanted = (
+                    wanted * (1 - settings.label_smoothing) + settings.label_smoothing / classes
+                )
                 losses = -(wanted * weights * head(scaled).log_softmax(dim=1)).sum(dim=1)
-                # A sum over the whole step's samples, so that accumulation gives what one big batch gives.
+                # A sum over the whole step's samples, so that accumulation gives what one big batch
+                # gives.
                 (losses.sum() / count).backward()
                 total += float(losses.detach().sum())
             optimizer.step()

@@ -4,9 +4,10 @@
             feature_map  f2 [sample, feature, y, x]    where asked for; sharded, one sample an inner chunk
             target       i2 [sample]                   class of the picture, -1 where it has none
 
-A job bakes one stored chunk with the builder's own task and marker, so a job that was killed is done again and no other; whoever finishes
-the last one checks every chunk against its marker and publishes. Samples keep their order and names. Batches never cross a job: what a
-job computes does not depend on who ran it. Memory: the encoder, `batch_size` pictures on their way, a job's features.
+A job bakes one stored chunk with the builder's own task and marker, so a job that was killed is
+done again and no other; whoever finishes the last one checks every chunk against its marker and
+publishes. Samples keep their order and names. Batches never cross a job: what a job computes does
+not depend on who ran it. Memory: the encoder, `batch_size` pictures on their way, a job's features.
 """
 
 from __future__ import annotations
@@ -46,27 +47,52 @@ class FeatureSettings(Section):
     """What `extract_features` encodes, with what, in how many jobs."""
 
     warehouse: str | None = Field(
-        None, description="a warehouse of pictures or one of its versions; null: the newest under build.output_root"
+        None,
+        description="a warehouse of pictures or one of its versions; null: the newest under build.output_root",
     )
-    encoder: str = Field("efficientnet_b0", description="a hub name, a folder, random:efficientnet_b0, or a checkpoint of ours")
-    size: int | None = Field(None, ge=16, le=4096, description="side pictures are resized to; null: what suits the encoder")
+    encoder: str = Field(
+        "efficientnet_b0",
+        description="a hub name, a folder, random:efficientnet_b0, or a checkpoint of ours",
+    )
+    size: int | None = Field(
+        None,
+        ge=16,
+        le=4096,
+        description="side pictures are resized to; null: what suits the encoder",
+    )
     seed: int = Field(0, ge=0, lt=2**63, description="of random weights")
     offline: bool = Field(False, description="never ask the hub")
     feature_map: bool = Field(False, description="keep the spatial map too")
-    picture_label: Literal["largest", "commonest"] = Field("largest", description="which box names its picture, where classes are of boxes")
-    job_size: int = Field(64, ge=1, le=65_536, description="samples of a job, which is one stored chunk")
+    picture_label: Literal["largest", "commonest"] = Field(
+        "largest", description="which box names its picture, where classes are of boxes"
+    )
+    job_size: int = Field(
+        64, ge=1, le=65_536, description="samples of a job, which is one stored chunk"
+    )
     jobs: int | None = Field(None, ge=1, description="do at most so many jobs now; null: all")
     batch_size: int = Field(8, ge=1, le=4096)
-    output_root: str = Field("artifacts/features", description="where versions of features are published")
-    work: str = Field("artifacts/feature_jobs", description="queues and exports, a folder a version")
+    output_root: str = Field(
+        "artifacts/features", description="where versions of features are published"
+    )
+    work: str = Field(
+        "artifacts/feature_jobs", description="queues and exports, a folder a version"
+    )
     export_npz: bool = Field(False, description="also a float16 .npz a picture")
 
 
-def plan_features(warehouse: Warehouse, encoder: Encoder, settings: FeatureSettings) -> tuple[BuildPlan, FeatureLoader]:
-    """The build of a version's features, and its `load`. Raises TrainingError for a warehouse without pictures."""
+def plan_features(
+    warehouse: Warehouse, encoder: Encoder, settings: FeatureSettings
+) -> tuple[BuildPlan, FeatureLoader]:
+    """The build of a version's features, and its `load`.
+
+    Raises TrainingError for a warehouse without pictures.
+    """
     if not {"image"} <= set(warehouse.manifest.arrays):
-        raise TrainingError("this warehouse holds no pictures", where=warehouse.location,
-                            remedy="build one with python -m scripts.build_zarr")  # fmt: skip
+        raise TrainingError(
+            "this warehouse holds no pictures",
+            where=warehouse.location,
+            remedy="build one with python -m scripts.build_zarr",
+        )
     fingerprint = encoder.fingerprint()
     labels = "target" if "target" in warehouse.manifest.arrays else settings.picture_label
     recipe = {
@@ -76,10 +102,13 @@ def plan_features(warehouse: Warehouse, encoder: Encoder, settings: FeatureSetti
         "source": {"version": warehouse.version, "digest": warehouse.manifest.digest},
         "encoder": fingerprint,
         "settings": {
-            "job_size": settings.job_size, "batch_size": settings.batch_size, "feature_map": settings.feature_map, "labels": labels,
+            "job_size": settings.job_size,
+            "batch_size": settings.batch_size,
+            "feature_map": settings.feature_map,
+            "labels": labels,
             "seed": settings.seed if encoder.random else None,
         },
-    }  # fmt: skip
+    }
     version, key = version_name(recipe)
     grid = _grid(warehouse, encoder) if settings.feature_map else None
     splits, total = [], 0
@@ -88,7 +117,16 @@ def plan_features(warehouse: Warehouse, encoder: Encoder, settings: FeatureSetti
         total += samples
         chunks = -(-samples // settings.job_size)
         specs = _arrays(samples, settings.job_size, encoder.width, grid)
-        splits.append(SplitPlan(name, specs, tuple((name, at) for at in range(chunks)), ("",) * chunks, ({},) * chunks, whole_chunks=True))
+        splits.append(
+            SplitPlan(
+                name,
+                specs,
+                tuple((name, at) for at in range(chunks)),
+                ("",) * chunks,
+                ({},) * chunks,
+                whole_chunks=True,
+            )
+        )
     manifest = warehouse.manifest
     summary = manifest.summary | {"encoder": fingerprint, "source": warehouse.version}
     rows = warehouse.table(tables.SAMPLES).to_pylist()
@@ -97,16 +135,31 @@ def plan_features(warehouse: Warehouse, encoder: Encoder, settings: FeatureSetti
         return _contents(plan, results, store, rows)
 
     plan = BuildPlan(
-        version, key, recipe, {}, toolchain() | {"torch": torch.__version__}, tuple(splits), tuple(manifest.class_names), total, total, (),
-        summary, {}, tuple(manifest.warnings) + (("random features: the encoder was never trained",) if encoder.random else ()),
+        version,
+        key,
+        recipe,
+        {},
+        toolchain() | {"torch": torch.__version__},
+        tuple(splits),
+        tuple(manifest.class_names),
+        total,
+        total,
+        (),
+        summary,
+        {},
+        tuple(manifest.warnings)
+        + (("random features: the encoder was never trained",) if encoder.random else ()),
         contents=contents,
-    )  # fmt: skip
+    )
     return plan, FeatureLoader(warehouse, encoder, settings)
 
 
 @dataclass
 class FeatureLoader:
-    """`load` of the builder: (split, job) -> that job's samples, encoded. Raises TrainingError for features that are of no use."""
+    """`load` of the builder: (split, job) -> that job's samples, encoded.
+
+    Raises TrainingError for features that are of no use.
+    """
 
     warehouse: Warehouse
     encoder: Encoder
@@ -114,7 +167,10 @@ class FeatureLoader:
 
     @cached_property
     def _readers(self) -> dict[str, ChunkReader]:
-        return {name: self.warehouse.split(name).reader(verify="always", keep=8) for name in self.warehouse.splits}
+        return {
+            name: self.warehouse.split(name).reader(verify="always", keep=8)
+            for name in self.warehouse.splits
+        }
 
     def __call__(self, payload: tuple[str, int]) -> Block:
         name, chunk = payload
@@ -124,7 +180,9 @@ class FeatureLoader:
         first: NDArray[Any] | None = None
         for start in range(0, len(indices), self.settings.batch_size):
             at = time.perf_counter()
-            pictures = read_rows(reader, ["image"], indices[start : start + self.settings.batch_size])["image"]
+            pictures = read_rows(
+                reader, ["image"], indices[start : start + self.settings.batch_size]
+            )["image"]
             first = pictures[0] if first is None else first
             alike = alike and bool((pictures == first).all())
             read = time.perf_counter()
@@ -139,35 +197,64 @@ class FeatureLoader:
         rows = {"feature": features.astype(np.float16), "target": self._targets(reader, indices)}
         if spatial:
             rows["feature_map"] = np.ascontiguousarray(np.concatenate(spatial)).astype(np.float16)
-            self._check(np.concatenate(spatial).reshape(len(indices), -1), alike, f"{name}, job {chunk}, feature_map")
+            self._check(
+                np.concatenate(spatial).reshape(len(indices), -1),
+                alike,
+                f"{name}, job {chunk}, feature_map",
+            )
         samples = ({key: value[row] for key, value in rows.items()} for row in range(len(indices)))
         return Block(range(len(indices)), samples, {"decode": decode, "encode": forward}, {})
 
     def _check(self, features: NDArray[np.float32], alike: bool, where: str) -> None:
         if not np.isfinite(features).all() or np.abs(features).max() > MOST:
-            raise TrainingError("features do not fit float16", where=where, expected=f"finite, up to {MOST:.0f}",
-                                found=f"{np.abs(features).max()}", remedy="choose another --features.encoder")  # fmt: skip
-        if not alike and float(features.astype(np.float16).std(axis=0, dtype=np.float64).max()) == 0:
-            raise TrainingError("features without variance: every picture got the same vector", where=where, found=self.encoder.name,
-                                remedy="choose another --features.encoder")  # fmt: skip
+            raise TrainingError(
+                "features do not fit float16",
+                where=where,
+                expected=f"finite, up to {MOST:.0f}",
+                found=f"{np.abs(features).max()}",
+                remedy="choose another --features.encoder",
+            )
+        if (
+            not alike
+            and float(features.astype(np.float16).std(axis=0, dtype=np.float64).max()) == 0
+        ):
+            raise TrainingError(
+                "features without variance: every picture got the same vector",
+                where=where,
+                found=self.encoder.name,
+                remedy="choose another --features.encoder",
+            )
 
     def _targets(self, reader: ChunkReader, indices: NDArray[np.int64]) -> NDArray[np.int16]:
         if "target" in reader.split.specs:
             return read_rows(reader, ["target"], indices)["target"]
         found = read_rows(reader, ["box", "box_mask", "box_flags", "label"], indices)
-        return picture_labels(found["box"], found["label"], found["box_mask"] & ((found["box_flags"] & IGNORED) == 0),
-                              self.settings.picture_label)  # fmt: skip
+        return picture_labels(
+            found["box"],
+            found["label"],
+            found["box_mask"] & ((found["box_flags"] & IGNORED) == 0),
+            self.settings.picture_label,
+        )
 
 
-def picture_labels(box_xyxy: NDArray[np.float32], label: NDArray[np.int16], counted: NDArray[np.bool_], how: str) -> NDArray[np.int16]:
-    """Class of each picture, int16 [n], -1 without boxes: of its largest box, or the commonest among its boxes (ties: the smaller id).
+def picture_labels(
+    box_xyxy: NDArray[np.float32], label: NDArray[np.int16], counted: NDArray[np.bool_], how: str
+) -> NDArray[np.int16]:
+    """Class of each picture, int16 [n], -1 without boxes: of its largest box, or the commonest
+    among its boxes (ties: the smaller id).
 
     box_xyxy: [n, slot, 4]; label: [n, slot]; counted: bool [n, slot].
     """
     out = np.full(len(label), -1, np.int16)
-    area = np.where(counted, (box_xyxy[..., 2] - box_xyxy[..., 0]) * (box_xyxy[..., 3] - box_xyxy[..., 1]), -1)
+    area = np.where(
+        counted, (box_xyxy[..., 2] - box_xyxy[..., 0]) * (box_xyxy[..., 3] - box_xyxy[..., 1]), -1
+    )
     for at in np.flatnonzero(counted.any(axis=1)):
-        out[at] = label[at, area[at].argmax()] if how == "largest" else np.bincount(label[at][counted[at]]).argmax()
+        out[at] = (
+            label[at, area[at].argmax()]
+            if how == "largest"
+            else np.bincount(label[at][counted[at]]).argmax()
+        )
     return out
 
 
@@ -178,25 +265,65 @@ def _grid(warehouse: Warehouse, encoder: Encoder) -> tuple[int, int]:
     return int(shape[2]), int(shape[3])
 
 
-def _arrays(samples: int, size: int, width: int, grid: tuple[int, int] | None) -> tuple[ArraySpec, ...]:
+def _arrays(
+    samples: int, size: int, width: int, grid: tuple[int, int] | None
+) -> tuple[ArraySpec, ...]:
     codec = Codec("lz4", 9, True, 2)
     specs = [
         ArraySpec(
-            "feature", (samples, width), "float16", ("sample", "feature"), (size, width), None, codec, {"long_name": "pooled feature"}
+            "feature",
+            (samples, width),
+            "float16",
+            ("sample", "feature"),
+            (size, width),
+            None,
+            codec,
+            {"long_name": "pooled feature"},
         ),
-        ArraySpec("target", (samples,), "int16", ("sample",), (size,), None, codec, {"long_name": "class of the picture, -1 without one"}),
+        ArraySpec(
+            "target",
+            (samples,),
+            "int16",
+            ("sample",),
+            (size,),
+            None,
+            codec,
+            {"long_name": "class of the picture, -1 without one"},
+        ),
     ]
     if grid is not None:
         row = (width, *grid)
-        specs.append(ArraySpec("feature_map", (samples, *row), "float16", ("sample", "feature", "y", "x"), (size, *row), (1, *row),
-                               Codec("lz4", 9, True, 2), {"long_name": "spatial feature"}))  # fmt: skip
+        specs.append(
+            ArraySpec(
+                "feature_map",
+                (samples, *row),
+                "float16",
+                ("sample", "feature", "y", "x"),
+                (size, *row),
+                (1, *row),
+                Codec("lz4", 9, True, 2),
+                {"long_name": "spatial feature"},
+            )
+        )
     return tuple(specs)
 
 
-def _contents(plan: BuildPlan, results: Sequence[Any], store: Path, rows: Sequence[dict[str, Any]]) -> Contents:
-    """What a version of features says about itself: the source's rows under the features' own digests."""
-    shared = {"class_names": list(plan.class_names), "layout": "features", "version": plan.version, "encoder": plan.recipe["encoder"]}
-    with consolidated(store, [split.name for split in plan.splits], shared | {"summary": plan.summary}) as groups:
+def _contents(
+    plan: BuildPlan, results: Sequence[Any], store: Path, rows: Sequence[dict[str, Any]]
+) -> Contents:
+    """What a version of features says about itself.
+
+    The source's rows under the features' own digests.
+    """
+    shared = {
+        "class_names": list(plan.class_names),
+        "layout": "features",
+        "version": plan.version,
+        "encoder": plan.recipe["encoder"],
+    }
+    with consolidated(
+        store, [split.name for split in plan.splits], shared | {"summary": plan.summary}
+    ) as groups:
         for split in plan.splits:
             groups[split.name].attrs.update(shared | {"split": split.name})
             for spec in split.specs:
@@ -204,8 +331,14 @@ def _contents(plan: BuildPlan, results: Sequence[Any], store: Path, rows: Sequen
     digests = [digest for result in results for digest in result.samples]
     lines = [row | {"sha256": digest} for row, digest in zip(rows, digests, strict=True)]
     arrays = array_info(plan.splits[0].specs)
-    splits = {split.name: {"samples": split.specs[0].shape[0], "shard_samples": split.shard_samples, "chunks": len(split.payloads)}
-              for split in plan.splits}  # fmt: skip
+    splits = {
+        split.name: {
+            "samples": split.specs[0].shape[0],
+            "shard_samples": split.shard_samples,
+            "chunks": len(split.payloads),
+        }
+        for split in plan.splits
+    }
     digested = [
         plan.recipe["encoder"],
         plan.recipe["source"]["digest"],
@@ -213,5 +346,10 @@ def _contents(plan: BuildPlan, results: Sequence[Any], store: Path, rows: Sequen
         digests,
     ]
     return Contents(
-        {key: [row[key] for row in lines] for key in SAMPLES_SCHEMA.names}, SAMPLES_SCHEMA, digested, splits, arrays, plan.summary
+        {key: [row[key] for row in lines] for key in SAMPLES_SCHEMA.names},
+        SAMPLES_SCHEMA,
+        digested,
+        splits,
+        arrays,
+        plan.summary,
     )

@@ -1,8 +1,9 @@
 """sha256 of source files, remembered between runs so that "already built" answers at once.
 
-A hash is remembered by (device, inode, size, mtime_ns) outside any version, in the user's cache folder. A file touched within
-the last two seconds is hashed but not remembered: its time stamp could not tell the next change. A cache that cannot be
-read or written costs time, never a build. Given up: a change that keeps size and time stamp is only seen with `rehash`.
+A hash is remembered by (device, inode, size, mtime_ns) outside any version, in the user's cache
+folder. A file touched within the last two seconds is hashed but not remembered: its time stamp
+could not tell the next change. A cache that cannot be read or written costs time, never a build.
+Given up: a change that keeps size and time stamp is only seen with `rehash`.
 """
 
 from __future__ import annotations
@@ -27,17 +28,28 @@ Key = tuple[int, int, int, int]
 
 
 def cache_path() -> Path:
-    """`$XDG_CACHE_HOME/tensor-warehouse/hashes.sqlite`, below `~/.cache` where the variable is not set."""
+    """`$XDG_CACHE_HOME/tensor-warehouse/hashes.sqlite`, below `~/.cache` where the variable is not
+    set.
+    """
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     return Path(base) / "tensor-warehouse" / "hashes.sqlite"
 
 
 def hash_files(
-    files: Sequence[tuple[Path, os.stat_result]], *, rehash: bool = False, progress: Callable[[int], None] | None = None
+    files: Sequence[tuple[Path, os.stat_result]],
+    *,
+    rehash: bool = False,
+    progress: Callable[[int], None] | None = None,
 ) -> list[str]:
-    """sha256 (hex) of each file, in order. Raises SourceError for a file that cannot be read or changes meanwhile."""
+    """sha256 (hex) of each file, in order.
+
+    Raises SourceError for a file that cannot be read or changes meanwhile.
+    """
     # SQLite integers are signed 64 bit; device and inode numbers may use all of them.
-    keys: list[Key] = [(_signed(stat.st_dev), _signed(stat.st_ino), stat.st_size, stat.st_mtime_ns) for _, stat in files]
+    keys: list[Key] = [
+        (_signed(stat.st_dev), _signed(stat.st_ino), stat.st_size, stat.st_mtime_ns)
+        for _, stat in files
+    ]
     known: dict[Key, str] = {} if rehash else _recall(keys)
     todo = [at for at, key in enumerate(keys) if key not in known]
     if progress is not None and len(files) > len(todo):
@@ -52,7 +64,9 @@ def hash_files(
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         fresh = dict(zip(todo, pool.map(one, todo), strict=True))
     horizon = time.time_ns() - FRESH_NS
-    _remember([(*keys[at], digest) for at, digest in fresh.items() if files[at][1].st_mtime_ns < horizon])
+    _remember(
+        [(*keys[at], digest) for at, digest in fresh.items() if files[at][1].st_mtime_ns < horizon]
+    )
     return [fresh[at] if at in fresh else known[key] for at, key in enumerate(keys)]
 
 
@@ -66,10 +80,21 @@ def _hash(path: Path, before: os.stat_result) -> str:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             after = os.fstat(file.fileno())
     except OSError as error:
-        raise SourceError("a source file cannot be read", where=path, found=error.strerror, remedy="check its permissions") from None
-    if (after.st_size, after.st_mtime_ns, after.st_ino) != (before.st_size, before.st_mtime_ns, before.st_ino):
         raise SourceError(
-            "a source file changed while it was read", where=path, remedy="run the same command again once nothing writes there"
+            "a source file cannot be read",
+            where=path,
+            found=error.strerror,
+            remedy="check its permissions",
+        ) from None
+    if (after.st_size, after.st_mtime_ns, after.st_ino) != (
+        before.st_size,
+        before.st_mtime_ns,
+        before.st_ino,
+    ):
+        raise SourceError(
+            "a source file changed while it was read",
+            where=path,
+            remedy="run the same command again once nothing writes there",
         )
     return digest
 
@@ -90,11 +115,18 @@ def _recall(keys: Sequence[Key]) -> dict[Key, str]:
     try:
         with closing(_open()) as connection:
             for key in keys:
-                row = connection.execute("SELECT sha256 FROM hashes WHERE device=? AND inode=? AND size=? AND mtime_ns=?", key).fetchone()
+                row = connection.execute(
+                    "SELECT sha256 FROM hashes WHERE device=? AND inode=? AND size=? AND mtime_ns=?",
+                    key,
+                ).fetchone()
                 if row is not None and isinstance(row[0], str) and len(row[0]) == 64:
                     known[key] = row[0]
     except (sqlite3.Error, OSError) as error:
-        log.warning("the cache of source hashes cannot be read (%s: %s): every file is hashed again", cache_path(), error)
+        log.warning(
+            "the cache of source hashes cannot be read (%s: %s): every file is hashed again",
+            cache_path(),
+            error,
+        )
         return {}
     return known
 
@@ -106,4 +138,8 @@ def _remember(rows: Sequence[tuple[int, int, int, int, str]]) -> None:
         with closing(_open()) as connection, connection:
             connection.executemany("INSERT OR REPLACE INTO hashes VALUES (?, ?, ?, ?, ?)", rows)
     except (sqlite3.Error, OSError) as error:
-        log.warning("the cache of source hashes cannot be written (%s: %s): the next build hashes every file again", cache_path(), error)
+        log.warning(
+            "the cache of source hashes cannot be written (%s: %s): the next build hashes every file again",
+            cache_path(),
+            error,
+        )

@@ -1,7 +1,8 @@
-"""What there is to build: a folder of pictures or a stack of rasters, as the one thing `build_zarr` drives.
+"""What there is to build: a folder of pictures or a stack of rasters, as the one thing `build_zarr`
+drives.
 
-A job has listed and hashed its sources, so that it knows the version's name; planning (headers, pixels) comes later and only if the
-version is not there. Heavy imports wait for that.
+A job has listed and hashed its sources, so that it knows the version's name; planning (headers,
+pixels) comes later and only if the version is not there. Heavy imports wait for that.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ __all__ = ["CubeJob", "Job", "PictureJob", "open_job"]
 
 
 class Job(Protocol):
-    """recipe: what names the version; noun: what its progress counts; found: one line on the sources; trainer: the next command;
-    threads: whether chunks may be made beside each other in one process."""
+    """recipe: what names the version; noun: what its progress counts; found: one line on the
+    sources; trainer: the next command; threads: whether chunks may be made beside each other in one
+    process."""
 
     recipe: dict[str, Any]
     threads: bool
@@ -57,8 +59,14 @@ class PictureJob:
         self.build, self.listing = build, list_sources(build)
         self.recipe = recipe_of(self.listing, build)
         boxless = self.listing.format in BOXLESS
-        self.trainer = "extract_features --features.warehouse" if boxless else "train_detector --detector.warehouse"
-        self.found = f"{len(self.listing.pictures)} pictures as {self.listing.format} in {self.listing.root}"
+        self.trainer = (
+            "extract_features --features.warehouse"
+            if boxless
+            else "train_detector --detector.warehouse"
+        )
+        self.found = (
+            f"{len(self.listing.pictures)} pictures as {self.listing.format} in {self.listing.root}"
+        )
 
     def plan(self, unreadable: Mapping[str, Any]) -> BuildPlan:
         from ingest.pictures.plan import make_plan

@@ -1,9 +1,11 @@
-"""Which annotation belongs to which picture, by name alone: the same stem, beside the picture or in a sibling folder.
+"""Which annotation belongs to which picture, by name alone: the same stem, beside the picture or in
+a sibling folder.
 
-For a picture in `a/images/train` the folders tried are, nearest first, its own; then, with `labels` (or `Annotations`, ...)
-put in place of or in front of each folder of its path, or in place of all that follows: `a/labels/train`, `a/images/labels`, ...
-An annotation belongs to one picture: a second one of the same stem is reported, never guessed. Given up: names inside the
-annotation files (`<filename>`), which are often stale and would let a file name a path.
+For a picture in `a/images/train` the folders tried are, nearest first, its own; then, with `labels`
+(or `Annotations`, ...) put in place of or in front of each folder of its path, or in place of all
+that follows: `a/labels/train`, `a/images/labels`, ... An annotation belongs to one picture: a
+second one of the same stem is reported, never guessed. Given up: names inside the annotation files
+(`<filename>`), which are often stale and would let a file name a path.
 """
 
 from __future__ import annotations
@@ -14,11 +16,31 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["ANNOTATION_FOLDERS", "Pairs", "in_annotation_folder", "is_mask", "mask_place", "pair_by_stem"]
+__all__ = [
+    "ANNOTATION_FOLDERS",
+    "Pairs",
+    "in_annotation_folder",
+    "is_mask",
+    "mask_place",
+    "pair_by_stem",
+]
 
-ANNOTATION_FOLDERS = frozenset({"annotation", "annotations", "label", "labels", "xml", "xmls", "ann", "anns"})
+ANNOTATION_FOLDERS = frozenset(
+    {"annotation", "annotations", "label", "labels", "xml", "xmls", "ann", "anns"}
+)
 MASK_FOLDERS = frozenset(
-    {"mask", "masks", "label", "labels", "gt", "groundtruth", "ground_truth", "annotation", "annotations", "segmentation"}
+    {
+        "mask",
+        "masks",
+        "label",
+        "labels",
+        "gt",
+        "groundtruth",
+        "ground_truth",
+        "annotation",
+        "annotations",
+        "segmentation",
+    }
 )
 PICTURE_FOLDERS = frozenset({"image", "images", "img", "imgs", "picture", "pictures", "jpegimages"})
 MASK_SUFFIX = re.compile(r"[_-](?:mask|label|gt|seg)$", re.IGNORECASE)
@@ -26,7 +48,10 @@ MASK_SUFFIX = re.compile(r"[_-](?:mask|label|gt|seg)$", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """annotation_of: picture -> annotation. ambiguous: picture -> what an earlier picture took. orphans: annotations left."""
+    """annotation_of: picture -> annotation. ambiguous.
+
+    Picture -> what an earlier picture took. orphans: annotations left.
+    """
 
     annotation_of: dict[str, str]
     ambiguous: dict[str, str]
@@ -39,7 +64,10 @@ def in_annotation_folder(path: str) -> bool:
 
 
 def is_mask(path: str) -> bool:
-    """Whether a relative path names a mask and not a picture: by a folder such as `masks`, or a stem that ends in `_mask`."""
+    """Whether a relative path names a mask and not a picture.
+
+    By a folder such as `masks`, or a stem that ends in `_mask`.
+    """
     folders = path.split("/")[:-1]
     return any(part.lower() in MASK_FOLDERS for part in folders) or bool(
         MASK_SUFFIX.search(posixpath.splitext(posixpath.basename(path))[0])
@@ -47,14 +75,20 @@ def is_mask(path: str) -> bool:
 
 
 def mask_place(path: str) -> tuple[str, str]:
-    """What a picture and its mask have in common: folders but for `images`, `masks` and the like, and the stem without `_mask`."""
+    """What a picture and its mask have in common.
+
+    Folders but for `images`, `masks` and the like, and the stem without `_mask`.
+    """
     *folders, name = path.split("/")
     kept = [part for part in folders if part.lower() not in MASK_FOLDERS | PICTURE_FOLDERS]
     return "/".join(kept), MASK_SUFFIX.sub("", posixpath.splitext(name)[0])
 
 
 def pair_by_stem(pictures: Sequence[str], annotations: Iterable[str]) -> Pairs:
-    """Pair sorted relative posix paths. A stem is the name without its last extension; case counts."""
+    """Pair sorted relative posix paths.
+
+    A stem is the name without its last extension; case counts.
+    """
     stems: dict[str, dict[str, str]] = defaultdict(dict)
     every: list[str] = sorted(annotations)
     for path in every:
@@ -81,7 +115,9 @@ def pair_by_stem(pictures: Sequence[str], annotations: Iterable[str]) -> Pairs:
 
 
 def _folders_near(folder: str, known: Iterable[str]) -> list[str]:
-    """Of the folders that hold annotations, those a picture in `folder` may look into, nearest first."""
+    """Of the folders that hold annotations, those a picture in `folder` may look into, nearest
+    first.
+    """
     parts = tuple(folder.split("/")) if folder else ()
     shapes: list[tuple[tuple[str, ...], tuple[str, ...]]] = []
     for at in range(len(parts), -1, -1):

@@ -1,8 +1,9 @@
 """Which split a picture belongs to, and in which order a split is baked.
 
-Everything follows from names, hashes and the seed. Pictures that share a group key, and byte-identical pictures, are one group
-and a group is in one split: copies of one picture must not be learnt from and tested on. Split folders that the source gives
-are kept as they are, with a warning where a group straddles them.
+Everything follows from names, hashes and the seed. Pictures that share a group key, and
+byte-identical pictures, are one group and a group is in one split: copies of one picture must not
+be learnt from and tested on. Split folders that the source gives are kept as they are, with a
+warning where a group straddles them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,15 @@ from typing import Protocol, TypeVar
 
 from warehouse.format.schema import SPLIT_NAMES, BuildSettings
 
-__all__ = ["Assignment", "assign_splits", "given_split", "group_keys", "permuted", "split_by_group", "split_by_size"]
+__all__ = [
+    "Assignment",
+    "assign_splits",
+    "given_split",
+    "group_keys",
+    "permuted",
+    "split_by_group",
+    "split_by_size",
+]
 
 GIVEN = re.compile(r"^(train|training|val|valid|validation|test|testing)(?:\d{4})?$", re.IGNORECASE)
 
@@ -32,7 +41,10 @@ Record = TypeVar("Record", bound=HasSource)
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """splits, groups: one a source, in their order; given: whether the source's own split folders were kept."""
+    """splits, groups: one a source, in their order; given.
+
+    Whether the source's own split folders were kept.
+    """
 
     splits: tuple[str, ...]
     groups: tuple[str, ...]
@@ -50,11 +62,15 @@ def given_split(source: str) -> str | None:
 
 
 def assign_splits(
-    sources: Sequence[str], sha256s: Sequence[str], settings: BuildSettings, strata: Sequence[int | None] | None = None
+    sources: Sequence[str],
+    sha256s: Sequence[str],
+    settings: BuildSettings,
+    strata: Sequence[int | None] | None = None,
 ) -> Assignment:
     """Given split folders where there is more than one, else `settings.splits` by seeded group.
 
-    strata: each source's class; the shares then hold within each class. A group of several classes goes by the first.
+    strata: each source's class; the shares then hold within each class. A group of several classes
+    goes by the first.
     """
     groups = group_keys(sources, sha256s, settings.group_pattern)
     given = [given_split(source) for source in sources]
@@ -83,8 +99,11 @@ def assign_splits(
     return Assignment(splits, groups, True, tuple(warnings))
 
 
-def group_keys(sources: Sequence[str], sha256s: Sequence[str], pattern: str | None) -> tuple[str, ...]:
-    """One key a source: what `pattern` finds in the file name, then in its stem (group 1, or the whole match), else the path.
+def group_keys(
+    sources: Sequence[str], sha256s: Sequence[str], pattern: str | None
+) -> tuple[str, ...]:
+    """One key a source: what `pattern` finds in the file name, then in its stem (group 1, or the
+    whole match), else the path.
 
     Sources of equal bytes get one key, with all that share a key with either of them.
     """
@@ -107,10 +126,11 @@ def group_keys(sources: Sequence[str], sha256s: Sequence[str], pattern: str | No
 
 
 def split_by_group(groups: Sequence[str], shares: dict[str, float], seed: int) -> dict[str, str]:
-    """group -> split. In seeded order each group goes where most samples are still wanted (ties: train, val, test).
+    """group -> split. In seeded order each group goes where most samples are still wanted (ties:
+    train, val, test).
 
-    Each split ends within one group's size of its share. A split left without a group although there are enough of them
-    takes the smallest group of the split that has most.
+    Each split ends within one group's size of its share. A split left without a group although
+    there are enough of them takes the smallest group of the split that has most.
     """
     return split_by_size(Counter(groups), shares, seed)
 
@@ -118,7 +138,9 @@ def split_by_group(groups: Sequence[str], shares: dict[str, float], seed: int) -
 def split_by_size(sizes: Mapping[str, int], shares: dict[str, float], seed: int) -> dict[str, str]:
     """`split_by_group` of groups whose sizes are known."""
     total = sum(sizes.values())
-    wanted = {split: shares.get(split, 0.0) * total for split in SPLIT_NAMES if shares.get(split, 0.0) > 0}
+    wanted = {
+        split: shares.get(split, 0.0) * total for split in SPLIT_NAMES if shares.get(split, 0.0) > 0
+    }
     order = sorted(sizes, key=lambda group: (_seeded(seed, group), group))
     chosen: dict[str, str] = {}
     for group in order:
@@ -130,13 +152,19 @@ def split_by_size(sizes: Mapping[str, int], shares: dict[str, float], seed: int)
             held = Counter(chosen.values())
             if not held[split]:
                 richest = max(wanted, key=lambda name: held[name])
-                moved = min((group for group in order if chosen[group] == richest), key=lambda group: sizes[group])
+                moved = min(
+                    (group for group in order if chosen[group] == richest),
+                    key=lambda group: sizes[group],
+                )
                 chosen[moved] = split
     return chosen
 
 
 def permuted(records: Sequence[Record], seed: int) -> list[Record]:
-    """The order in which a split's records are baked: by sha256 of seed and source, so that any chunk is a random draw."""
+    """The order in which a split's records are baked.
+
+    By sha256 of seed and source, so that any chunk is a random draw.
+    """
     return sorted(records, key=lambda record: (_seeded(seed, record.source), record.source))
 
 

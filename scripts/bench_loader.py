@@ -1,7 +1,8 @@
 """python -m scripts.bench_loader --config config.yaml [--bench.pictures FOLDER --bench.repeats 5]
 
-Measures the loader, the machine's limits and other readers on the same decoded pixels: interleaved rounds, each run in a fresh
-process, medians with min and max. Writes bench.json and bench.png. Peers that are not installed are listed with the reason.
+Measures the loader, the machine's limits and other readers on the same decoded pixels: interleaved
+rounds, each run in a fresh process, medians with min and max. Writes bench.json and bench.png.
+Peers that are not installed are listed with the reason.
 """
 
 from pathlib import Path
@@ -27,7 +28,9 @@ def main(settings: Any) -> dict[str, Any]:
         + ", ".join(f"{k} {v}" for k, v in machine["versions"].items() if v)
     )
     work, rows = Work(bench), catalogue(bench)
-    work.prepare({row.data for row in rows} | ({"quality"} if "shuffle" in bench.parts else set()), log)
+    work.prepare(
+        {row.data for row in rows} | ({"quality"} if "shuffle" in bench.parts else set()), log
+    )
     timed: list[dict[str, Any]] = []
     builds: list[dict[str, Any]] = []
     absent: list[dict[str, str]] = []
@@ -38,7 +41,11 @@ def main(settings: Any) -> dict[str, Any]:
         absent += more
     result = {
         "rows": timed,
-        "limits": {row["name"]: row["median"] for row in timed if row["group"] == "limit" and "median" in row},
+        "limits": {
+            row["name"]: row["median"]
+            for row in timed
+            if row["group"] == "limit" and "median" in row
+        },
         "absent": absent,
         "ratios": report.ratios(timed, builds, bench.workers),
         "builds": builds,
@@ -61,9 +68,13 @@ def publish(result: dict[str, Any], bench: Any, machine: dict[str, Any]) -> dict
     if any("median" in row for row in result["rows"]):
         chart = Path(bench.output) / "bench.png"
         height, width = bench.size
-        what = f"{bench.samples:,} pictures of 3 x {height} x {width} uint8, batch {bench.batch_size}"
+        what = (
+            f"{bench.samples:,} pictures of 3 x {height} x {width} uint8, batch {bench.batch_size}"
+        )
         how = f"{'shuffled' if bench.shuffle else 'in order'}, {bench.workers} workers, warm cache"
-        draw_chart(result["rows"], chart, f"{what}, {how}\n{machine['cpu']}, {machine['cores']} cores")
+        draw_chart(
+            result["rows"], chart, f"{what}, {how}\n{machine['cpu']}, {machine['cores']} cores"
+        )
         written["png"] = str(chart)
     log.info("written: " + ", ".join(written.values()))
     return written

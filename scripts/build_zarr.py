@@ -1,7 +1,8 @@
 """python -m scripts.build_zarr --config config.yaml --build.input_root FOLDER [--build.key value]
 
-Bakes a folder of labelled pictures, or with --build.format raster a stack of rasters, into a published, checksummed Zarr version and makes
-CURRENT name it. Run again, it says that the version is there; killed, it goes on where it stopped.
+Bakes a folder of labelled pictures, or with --build.format raster a stack of rasters, into a
+published, checksummed Zarr version and makes CURRENT name it. Run again, it says that the version
+is there; killed, it goes on where it stopped.
 """
 
 import os
@@ -34,7 +35,9 @@ def main(settings: Any) -> dict[str, Any]:
     else:
         open_root(root)
         manifest = bake_job(job, build, root)
-    log.info(f"next: python -m scripts.inspect_zarr --inspect.path {root}, python -m scripts.{job.trainer} {root}")
+    log.info(
+        f"next: python -m scripts.inspect_zarr --inspect.path {root}, python -m scripts.{job.trainer} {root}"
+    )
     return {
         "version": version,
         "path": str(root / version),
@@ -56,7 +59,9 @@ def bake_job(job: Any, build: Any, root: Path) -> Any:
         def on_plan(plan: Any) -> Any:
             for line in summary_lines(plan.summary):
                 log.info(line)
-            return stack.enter_context(progress(plan.samples, job.noun, f"baking {plan.version}")).advance
+            return stack.enter_context(
+                progress(plan.samples, job.noun, f"baking {plan.version}")
+            ).advance
 
         return bake(
             job.plan,
@@ -84,7 +89,9 @@ def dry_run(job: Any, build: Any) -> dict[str, Any]:
     plan = job.plan({})
     for line in (*summary_lines(plan.summary), *rejected_lines(plan.rejected)):
         log.info(line)
-    guess = estimate(plan, job.loader(plan), workers=max(1, cores() if build.workers is None else build.workers))
+    guess = estimate(
+        plan, job.loader(plan), workers=max(1, cores() if build.workers is None else build.workers)
+    )
     log.info(
         f"dry run: would write {plan.version}, about {guess.bytes / 1e6:.1f} MB in {guess.seconds / 60:.1f} minutes; nothing was written"
     )
@@ -102,4 +109,11 @@ def dry_run(job: Any, build: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(main, __doc__, build="warehouse.format.schema:BuildSettings", raster="ingest.rasters.settings:RasterSettings"))
+    raise SystemExit(
+        run(
+            main,
+            __doc__,
+            build="warehouse.format.schema:BuildSettings",
+            raster="ingest.rasters.settings:RasterSettings",
+        )
+    )

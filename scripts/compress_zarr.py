@@ -1,7 +1,9 @@
-"""python -m scripts.compress_zarr --config config.yaml --compress.checkpoint FOLDER [--compress.report FOLDER]
+"""python -m scripts.compress_zarr --config config.yaml --compress.checkpoint FOLDER
+[--compress.report FOLDER]
 
-Encodes a whole cube with a trained VQ-VAE into a published version of codes, under compress.output_root. On wish decodes it again into a
-cube version, and compares the codes with other codecs on held-out blocks. Killed, it goes on where it stopped.
+Encodes a whole cube with a trained VQ-VAE into a published version of codes, under
+compress.output_root. On wish decodes it again into a cube version, and compares the codes with
+other codecs on held-out blocks. Killed, it goes on where it stopped.
 """
 
 import time
@@ -28,15 +30,29 @@ def main(settings: Any) -> dict[str, Any]:
     codes = root / manifest.version
     encoded = time.monotonic()
     rate = stored_rate(codes, compress.checkpoint)
-    log.info("%s: %.4f bits a valid value, %.1f MB for %.1f MB of float32", manifest.version, rate["bits_per_value"], rate["bytes"] / 1e6,
-             rate["float32_bytes"] / 1e6)  # fmt: skip
-    result: dict[str, Any] = {**rate, "psnr": None, "points": [], "path": str(codes), "version": manifest.version,
-                              "encode_seconds": round(encoded - start, 3)}  # fmt: skip
+    log.info(
+        "%s: %.4f bits a valid value, %.1f MB for %.1f MB of float32",
+        manifest.version,
+        rate["bits_per_value"],
+        rate["bytes"] / 1e6,
+        rate["float32_bytes"] / 1e6,
+    )
+    result: dict[str, Any] = {
+        **rate,
+        "psnr": None,
+        "points": [],
+        "path": str(codes),
+        "version": manifest.version,
+        "encode_seconds": round(encoded - start, 3),
+    }
     if compress.reconstruct:
         at = time.monotonic()
         plan, load = plan_reconstruction(codes, compress.checkpoint, device=compress.device)
         again = publish(plan.recipe, lambda: (plan, load), Path(compress.reconstruct), compress)
-        result |= {"reconstruction": str(Path(compress.reconstruct) / again.version), "decode_seconds": round(time.monotonic() - at, 3)}
+        result |= {
+            "reconstruction": str(Path(compress.reconstruct) / again.version),
+            "decode_seconds": round(time.monotonic() - at, 3),
+        }
     if compress.report:
         from vqvae.rate.report import write_report
 
@@ -61,11 +77,28 @@ def publish(recipe: Any, make_plan: Any, root: Path, compress: Any) -> Any:
     with ExitStack() as stack:
 
         def on_plan(plan: Any) -> Any:
-            return stack.enter_context(progress(plan.samples, "stored chunks", f"baking {plan.version}")).advance
+            return stack.enter_context(
+                progress(plan.samples, "stored chunks", f"baking {plan.version}")
+            ).advance
 
-        return bake(lambda _: plan, lambda _: load, root, workers=compress.workers, cluster=None, trace=True, on_plan=on_plan,
-                    clear=compress.if_exists == "clear")  # fmt: skip
+        return bake(
+            lambda _: plan,
+            lambda _: load,
+            root,
+            workers=compress.workers,
+            cluster=None,
+            trace=True,
+            on_plan=on_plan,
+            clear=compress.if_exists == "clear",
+        )
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(main, __doc__, compress="vqvae.compress.encode:CompressSettings", build="warehouse.format.schema:BuildSettings"))
+    raise SystemExit(
+        run(
+            main,
+            __doc__,
+            compress="vqvae.compress.encode:CompressSettings",
+            build="warehouse.format.schema:BuildSettings",
+        )
+    )

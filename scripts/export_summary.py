@@ -1,6 +1,8 @@
-"""python -m scripts.export_summary --config config.yaml [--export.path WAREHOUSE --export.output FOLDER]
+"""python -m scripts.export_summary --config config.yaml [--export.path WAREHOUSE --export.output
+FOLDER]
 
-Writes a version's summaries, samples, chunks and timings as Parquet tables, for DuckDB, pandas or a spreadsheet.
+Writes a version's summaries, samples, chunks and timings as Parquet tables, for DuckDB, pandas or a
+spreadsheet.
 """
 
 from pathlib import Path
@@ -24,4 +26,11 @@ def main(settings: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(main, __doc__, export="warehouse.inspect.summary:ExportSettings", build="warehouse.format.schema:BuildSettings"))
+    raise SystemExit(
+        run(
+            main,
+            __doc__,
+            export="warehouse.inspect.summary:ExportSettings",
+            build="warehouse.format.schema:BuildSettings",
+        )
+    )

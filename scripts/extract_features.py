@@ -1,7 +1,9 @@
-"""python -m scripts.extract_features --config config.yaml --features.encoder random:efficientnet_b0 [--features.jobs 3]
+"""python -m scripts.extract_features --config config.yaml --features.encoder random:efficientnet_b0
+[--features.jobs 3]
 
-Encodes a warehouse's pictures into a published version of features, in small jobs that several processes may share. Stopped or killed, run
-it again: it does what is left, then checks and publishes the version under features.output_root.
+Encodes a warehouse's pictures into a published version of features, in small jobs that several
+processes may share. Stopped or killed, run it again: it does what is left, then checks and
+publishes the version under features.output_root.
 """
 
 import time
@@ -25,7 +27,13 @@ def main(settings: Any) -> dict[str, Any]:
 
     features, start = settings.features, time.monotonic()
     source = Warehouse.open(features.warehouse or settings.build.output_root)
-    encoder = open_encoder(features.encoder, size=features.size, seed=features.seed, offline=features.offline, ours=our_backbones())
+    encoder = open_encoder(
+        features.encoder,
+        size=features.size,
+        seed=features.seed,
+        offline=features.offline,
+        ours=our_backbones(),
+    )
     plan, load = plan_features(source, encoder, features)
     root = Path(features.output_root)
     open_root(root)
@@ -37,7 +45,9 @@ def main(settings: Any) -> dict[str, Any]:
         if manifest is not None:
             log.info("already there: %s", plan.version)
         else:
-            with progress(min(left, features.jobs or left), "jobs", f"encoding with {encoder.name}") as bar:
+            with progress(
+                min(left, features.jobs or left), "jobs", f"encoding with {encoder.name}"
+            ) as bar:
                 done = run_jobs(plan, load, queue, root, limit=features.jobs, progress=bar.advance)
             left = queue.left()
             if not left:
@@ -73,4 +83,11 @@ def our_backbones() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(main, __doc__, features="features.jobs:FeatureSettings", build="warehouse.format.schema:BuildSettings"))
+    raise SystemExit(
+        run(
+            main,
+            __doc__,
+            features="features.jobs:FeatureSettings",
+            build="warehouse.format.schema:BuildSettings",
+        )
+    )

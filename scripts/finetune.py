@@ -1,7 +1,9 @@
-"""python -m scripts.finetune --config config.yaml --finetune.encoder random:efficientnet_b0 [--finetune.blocks 4 --finetune.max_minutes 10]
+"""python -m scripts.finetune --config config.yaml --finetune.encoder random:efficientnet_b0
+[--finetune.blocks 4 --finetune.max_minutes 10]
 
-Trains an encoder's last blocks and a head on a warehouse of pictures with classes, within a budget of memory. Stopped, killed or out of
-minutes, run the same command again and it goes on. What it leaves in finetune.output is an encoder for extract_features.
+Trains an encoder's last blocks and a head on a warehouse of pictures with classes, within a budget
+of memory. Stopped, killed or out of minutes, run the same command again and it goes on. What it
+leaves in finetune.output is an encoder for extract_features.
 """
 
 import time
@@ -30,14 +32,22 @@ def main(settings: Any) -> dict[str, Any]:
     finetune.require_other_encoder()
     ranks = Ranks.start(finetune.device)
     if ranks.count > 1:
-        raise ConfigError("fine-tuning on a budget runs in one process", where="WORLD_SIZE", found=ranks.count)
+        raise ConfigError(
+            "fine-tuning on a budget runs in one process", where="WORLD_SIZE", found=ranks.count
+        )
     # Before anything is put on a GPU.
     budget = MemoryBudget(finetune.memory_budget_gb, ranks.device)
     warehouse = Warehouse.open(finetune.warehouse or settings.build.output_root)
     targets = picture_targets(warehouse, finetune.picture_label)
     selection = "val" if "val" in targets else "train"
     final = "test" if "test" in targets else selection
-    encoder = open_encoder(finetune.encoder, size=finetune.size, seed=finetune.seed, offline=finetune.offline, ours=our_backbones())
+    encoder = open_encoder(
+        finetune.encoder,
+        size=finetune.size,
+        seed=finetune.seed,
+        offline=finetune.offline,
+        ours=our_backbones(),
+    )
     training = finetune.training()
     with ExitStack() as stack:
 
@@ -46,29 +56,65 @@ def main(settings: Any) -> dict[str, Any]:
             size = min(finetune.batch_size, max(split.chunk_sizes))
             kept = settings.loader.model_dump()
             if kept["store"] == "auto":
-                # Not decoded into memory, nor mapped: on a CPU the budget counts all that the process holds.
+                # Not decoded into memory, nor mapped: on a CPU the budget counts all that the
+                # process holds.
                 kept["store"] = unheld_store(split, ["image"])
             return stack.enter_context(ChunkLoader(split, size, arrays=["image"], **kept | options))
 
         train = batches("train", seed=finetune.seed)
-        last = None if final == selection else (final, batches(final, shuffle=False), targets[final])
+        last = (
+            None if final == selection else (final, batches(final, shuffle=False), targets[final])
+        )
         steps = -(-min(len(train), finetune.limit_batches or len(train)) // finetune.accumulate)
-        task = FinetuneTask(training, encoder, warehouse.manifest.class_names, (targets["train"], targets[selection]), steps=steps,
-                            folder=finetune.folder, final=last, save_memory=finetune.recompute)  # fmt: skip
-        log.info("%s: %d of %d parameters are trained with the head", encoder.name, sum(one.numel() for one in task.tuned),
-                 sum(one.numel() for one in encoder.network.parameters()))  # fmt: skip
-        trainer = Trainer(task, training, train, batches(selection, shuffle=False), finetune.folder / "training", ranks=ranks,
-                          open_seconds=time.monotonic() - start, book=settings.experiments, budget=budget,
-                          save_steps=finetune.save_steps)  # fmt: skip
+        task = FinetuneTask(
+            training,
+            encoder,
+            warehouse.manifest.class_names,
+            (targets["train"], targets[selection]),
+            steps=steps,
+            folder=finetune.folder,
+            final=last,
+            save_memory=finetune.recompute,
+        )
+        log.info(
+            "%s: %d of %d parameters are trained with the head",
+            encoder.name,
+            sum(one.numel() for one in task.tuned),
+            sum(one.numel() for one in encoder.network.parameters()),
+        )
+        trainer = Trainer(
+            task,
+            training,
+            train,
+            batches(selection, shuffle=False),
+            finetune.folder / "training",
+            ranks=ranks,
+            open_seconds=time.monotonic() - start,
+            book=settings.experiments,
+            budget=budget,
+            save_steps=finetune.save_steps,
+        )
         result = trainer.run()
     checkpoint = checkpoint_of(finetune.folder)
-    log.info("peak memory %.2f GB of %s", budget.peak_gb, f"{finetune.memory_budget_gb:g}" if finetune.memory_budget_gb else "no limit")
+    log.info(
+        "peak memory %.2f GB of %s",
+        budget.peak_gb,
+        f"{finetune.memory_budget_gb:g}" if finetune.memory_budget_gb else "no limit",
+    )
     if result["finished"]:
         log.info(
-            "accuracy %.3f on %s; next: python -m scripts.extract_features --features.encoder %s", result["accuracy"], final, checkpoint
+            "accuracy %.3f on %s; next: python -m scripts.extract_features --features.encoder %s",
+            result["accuracy"],
+            final,
+            checkpoint,
         )
     else:
-        log.info("next: %s", "the same command again" if finetune.resume else "the same command with --finetune.resume true")
+        log.info(
+            "next: %s",
+            "the same command again"
+            if finetune.resume
+            else "the same command with --finetune.resume true",
+        )
     return {
         **result,
         "checkpoint": str(checkpoint),
@@ -89,6 +135,13 @@ def our_backbones() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(main, __doc__, finetune="features.finetune:FinetuneSettings", loader="utils.loader:LoaderSettings",
-                         build="warehouse.format.schema:BuildSettings",
-                         experiments="utils.tracking.experiments:ExperimentSettings"))  # fmt: skip
+    raise SystemExit(
+        run(
+            main,
+            __doc__,
+            finetune="features.finetune:FinetuneSettings",
+            loader="utils.loader:LoaderSettings",
+            build="warehouse.format.schema:BuildSettings",
+            experiments="utils.tracking.experiments:ExperimentSettings",
+        )
+    )

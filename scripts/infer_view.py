@@ -1,6 +1,8 @@
-"""python -m scripts.infer_view --infer.checkpoint checkpoints/bigdet --infer.input PICTURE, FOLDER or WAREHOUSE
+"""python -m scripts.infer_view --infer.checkpoint checkpoints/bigdet --infer.input PICTURE, FOLDER
+or WAREHOUSE
 
-Draws what a detector finds: a PNG a picture, and index.html with all of them and a score slider. From a warehouse, the truth too.
+Draws what a detector finds: a PNG a picture, and index.html with all of them and a score slider.
+From a warehouse, the truth too.
 """
 
 from collections.abc import Iterator
@@ -27,21 +29,37 @@ def main(settings: Any) -> dict[str, Any]:
     source = Path(infer.input or settings.build.output_root)
     shown = []
     with progress(None, "pictures", "looking") as bar:
-        batches = from_warehouse(source, settings) if is_warehouse(source) else from_files(source, facts, settings)
+        batches = (
+            from_warehouse(source, settings)
+            if is_warehouse(source)
+            else from_files(source, facts, settings)
+        )
         for batch, names, pictures in batches:
             shown += predictor.look(batch, names, pictures)
             bar.advance(len(names))
     boxes = sum(int((one.score >= infer.threshold).sum()) for one in shown)
     if not boxes:
         best = max((float(one.score.max()) for one in shown if len(one.score)), default=0.0)
-        log.warning("no box scores %g or more, the best %.3f: lower --infer.threshold, or train longer", infer.threshold, best)
-    page = write_view(shown, facts.class_names, infer.threshold, Path(infer.output), f"{source.name or source}: {len(shown)} pictures")
+        log.warning(
+            "no box scores %g or more, the best %.3f: lower --infer.threshold, or train longer",
+            infer.threshold,
+            best,
+        )
+    page = write_view(
+        shown,
+        facts.class_names,
+        infer.threshold,
+        Path(infer.output),
+        f"{source.name or source}: {len(shown)} pictures",
+    )
     log.info("open %s in a browser", page)
     return {"pictures": len(shown), "boxes": boxes, "path": str(page)}
 
 
 def is_warehouse(source: Path) -> bool:
-    return source.name == "manifest.json" or any((source / name).is_file() for name in ("CURRENT", "manifest.json"))
+    return source.name == "manifest.json" or any(
+        (source / name).is_file() for name in ("CURRENT", "manifest.json")
+    )
 
 
 def from_warehouse(source: Path, settings: Any) -> Iterator[tuple[dict[str, Any], list[str], None]]:
@@ -55,7 +73,9 @@ def from_warehouse(source: Path, settings: Any) -> Iterator[tuple[dict[str, Any]
     names = {row["index"]: row["source"] for row in rows if row["split"] == split.name}
     left = settings.infer.limit
     if len(split) > left:
-        log.warning("showing the first %d of %d pictures; --infer.limit shows more", left, len(split))
+        log.warning(
+            "showing the first %d of %d pictures; --infer.limit shows more", left, len(split)
+        )
     batch_size = min(settings.infer.batch_size, max(split.chunk_sizes))
     with ChunkLoader(split, batch_size, shuffle=False, **settings.loader.model_dump()) as loader:
         for whole in loader:
@@ -66,8 +86,12 @@ def from_warehouse(source: Path, settings: Any) -> Iterator[tuple[dict[str, Any]
                 return
 
 
-def from_files(source: Path, facts: Any, settings: Any) -> Iterator[tuple[dict[str, Any], list[str], list[Any]]]:
-    """Pictures decoded and letterboxed as the build would, with the decoded pictures themselves to draw on."""
+def from_files(
+    source: Path, facts: Any, settings: Any
+) -> Iterator[tuple[dict[str, Any], list[str], list[Any]]]:
+    """Pictures decoded and letterboxed as the build would, with the decoded pictures themselves to
+    draw on.
+    """
     import numpy as np
     import torch
 
@@ -80,19 +104,32 @@ def from_files(source: Path, facts: Any, settings: Any) -> Iterator[tuple[dict[s
         names, pictures, canvases, geometries = [], [], [], []
         for path in paths[start : start + settings.infer.batch_size]:
             try:
-                picture, _ = decode_rgb(read_inside(root, path, limit=MAX_FILE_BYTES), name=path, max_pixels=settings.build.max_pixels)
+                picture, _ = decode_rgb(
+                    read_inside(root, path, limit=MAX_FILE_BYTES),
+                    name=path,
+                    max_pixels=settings.build.max_pixels,
+                )
             except SourceError as error:
                 if len(paths) == 1:
                     raise
                 log.warning("left out: %s", error)
                 continue
-            geometry = plan_letterbox(picture.shape[1], picture.shape[0], facts.canvas, facts.resize_mode)
+            geometry = plan_letterbox(
+                picture.shape[1], picture.shape[0], facts.canvas, facts.resize_mode
+            )
             canvas = np.empty((3, *facts.canvas), np.uint8)
             letterbox_into(picture, geometry, canvas, facts.pad_value)
             names, pictures = [*names, path], [*pictures, picture]
             canvases, geometries = [*canvases, canvas], [*geometries, geometry.row()]
         if names:
-            yield {"image": torch.from_numpy(np.stack(canvases)), "letterbox": torch.from_numpy(np.stack(geometries))}, names, pictures
+            yield (
+                {
+                    "image": torch.from_numpy(np.stack(canvases)),
+                    "letterbox": torch.from_numpy(np.stack(geometries)),
+                },
+                names,
+                pictures,
+            )
 
 
 def picture_paths(source: Path, limit: int) -> tuple[Path, list[str]]:
@@ -103,17 +140,36 @@ def picture_paths(source: Path, limit: int) -> tuple[Path, list[str]]:
     if source.is_file():
         return source.parent, [source.name]
     if not source.is_dir():
-        raise SourceError("no such picture, folder or warehouse", where=source, remedy="name one with --infer.input")
-    found = sorted(path for path in source.rglob("*") if path.suffix.lower() in PICTURE_EXTENSIONS and path.is_file())
+        raise SourceError(
+            "no such picture, folder or warehouse",
+            where=source,
+            remedy="name one with --infer.input",
+        )
+    found = sorted(
+        path
+        for path in source.rglob("*")
+        if path.suffix.lower() in PICTURE_EXTENSIONS and path.is_file()
+    )
     if not found:
         raise SourceError(
-            "no pictures found", where=source, remedy="name a picture, a folder of pictures or a warehouse with --infer.input"
+            "no pictures found",
+            where=source,
+            remedy="name a picture, a folder of pictures or a warehouse with --infer.input",
         )
     if len(found) > limit:
-        log.warning("showing the first %d of %d pictures; --infer.limit shows more", limit, len(found))
+        log.warning(
+            "showing the first %d of %d pictures; --infer.limit shows more", limit, len(found)
+        )
     return source, [path.relative_to(source).as_posix() for path in found[:limit]]
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(main, __doc__, infer="detector.view:InferSettings", loader="utils.loader:LoaderSettings",
-                         build="warehouse.format.schema:BuildSettings"))  # fmt: skip
+    raise SystemExit(
+        run(
+            main,
+            __doc__,
+            infer="detector.view:InferSettings",
+            loader="utils.loader:LoaderSettings",
+            build="warehouse.format.schema:BuildSettings",
+        )
+    )

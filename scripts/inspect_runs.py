@@ -1,6 +1,7 @@
 """python -m scripts.inspect_runs --config config.yaml [--runs.compare "[3, 4]" --runs.metric ap50]
 
-Lists the runs of the experiment book, sets them side by side as a table and a PNG, and names the best with its checkpoint.
+Lists the runs of the experiment book, sets them side by side as a table and a PNG, and names the
+best with its checkpoint.
 --runs.mlflow URI sends them to MLflow.
 """
 
@@ -17,12 +18,23 @@ def main(settings: Any) -> dict[str, Any]:
     from rich.console import Console
 
     from utils.tracking.experiment_log import Book
-    from utils.tracking.run_report import best_run, chosen_runs, compare_table, draw_runs, export_mlflow, runs_table
+    from utils.tracking.run_report import (
+        best_run,
+        chosen_runs,
+        compare_table,
+        draw_runs,
+        export_mlflow,
+        runs_table,
+    )
     from warehouse.errors import ConfigError
 
     runs, where = settings.runs, settings.experiments
     if where.db is None:
-        raise ConfigError("no experiment book is named", where="experiments.db", remedy="give --experiments.db FILE")
+        raise ConfigError(
+            "no experiment book is named",
+            where="experiments.db",
+            remedy="give --experiments.db FILE",
+        )
     with Book(Path(where.db), wait_s=where.wait_s, create=False) as book:
         rows = chosen_runs(book, runs)
         best = best_run(book, rows, runs.metric, runs.better)
@@ -33,7 +45,12 @@ def main(settings: Any) -> dict[str, Any]:
         picture = None
         if rows:
             console.print(compare_table(book, rows, runs.better))
-            picture = draw_runs(book, rows, runs.metric, Path(runs.output) if runs.output else book.path.with_name("compare.png"))
+            picture = draw_runs(
+                book,
+                rows,
+                runs.metric,
+                Path(runs.output) if runs.output else book.path.with_name("compare.png"),
+            )
             log.info("curves: %s", picture)
         sent = export_mlflow(book, rows, runs.mlflow) if runs.mlflow else 0
     if best:
@@ -43,10 +60,21 @@ def main(settings: Any) -> dict[str, Any]:
         )
     shown = ("id", "trainer", "name", "state", "step", "best", "data_version")
     listed = [{key: row[key] for key in shown} for row in rows]
-    return {"db": str(book.path), "runs": listed, "best": best, "picture": picture and str(picture), "exported": sent}
+    return {
+        "db": str(book.path),
+        "runs": listed,
+        "best": best,
+        "picture": picture and str(picture),
+        "exported": sent,
+    }
 
 
 if __name__ == "__main__":
     raise SystemExit(
-        run(main, __doc__, runs="utils.tracking.run_report:RunsSettings", experiments="utils.tracking.experiments:ExperimentSettings")
+        run(
+            main,
+            __doc__,
+            runs="utils.tracking.run_report:RunsSettings",
+            experiments="utils.tracking.experiments:ExperimentSettings",
+        )
     )

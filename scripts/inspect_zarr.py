@@ -35,4 +35,11 @@ def main(settings: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(main, __doc__, inspect="warehouse.inspect.report:InspectSettings", build="warehouse.format.schema:BuildSettings"))
+    raise SystemExit(
+        run(
+            main,
+            __doc__,
+            inspect="warehouse.inspect.report:InspectSettings",
+            build="warehouse.format.schema:BuildSettings",
+        )
+    )

@@ -1,6 +1,7 @@
 """python -m scripts.make_sample --config config.yaml [--sample.count 64]
 
-Draws a small labelled set, or with --sample.kind cube a series of rasters, from a seed: a build and a training without any data.
+Draws a small labelled set, or with --sample.kind cube a series of rasters, from a seed: a build and
+a training without any data.
 """
 
 from typing import Any
@@ -18,10 +19,18 @@ def main(settings: Any) -> dict[str, Any]:
     noun = "dates" if cube else "pictures"
     with progress(sample.count, noun, "drawing") as bar:
         result = make_sample(sample, progress=bar.advance)
-    how = f"--config {result['path']}/raster.yaml" if cube else f"--build.input_root {result['path']}"
+    how = (
+        f"--config {result['path']}/raster.yaml" if cube else f"--build.input_root {result['path']}"
+    )
     if sample.kind in {"classes", "masks"}:
         how += f" --build.format {sample.kind}"
-    log.info("%d %s in %s; next: python -m scripts.build_zarr %s", result["count"], noun, result["path"], how)
+    log.info(
+        "%d %s in %s; next: python -m scripts.build_zarr %s",
+        result["count"],
+        noun,
+        result["path"],
+        how,
+    )
     return result
 
 

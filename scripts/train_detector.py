@@ -1,7 +1,8 @@
 """python -m scripts.train_detector --config config.yaml [--detector.model big --detector.epochs 20]
 
-Trains TinyDet or BigDet from a warehouse, scoring the held-out split after each epoch. Checkpoint, log.jsonl and curve.png go to
-detector.output. Several processes: torchrun --nproc-per-node 2 -m scripts.train_detector ...
+Trains TinyDet or BigDet from a warehouse, scoring the held-out split after each epoch. Checkpoint,
+log.jsonl and curve.png go to detector.output. Several processes: torchrun --nproc-per-node 2 -m
+scripts.train_detector ...
 """
 
 import time
@@ -29,21 +30,49 @@ def main(settings: Any) -> dict[str, Any]:
         train = warehouse.split("train")
         held_out = warehouse.split(held_out_name(warehouse))
         task = DetectorTask(detector, data_facts(train, detector))
-        if detector.model == "tiny" and int(train.array("box_mask")[:].sum(axis=1).max(initial=0)) > 1:
-            log.warning("TinyDet finds one box a picture and learns the largest; --detector.model big finds them all")
+        if (
+            detector.model == "tiny"
+            and int(train.array("box_mask")[:].sum(axis=1).max(initial=0)) > 1
+        ):
+            log.warning(
+                "TinyDet finds one box a picture and learns the largest; --detector.model big finds them all"
+            )
         options = settings.loader.model_dump()
         with (
-            ChunkLoader(train, detector.batch_size, seed=detector.seed, rank=ranks.rank, world_size=ranks.count, **options) as batches,
-            ChunkLoader(held_out, min(detector.batch_size, max(held_out.chunk_sizes)), shuffle=False, **options) as scored,
+            ChunkLoader(
+                train,
+                detector.batch_size,
+                seed=detector.seed,
+                rank=ranks.rank,
+                world_size=ranks.count,
+                **options,
+            ) as batches,
+            ChunkLoader(
+                held_out,
+                min(detector.batch_size, max(held_out.chunk_sizes)),
+                shuffle=False,
+                **options,
+            ) as scored,
         ):
             output = Path(detector.output or f"checkpoints/{detector.model}det")
-            trainer = Trainer(task, detector, batches, scored, output, ranks=ranks, open_seconds=time.monotonic() - start,
-                              book=settings.experiments)  # fmt: skip
+            trainer = Trainer(
+                task,
+                detector,
+                batches,
+                scored,
+                output,
+                ranks=ranks,
+                open_seconds=time.monotonic() - start,
+                book=settings.experiments,
+            )
             result = trainer.run()
     finally:
         ranks.close()
     log.info(
-        "checkpoint in %s; next: python -m scripts.infer_view --infer.checkpoint %s --infer.input %s", output, output, warehouse.folder
+        "checkpoint in %s; next: python -m scripts.infer_view --infer.checkpoint %s --infer.input %s",
+        output,
+        output,
+        warehouse.folder,
     )
     return {**result, "warehouse": warehouse.version, "held_out": held_out.name}
 
@@ -58,6 +87,13 @@ def held_out_name(warehouse: Any) -> str:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(main, __doc__, detector="detector.task:DetectorSettings", loader="utils.loader:LoaderSettings",
-                         build="warehouse.format.schema:BuildSettings",
-                         experiments="utils.tracking.experiments:ExperimentSettings"))  # fmt: skip
+    raise SystemExit(
+        run(
+            main,
+            __doc__,
+            detector="detector.task:DetectorSettings",
+            loader="utils.loader:LoaderSettings",
+            build="warehouse.format.schema:BuildSettings",
+            experiments="utils.tracking.experiments:ExperimentSettings",
+        )
+    )

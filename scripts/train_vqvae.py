@@ -1,7 +1,8 @@
 """python -m scripts.train_vqvae --config config.yaml [--vqvae.quantizer fsq --vqvae.max_minutes 15]
 
-Trains a vector-quantised autoencoder on a cube's warehouse, scoring the held-out blocks after each epoch. Checkpoint, log.jsonl,
-curve.png and sheet.png go to vqvae.output. Several processes: torchrun --nproc-per-node 2 -m scripts.train_vqvae ...
+Trains a vector-quantised autoencoder on a cube's warehouse, scoring the held-out blocks after each
+epoch. Checkpoint, log.jsonl, curve.png and sheet.png go to vqvae.output. Several processes:
+torchrun --nproc-per-node 2 -m scripts.train_vqvae ...
 """
 
 import time
@@ -31,28 +32,65 @@ def main(settings: Any) -> dict[str, Any]:
         train = warehouse.split("train")
         features = cube_features(train)
         held_out = held_out_split(warehouse)
-        task = VqvaeTask(vqvae, features, train.specs["data"].shape[1:4], drawn_blocks(train, vqvae.min_valid_share))
+        task = VqvaeTask(
+            vqvae,
+            features,
+            train.specs["data"].shape[1:4],
+            drawn_blocks(train, vqvae.min_valid_share),
+        )
         options = settings.loader.model_dump()
         order = {key: options.pop(key) for key in ("interleave", "chunks_per_batch")}
-        sampler = make_sampler(train, vqvae.batch_size, vqvae.min_valid_share, sampling=vqvae.sampling, seed=vqvae.seed, rank=ranks.rank,
-                               world_size=ranks.count, **order)  # fmt: skip
-        scored_by = make_sampler(held_out, min(vqvae.batch_size, max(held_out.chunk_sizes)), vqvae.min_valid_share, shuffle=False)
+        sampler = make_sampler(
+            train,
+            vqvae.batch_size,
+            vqvae.min_valid_share,
+            sampling=vqvae.sampling,
+            seed=vqvae.seed,
+            rank=ranks.rank,
+            world_size=ranks.count,
+            **order,
+        )
+        scored_by = make_sampler(
+            held_out,
+            min(vqvae.batch_size, max(held_out.chunk_sizes)),
+            vqvae.min_valid_share,
+            shuffle=False,
+        )
         with (
             ChunkLoader(train, sampler=sampler, **options) as batches,
             ChunkLoader(held_out, sampler=scored_by, **options) as scored,
         ):
             output = Path(vqvae.output or "checkpoints/vqvae")
-            trainer = Trainer(task, vqvae, batches, scored, output, ranks=ranks, open_seconds=time.monotonic() - start,
-                              book=settings.experiments)  # fmt: skip
+            trainer = Trainer(
+                task,
+                vqvae,
+                batches,
+                scored,
+                output,
+                ranks=ranks,
+                open_seconds=time.monotonic() - start,
+                book=settings.experiments,
+            )
             result = trainer.run()
     finally:
         ranks.close()
-    log.info("checkpoint in %s; next: python -m scripts.compress_zarr --compress.checkpoint %s --compress.warehouse %s", output, output,
-             warehouse.folder)  # fmt: skip
+    log.info(
+        "checkpoint in %s; next: python -m scripts.compress_zarr --compress.checkpoint %s --compress.warehouse %s",
+        output,
+        output,
+        warehouse.folder,
+    )
     return {**as_result(result), "warehouse": warehouse.version, "held_out": held_out.name}
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(main, __doc__, vqvae="vqvae.task:VqvaeSettings", loader="utils.loader:LoaderSettings",
-                         build="warehouse.format.schema:BuildSettings",
-                         experiments="utils.tracking.experiments:ExperimentSettings"))  # fmt: skip
+    raise SystemExit(
+        run(
+            main,
+            __doc__,
+            vqvae="vqvae.task:VqvaeSettings",
+            loader="utils.loader:LoaderSettings",
+            build="warehouse.format.schema:BuildSettings",
+            experiments="utils.tracking.experiments:ExperimentSettings",
+        )
+    )

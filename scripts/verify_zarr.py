@@ -1,6 +1,7 @@
 """python -m scripts.verify_zarr --config config.yaml [--verify.path WAREHOUSE --verify.level quick]
 
-Compares a published version with its digests: every file, every inner chunk, every sample. Exit 1 when anything disagrees.
+Compares a published version with its digests: every file, every inner chunk, every sample. Exit 1
+when anything disagrees.
 """
 
 from typing import Any
@@ -22,13 +23,28 @@ def main(settings: Any) -> dict[str, Any]:
     for fault in faults:
         log.error(f"{fault.path}: {fault.detail}")
     if faults:
-        log.error("the version is damaged; build it again with python -m scripts.build_zarr --build.if_exists clear")
+        log.error(
+            "the version is damaged; build it again with python -m scripts.build_zarr --build.if_exists clear"
+        )
     else:
         log.info(f"{warehouse.version}: {files} files as published")
-        pictures = "train_detector --detector.warehouse" if "box" in warehouse.manifest.arrays else "inspect_zarr --inspect.path"
-        log.info(f"next: python -m scripts.{pictures if warehouse.cube is None else 'train_vqvae --vqvae.warehouse'} {warehouse.folder}")
+        pictures = (
+            "train_detector --detector.warehouse"
+            if "box" in warehouse.manifest.arrays
+            else "inspect_zarr --inspect.path"
+        )
+        log.info(
+            f"next: python -m scripts.{pictures if warehouse.cube is None else 'train_vqvae --vqvae.warehouse'} {warehouse.folder}"
+        )
     return {"ok": not faults, "files": files, "bad": [fault.path for fault in faults]}
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(main, __doc__, verify="warehouse.inspect.verify:VerifySettings", build="warehouse.format.schema:BuildSettings"))
+    raise SystemExit(
+        run(
+            main,
+            __doc__,
+            verify="warehouse.inspect.verify:VerifySettings",
+            build="warehouse.format.schema:BuildSettings",
+        )
+    )

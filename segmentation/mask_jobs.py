@@ -1,4 +1,5 @@
-"""A version of patches as a published version of class probabilities, in the same resumable jobs as features.
+"""A version of patches as a published version of class probabilities, in the same resumable jobs as
+features.
 
     <split>/probability   f2 [sample, class, y, x]   a stored chunk is a job of as many patches as the patches' own
 
@@ -36,23 +37,41 @@ from warehouse.write.bake import Block, BuildPlan, SplitPlan
 __all__ = ["ProbabilityLoader", "patches_of", "place_of", "plan_probabilities"]
 
 
-def plan_probabilities(patches: Warehouse, model: UNet, checkpoint: Checkpoint, batch_size: int,
-                       device: torch.device | None = None) -> tuple[BuildPlan, ProbabilityLoader]:  # fmt: skip
-    """The build of every patch's probabilities, and its `load`. Raises StateError for a model of other patches or classes.
+def plan_probabilities(
+    patches: Warehouse,
+    model: UNet,
+    checkpoint: Checkpoint,
+    batch_size: int,
+    device: torch.device | None = None,
+) -> tuple[BuildPlan, ProbabilityLoader]:
+    """The build of every patch's probabilities, and its `load`. Raises StateError for a model of
+    other patches or classes.
 
     device: None is the CPU. Its type is part of the recipe: another one rounds otherwise.
     """
     device = device or torch.device("cpu")
     channels, height, width = patches.manifest.arrays["image"]["row"]
     classes = len(patches.manifest.class_names)
-    for what, of_patches, of_model in (("channels", channels, model.channels), ("classes", classes, model.classes)):
+    for what, of_patches, of_model in (
+        ("channels", channels, model.channels),
+        ("classes", classes, model.classes),
+    ):
         if of_patches != of_model:
-            raise StateError(f"the checkpoint is of a model of other {what}", where=checkpoint.path, expected=of_patches, found=of_model,
-                             remedy=f"name another --segment.checkpoint, or give the {what} it was trained with")  # fmt: skip
+            raise StateError(
+                f"the checkpoint is of a model of other {what}",
+                where=checkpoint.path,
+                expected=of_patches,
+                found=of_model,
+                remedy=f"name another --segment.checkpoint, or give the {what} it was trained with",
+            )
     if height % model.multiple or width % model.multiple:
-        raise StateError("the checkpoint's model does not take patches of this size", where=checkpoint.path,
-                         expected=f"a multiple of {model.multiple}", found=f"{height} x {width}",
-                         remedy="change --segment.patch_size, or name another --segment.checkpoint")  # fmt: skip
+        raise StateError(
+            "the checkpoint's model does not take patches of this size",
+            where=checkpoint.path,
+            expected=f"a multiple of {model.multiple}",
+            found=f"{height} x {width}",
+            remedy="change --segment.patch_size, or name another --segment.checkpoint",
+        )
     recipe = {
         "format_version": FORMAT_VERSION,
         "code_version": code_version(),
@@ -66,23 +85,53 @@ def plan_probabilities(patches: Warehouse, model: UNet, checkpoint: Checkpoint, 
     for name in patches.splits:
         split = patches.split(name)
         chunks, size, row = len(split.chunk_sizes), split.shard_samples, (classes, height, width)
-        spec = ArraySpec("probability", (len(split), *row), "float16", ("sample", "class", "y", "x"), (size, *row), (1, *row),
-                         Codec("lz4", 1, True, 2), {"long_name": "probability of each class"})  # fmt: skip
+        spec = ArraySpec(
+            "probability",
+            (len(split), *row),
+            "float16",
+            ("sample", "class", "y", "x"),
+            (size, *row),
+            (1, *row),
+            Codec("lz4", 1, True, 2),
+            {"long_name": "probability of each class"},
+        )
         splits.append(
-            SplitPlan(name, (spec,), tuple((name, at) for at in range(chunks)), ("",) * chunks, ({},) * chunks, whole_chunks=True)
+            SplitPlan(
+                name,
+                (spec,),
+                tuple((name, at) for at in range(chunks)),
+                ("",) * chunks,
+                ({},) * chunks,
+                whole_chunks=True,
+            )
         )
     manifest = patches.manifest
     total = sum(len(patches.split(name)) for name in patches.splits)
     rows = patches.table(tables.SAMPLES, list(SAMPLES_SCHEMA.names)).to_pylist()
     plan = BuildPlan(
-        version, key, recipe, {}, toolchain() | {"torch": torch.__version__}, tuple(splits), tuple(manifest.class_names), total, total, (),
-        manifest.summary, {}, tuple(manifest.warnings), contents=partial(_contents, rows=rows),
-    )  # fmt: skip
+        version,
+        key,
+        recipe,
+        {},
+        toolchain() | {"torch": torch.__version__},
+        tuple(splits),
+        tuple(manifest.class_names),
+        total,
+        total,
+        (),
+        manifest.summary,
+        {},
+        tuple(manifest.warnings),
+        contents=partial(_contents, rows=rows),
+    )
     return plan, ProbabilityLoader(patches, model.to(device), batch_size, device)
 
 
 def weights_digest(checkpoint: Checkpoint) -> str:
-    """sha256 over the averaged weights: what a checkpoint predicts, whatever its optimizer or seconds say."""
+    """sha256 over the averaged weights.
+
+    What a checkpoint predicts, whatever its optimizer or seconds say.
+    """
     found = hashlib.sha256()
     for name, value in sorted(checkpoint.part("average").items()):
         found.update(f"{name}\0{list(value.shape)}\0".encode())
@@ -101,7 +150,10 @@ class ProbabilityLoader:
 
     @cached_property
     def _readers(self) -> dict[str, ChunkReader]:
-        return {name: self.patches.split(name).reader(verify="always", keep=8) for name in self.patches.splits}
+        return {
+            name: self.patches.split(name).reader(verify="always", keep=8)
+            for name in self.patches.splits
+        }
 
     def __call__(self, payload: tuple[str, int]) -> Block:
         name, chunk = payload
@@ -111,7 +163,9 @@ class ProbabilityLoader:
         found, decode, forward = [], 0.0, 0.0
         for start in range(0, len(indices), self.batch_size):
             at = time.perf_counter()
-            pictures = read_rows(reader, ["image"], indices[start : start + self.batch_size])["image"]
+            pictures = read_rows(reader, ["image"], indices[start : start + self.batch_size])[
+                "image"
+            ]
             read = time.perf_counter()
             with torch.inference_mode():
                 said = self.model(torch.from_numpy(pictures).to(self.device))
@@ -121,14 +175,24 @@ class ProbabilityLoader:
         return Block(range(len(indices)), samples, {"decode": decode, "encode": forward}, {})
 
 
-def patches_of(patches: Warehouse, probabilities: Warehouse, source: str) -> Iterator[tuple[NDArray[np.float16], NDArray[np.uint8]]]:
-    """(probability [classes, size, size], mask [size, size]) of a parent's patches, in their order; 16 or so are in memory."""
+def patches_of(
+    patches: Warehouse, probabilities: Warehouse, source: str
+) -> Iterator[tuple[NDArray[np.float16], NDArray[np.uint8]]]:
+    """(probability [classes, size, size], mask [size, size]) of a parent's patches, in their order;
+    16 or so are in memory.
+    """
     split, first, count = place_of(patches, source)
-    readers = (probabilities.split(split).reader(access="pread", keep=4), patches.split(split).reader(access="pread", keep=4))
+    readers = (
+        probabilities.split(split).reader(access="pread", keep=4),
+        patches.split(split).reader(access="pread", keep=4),
+    )
     step = 16
     for start in range(first, first + count, step):
         indices = np.arange(start, min(start + step, first + count))
-        said, known = read_rows(readers[0], ["probability"], indices), read_rows(readers[1], ["mask"], indices)
+        said, known = (
+            read_rows(readers[0], ["probability"], indices),
+            read_rows(readers[1], ["mask"], indices),
+        )
         yield from zip(said["probability"], known["mask"], strict=True)
 
 
@@ -140,9 +204,15 @@ def place_of(patches: Warehouse, source: str) -> tuple[str, int, int]:
     return str(table["split"][int(at[0])]), int(table["index"][int(at[0])].as_py()), len(at)
 
 
-def _contents(plan: BuildPlan, results: Sequence[Any], store: Path, *, rows: Sequence[dict[str, Any]]) -> Contents:
+def _contents(
+    plan: BuildPlan, results: Sequence[Any], store: Path, *, rows: Sequence[dict[str, Any]]
+) -> Contents:
     """The patches' rows under the probabilities' own digests."""
-    shared = {"class_names": list(plan.class_names), "layout": "probabilities", "version": plan.version}
+    shared = {
+        "class_names": list(plan.class_names),
+        "layout": "probabilities",
+        "version": plan.version,
+    }
     with consolidated(store, [split.name for split in plan.splits], shared) as groups:
         for split in plan.splits:
             groups[split.name].attrs.update(shared | {"split": split.name})
@@ -150,8 +220,20 @@ def _contents(plan: BuildPlan, results: Sequence[Any], store: Path, *, rows: Seq
                 create_array(groups[split.name], spec)
     digests = [digest for result in results for digest in result.samples]
     lines = [row | {"sha256": digest} for row, digest in zip(rows, digests, strict=True)]
-    splits = {split.name: {"samples": split.specs[0].shape[0], "shard_samples": split.shard_samples, "chunks": len(split.payloads)}
-              for split in plan.splits}  # fmt: skip
+    splits = {
+        split.name: {
+            "samples": split.specs[0].shape[0],
+            "shard_samples": split.shard_samples,
+            "chunks": len(split.payloads),
+        }
+        for split in plan.splits
+    }
     digested = [plan.recipe["model"], plan.recipe["source"]["digest"], digests]
-    return Contents({key: [row[key] for row in lines] for key in SAMPLES_SCHEMA.names}, SAMPLES_SCHEMA, digested, splits,
-                    array_info(plan.splits[0].specs), plan.summary)  # fmt: skip
+    return Contents(
+        {key: [row[key] for row in lines] for key in SAMPLES_SCHEMA.names},
+        SAMPLES_SCHEMA,
+        digested,
+        splits,
+        array_info(plan.splits[0].specs),
+        plan.summary,
+    )

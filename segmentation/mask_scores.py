@@ -1,6 +1,8 @@
-"""How well predicted masks agree with true ones: Dice, IoU and boundary F1, from row bands, so that a picture's size does not matter.
+"""How well predicted masks agree with true ones: Dice, IoU and boundary F1, from row bands, so that
+a picture's size does not matter.
 
-Everything is counted, then divided once: figures over several pictures are of all their pixels. Unknown pixels (255) count nowhere.
+Everything is counted, then divided once: figures over several pictures are of all their pixels.
+Unknown pixels (255) count nowhere.
 """
 
 from __future__ import annotations
@@ -20,10 +22,15 @@ BAND = 256
 
 
 def dice_of(confusion: NDArray[np.integer]) -> list[float]:
-    """2 |A n B| / (|A| + |B|) of each class; 1 where neither has it. confusion: int [C, C], row the truth, column what was said."""
+    """2 |A n B| / (|A| + |B|) of each class; 1 where neither has it. confusion.
+
+    Int [C, C], row the truth, column what was said.
+    """
     both = np.diag(confusion).astype(float)
     sizes = confusion.sum(axis=0) + confusion.sum(axis=1)
-    return [float(2 * shared / size) if size else 1.0 for shared, size in zip(both, sizes, strict=True)]
+    return [
+        float(2 * shared / size) if size else 1.0 for shared, size in zip(both, sizes, strict=True)
+    ]
 
 
 def iou_of(confusion: NDArray[np.integer]) -> list[float]:
@@ -37,9 +44,10 @@ def iou_of(confusion: NDArray[np.integer]) -> list[float]:
 class MaskTally:
     """Counts of any number of pictures.
 
-    tolerance: how many pixels a boundary may be off (Euclidean) and still be matched; boundary F1 is the harmonic mean of the shares of
-    predicted boundary pixels near a true one and of true ones near a predicted one (Csurka et al., BMVC 2013). A boundary pixel of a
-    class has a 4-neighbour of another class; pixels at the picture's border are none for that alone.
+    tolerance: how many pixels a boundary may be off (Euclidean) and still be matched; boundary F1
+    is the harmonic mean of the shares of predicted boundary pixels near a true one and of true ones
+    near a predicted one (Csurka et al., BMVC 2013). A boundary pixel of a class has a 4-neighbour
+    of another class; pixels at the picture's border are none for that alone.
     """
 
     classes: int
@@ -51,7 +59,12 @@ class MaskTally:
         self.confusion = np.zeros((self.classes, self.classes), np.int64)
         self.near = np.zeros((self.classes, 4), np.int64)
 
-    def add(self, read_said: Callable[[slice], NDArray[np.uint8]], read_truth: Callable[[slice], NDArray[np.uint8]], height: int) -> None:
+    def add(
+        self,
+        read_said: Callable[[slice], NDArray[np.uint8]],
+        read_truth: Callable[[slice], NDArray[np.uint8]],
+        height: int,
+    ) -> None:
         """A picture: functions of a slice of lines giving uint8 [lines, width]."""
         halo = int(np.ceil(self.tolerance)) + 2
         for start in range(0, height, BAND):
@@ -60,13 +73,21 @@ class MaskTally:
             said, truth = read_said(slice(low, high)), read_truth(slice(low, high))
             inside = slice(start - low, end - low)
             known = truth != MASK_PADDING
-            pairs = truth[inside][known[inside]].astype(np.int64) * self.classes + said[inside][known[inside]]
-            self.confusion += np.bincount(pairs, minlength=self.classes**2).reshape(self.classes, -1)
+            pairs = (
+                truth[inside][known[inside]].astype(np.int64) * self.classes
+                + said[inside][known[inside]]
+            )
+            self.confusion += np.bincount(pairs, minlength=self.classes**2).reshape(
+                self.classes, -1
+            )
             for index in range(self.classes):
-                # An edge of the band is none of the picture's: lines beyond it are cut off by `inside`.
+                # An edge of the band is none of the picture's: lines beyond it are cut off by
+                # `inside`.
                 edges = boundary(said, index) & known, boundary(truth, index) & known
                 for at, (own, other) in enumerate((edges, edges[::-1])):
-                    self.near[index, 2 * at] += int((own & within(other, self.tolerance))[inside].sum())
+                    self.near[index, 2 * at] += int(
+                        (own & within(other, self.tolerance))[inside].sum()
+                    )
                     self.near[index, 2 * at + 1] += int(own[inside].sum())
 
     def merge(self, other: MaskTally) -> None:
@@ -79,7 +100,9 @@ class MaskTally:
         return {
             "dice": dict(zip(names, dice_of(self.confusion), strict=True)),
             "iou": dict(zip(names, iou_of(self.confusion), strict=True)),
-            "boundary_f1": dict(zip(names, (self._boundary_f1(row) for row in self.near), strict=True)),
+            "boundary_f1": dict(
+                zip(names, (self._boundary_f1(row) for row in self.near), strict=True)
+            ),
             "pixels": int(self.confusion.sum()),
         }
 
@@ -111,4 +134,6 @@ def within(mask: NDArray[np.bool_], tolerance: float) -> NDArray[np.bool_]:
     reach = int(tolerance)
     y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
     disc = (x**2 + y**2 <= tolerance**2).astype(np.uint8)
-    return cv2.dilate(mask.astype(np.uint8), disc, borderType=cv2.BORDER_CONSTANT, borderValue=0) > 0
+    return (
+        cv2.dilate(mask.astype(np.uint8), disc, borderType=cv2.BORDER_CONSTANT, borderValue=0) > 0
+    )

@@ -1,8 +1,10 @@
 """A small U-Net: uint8 pictures in, a logit for every class and pixel out.
 
-Ronneberger et al. 2015 (arXiv:1505.04597), with residual blocks, GroupNorm (batches are small) and a space-to-depth stem: `stem` x `stem`
-pixels are folded into channels, all layers work on the smaller grid, and the head unfolds its logits again, so that the output keeps
-every pixel at a fraction of the work (docs/log.md). No layer sees beyond its own sample. Given up: attention, deep supervision.
+Ronneberger et al. 2015 (arXiv:1505.04597), with residual blocks, GroupNorm (batches are small) and
+a space-to-depth stem: `stem` x `stem` pixels are folded into channels, all layers work on the
+smaller grid, and the head unfolds its logits again, so that the output keeps every pixel at a
+fraction of the work (docs/log.md). No layer sees beyond its own sample. Given up: attention, deep
+supervision.
 """
 
 from __future__ import annotations
@@ -19,7 +21,13 @@ from warehouse.errors import StateError
 __all__ = ["UNet", "restore_unet"]
 
 KIND = "unet"
-LIMITS = {"channels": (1, 64), "classes": (2, 255), "width": (4, 512), "levels": (1, 6), "stem": (1, 4)}
+LIMITS = {
+    "channels": (1, 64),
+    "classes": (2, 255),
+    "width": (4, 512),
+    "levels": (1, 6),
+    "stem": (1, 4),
+}
 """Of what a checkpoint may ask for."""
 
 
@@ -44,13 +52,27 @@ def norm(channels: int) -> nn.GroupNorm:
 
 
 class UNet(nn.Module):
-    """channels: of the picture, 1 or 3; classes: logits a pixel; width: channels of the first level, doubled at each of `levels`."""
+    """channels: of the picture, 1 or 3; classes: logits a pixel; width.
 
-    def __init__(self, *, channels: int, classes: int, width: int = 24, levels: int = 4, stem: int = 2) -> None:
+    Channels of the first level, doubled at each of `levels`.
+    """
+
+    def __init__(
+        self, *, channels: int, classes: int, width: int = 24, levels: int = 4, stem: int = 2
+    ) -> None:
         super().__init__()
-        self.channels, self.classes, self.width, self.levels, self.stem = channels, classes, width, levels, stem
+        self.channels, self.classes, self.width, self.levels, self.stem = (
+            channels,
+            classes,
+            width,
+            levels,
+            stem,
+        )
         widths = [width * 2**level for level in range(levels)]
-        self.down = nn.ModuleList(Block(inputs, outputs) for inputs, outputs in zip([channels * stem**2, *widths], widths, strict=False))
+        self.down = nn.ModuleList(
+            Block(inputs, outputs)
+            for inputs, outputs in zip([channels * stem**2, *widths], widths, strict=False)
+        )
         self.narrow = nn.ModuleList(nn.Conv2d(2 * outputs, outputs, 1) for outputs in widths[:-1])
         self.up = nn.ModuleList(Block(2 * outputs, outputs) for outputs in widths[:-1])
         self.head = nn.Conv2d(width, classes * stem**2, 1)
@@ -62,7 +84,9 @@ class UNet(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """image: uint8 or float in [0, 255], [B, C, H, W]. Logits float [B, classes, H, W]."""
-        x = functional.pixel_unshuffle(image.float() / 64 - 2, self.stem).contiguous(memory_format=torch.channels_last)
+        x = functional.pixel_unshuffle(image.float() / 64 - 2, self.stem).contiguous(
+            memory_format=torch.channels_last
+        )
         passed: list[Tensor] = []
         for level, block in enumerate(self.down):
             x = block(functional.max_pool2d(x, 2) if level else x)
@@ -77,16 +101,28 @@ class UNet(nn.Module):
 
 
 def restore_unet(checkpoint: Checkpoint) -> UNet:
-    """The model of a checkpoint, with its averaged weights, in eval mode. Raises StateError when it is not a U-Net of ours."""
+    """The model of a checkpoint, with its averaged weights, in eval mode.
+
+    Raises StateError when it is not a U-Net of ours.
+    """
     remedy = "train one with python -m scripts.segment_patches"
     said = known_model(checkpoint, (KIND,), "a U-Net", remedy)
     try:
         shape = {key: int(said[key]) for key in LIMITS}
-        wrong = [f"{key} {value}" for key, value in shape.items() if not LIMITS[key][0] <= value <= LIMITS[key][1]]
+        wrong = [
+            f"{key} {value}"
+            for key, value in shape.items()
+            if not LIMITS[key][0] <= value <= LIMITS[key][1]
+        ]
         if wrong:
             raise ValueError(", ".join(wrong))
     except (KeyError, TypeError, ValueError) as error:
-        raise StateError("the checkpoint is not of a U-Net", where=checkpoint.path, found=str(error), remedy=remedy) from None
+        raise StateError(
+            "the checkpoint is not of a U-Net",
+            where=checkpoint.path,
+            found=str(error),
+            remedy=remedy,
+        ) from None
     model = UNet(**shape)
     load_module(model, checkpoint.part("average"), checkpoint.path)
     return model.eval()

@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "support"))
-# Commands under test, in this process or their own, write their runs there and not into the working folder.
-os.environ["WAREHOUSE_EXPERIMENTS__DB"] = os.path.join(tempfile.mkdtemp(prefix="experiments-"), "experiments.db")
+# Commands under test, in this process or their own, write their runs there and not into the working
+# folder.
+os.environ["WAREHOUSE_EXPERIMENTS__DB"] = os.path.join(
+    tempfile.mkdtemp(prefix="experiments-"), "experiments.db"
+)
 
 from fakes import DATA, build
 

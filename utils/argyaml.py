@@ -1,15 +1,18 @@
-"""Settings in layers (defaults < config file < environment < flags) and the frame every command runs in.
+"""Settings in layers (defaults < config file < environment < flags) and the frame every command
+runs in.
 
-Purpose: `run(main, __doc__, build="warehouse.format.schema:BuildSettings")` turns a typed line into frozen settings, calls `main`, and
-  turns what comes back into a JSON line and an exit code.
-Used by: scripts.bench_loader, scripts.build_zarr, scripts.compress_zarr, scripts.export_summary, scripts.extract_features,
-  scripts.finetune, scripts.infer_view, scripts.inspect_runs, scripts.inspect_zarr, scripts.make_sample, scripts.segment_patches,
-  scripts.train_detector, scripts.train_head, scripts.train_vqvae, scripts.verify_zarr
-Design notes: sections merge by key; lists and dicts are replaced whole. pydantic-settings reads flags and environment, this file
-  merges, since its own deep merge would mix dict values of two layers. YAML is read here and nowhere else: safe, duplicate
-  keys refused, `1e-4` a number. Sections of other commands may stand in the file; only the command's own are checked.
-Assistant guidance: when extending: a new section goes into SECTIONS with the model it stands for; settings models live beside
-  the code they configure; nothing a user types may end in a traceback.
+Purpose: `run(main, __doc__, build="warehouse.format.schema:BuildSettings")` turns a typed line into
+  frozen settings, calls `main`, and turns what comes back into a JSON line and an exit code.
+Used by: scripts.bench_loader, scripts.build_zarr, scripts.compress_zarr, scripts.export_summary,
+  scripts.extract_features, scripts.finetune, scripts.infer_view, scripts.inspect_runs,
+  scripts.inspect_zarr, scripts.make_sample, scripts.segment_patches, scripts.train_detector,
+  scripts.train_head, scripts.train_vqvae, scripts.verify_zarr
+Design notes: sections merge by key; lists and dicts are replaced whole. pydantic-settings reads
+  flags and environment, this file merges, since its own deep merge would mix dict values of two
+  layers. YAML is read here and nowhere else: safe, duplicate keys refused, `1e-4` a number.
+  Sections of other commands may stand in the file; only the command's own are checked.
+Assistant guidance: when extending: a new section goes into SECTIONS with the model it stands for;
+  settings models live beside the code they configure; nothing a user types may end in a traceback.
 """
 
 from __future__ import annotations
@@ -80,11 +83,19 @@ def version() -> str:
         return "unknown (not installed)"
 
 
-def run(main: Callable[[Any], dict[str, Any]], doc: str | None, *, argv: Sequence[str] | None = None, **sections: str) -> int:
-    """Parse, call `main(settings)`, print its result as the last line of stdout (of several ranks, the first does); the exit code.
+def run(
+    main: Callable[[Any], dict[str, Any]],
+    doc: str | None,
+    *,
+    argv: Sequence[str] | None = None,
+    **sections: str,
+) -> int:
+    """Parse, call `main(settings)`, print its result as the last line of stdout (of several ranks,
+    the first does); the exit code.
 
-    sections: the command's own, as name="module:Class". Returns 0 done, 1 typed error (one line on stderr) or a result whose `ok`
-    is false, 130 interrupted (SIGTERM too, so that nothing is left running); argument syntax exits 2 by argparse.
+    sections: the command's own, as name="module:Class". Returns 0 done, 1 typed error (one line on
+    stderr) or a result whose `ok` is false, 130 interrupted (SIGTERM too, so that nothing is left
+    running); argument syntax exits 2 by argparse.
     """
     start_logging(logging.INFO if first_rank() else logging.WARNING)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -105,14 +116,22 @@ def run(main: Callable[[Any], dict[str, Any]], doc: str | None, *, argv: Sequenc
 
 
 def first_rank() -> bool:
-    """Whether this process speaks for its run: the only one, or the first of those torchrun started."""
+    """Whether this process speaks for its run.
+
+    The only one, or the first of those torchrun started.
+    """
     return "WORLD_SIZE" not in os.environ or os.environ.get("RANK", "0") == "0"
 
 
 def load_settings(doc: str | None, argv: Sequence[str], sections: Mapping[str, str]) -> Any:
-    """Frozen settings with one attribute a section. Raises ConfigError; argument syntax exits 2 and --help exits 0."""
+    """Frozen settings with one attribute a section.
+
+    Raises ConfigError; argument syntax exits 2 and --help exits 0.
+    """
     models = {name: _load_model(path) for name, path in sections.items()}
-    fields: dict[str, Any] = {name: (model, Field(default_factory=model)) for name, model in models.items()}
+    fields: dict[str, Any] = {
+        name: (model, Field(default_factory=model)) for name, model in models.items()
+    }
     schema = create_model("Settings", __base__=BaseSettings, **fields)
     config, flags = _read_flags(schema, doc, list(argv), models)
     layers = [read_yaml(Path(config)) if config else {}, _read_environment(schema, models), flags]
@@ -121,7 +140,9 @@ def load_settings(doc: str | None, argv: Sequence[str], sections: Mapping[str, s
         for name, values in layer.items():
             if name in merged:
                 merged[name].update(values)
-    return types.SimpleNamespace(**{name: _validate(model, name, merged[name]) for name, model in models.items()})
+    return types.SimpleNamespace(
+        **{name: _validate(model, name, merged[name]) for name, model in models.items()}
+    )
 
 
 def _load_model(path: str) -> type[Any]:
@@ -129,24 +150,44 @@ def _load_model(path: str) -> type[Any]:
     return typing.cast("type[Any]", getattr(importlib.import_module(module), name))
 
 
-def _read_flags(schema: Any, doc: str | None, argv: list[str], models: Mapping[str, type[Any]]) -> tuple[str | None, dict[str, Any]]:
+def _read_flags(
+    schema: Any, doc: str | None, argv: list[str], models: Mapping[str, type[Any]]
+) -> tuple[str | None, dict[str, Any]]:
     lines = (doc or "").strip().split("\n", 1)
     command = re.match(r"python -m (\S+)", lines[0])
     known = [f"--{name}.{key}" for name, model in models.items() for key in model.model_fields]
     prog = f"python -m {command[1]}" if command else None
     text = lines[1].strip() if len(lines) > 1 else None
-    parser = _Parser(known, prog=prog, description=text, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", metavar="FILE", help="a YAML file with some or all sections and keys")
+    parser = _Parser(
+        known,
+        prog=prog,
+        description=text,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", help="a YAML file with some or all sections and keys"
+    )
     parser.add_argument("--version", action="version", version=f"tensor-warehouse {version()}")
     argv = _spell_out_booleans(argv, models)
     try:
         source: Any = CliSettingsSource(
-            schema, cli_parse_args=argv, root_parser=parser, cli_parse_none_str="null", cli_hide_none_type=True, cli_avoid_json=True
+            schema,
+            cli_parse_args=argv,
+            root_parser=parser,
+            cli_parse_none_str="null",
+            cli_hide_none_type=True,
+            cli_avoid_json=True,
         )
-        flags = {name: {key: None if value == [None] else value for key, value in values.items()} for name, values in source().items()}
+        flags = {
+            name: {key: None if value == [None] else value for key, value in values.items()}
+            for name, values in source().items()
+        }
     except SettingsError as error:
         raise ConfigError(
-            "a flag does not parse", found=str(error), remedy="lists and mappings are JSON: --build.target_size '[384, 384]'"
+            "a flag does not parse",
+            found=str(error),
+            remedy="lists and mappings are JSON: --build.target_size '[384, 384]'",
         ) from None
     # `source` keeps only the sections; --config is looked up again in the same argument list.
     parsed, _ = parser.parse_known_args(argv)
@@ -169,7 +210,12 @@ class _Parser(argparse.ArgumentParser):
 
 def _spell_out_booleans(argv: list[str], models: Mapping[str, type[Any]]) -> list[str]:
     """`--build.dry_run` alone means `--build.dry_run true`."""
-    booleans = {f"--{name}.{key}" for name, model in models.items() for key, info in model.model_fields.items() if info.annotation is bool}
+    booleans = {
+        f"--{name}.{key}"
+        for name, model in models.items()
+        for key, info in model.model_fields.items()
+        if info.annotation is bool
+    }
     out: list[str] = []
     for at, word in enumerate(argv):
         out.append(word)
@@ -180,10 +226,14 @@ def _spell_out_booleans(argv: list[str], models: Mapping[str, type[Any]]) -> lis
 
 def _read_environment(schema: Any, models: Mapping[str, type[Any]]) -> dict[str, dict[str, Any]]:
     try:
-        source: Any = EnvSettingsSource(schema, env_prefix=ENV_PREFIX, env_nested_delimiter="__", env_parse_none_str="null")
+        source: Any = EnvSettingsSource(
+            schema, env_prefix=ENV_PREFIX, env_nested_delimiter="__", env_parse_none_str="null"
+        )
         layer: dict[str, dict[str, Any]] = {name: dict(values) for name, values in source().items()}
     except Exception as error:
-        raise ConfigError("an environment variable does not parse", where=f"{ENV_PREFIX}*", found=str(error)) from None
+        raise ConfigError(
+            "an environment variable does not parse", where=f"{ENV_PREFIX}*", found=str(error)
+        ) from None
     for name, (section, key) in NAMED_ENV.items():
         if section in models and name in os.environ:
             layer.setdefault(section, {})[key] = os.environ[name]
@@ -201,7 +251,10 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.events.AliasEvent):
             event = self.peek_event()  # type: ignore[no-untyped-call]
-            raise ConfigError("aliases are not allowed in a config file", where=f"line {event.start_mark.line + 1}")
+            raise ConfigError(
+                "aliases are not allowed in a config file",
+                where=f"line {event.start_mark.line + 1}",
+            )
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
@@ -209,53 +262,83 @@ class _Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str | int | float | bool):
-                raise ConfigError("a key must be a plain word or number", where=f"line {key_node.start_mark.line + 1}")
+                raise ConfigError(
+                    "a key must be a plain word or number",
+                    where=f"line {key_node.start_mark.line + 1}",
+                )
             if key in seen:
-                raise ConfigError(f"key {key!r} stands twice", where=f"line {key_node.start_mark.line + 1}", remedy="keep one of them")
+                raise ConfigError(
+                    f"key {key!r} stands twice",
+                    where=f"line {key_node.start_mark.line + 1}",
+                    remedy="keep one of them",
+                )
             seen.add(key)
         return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9][0-9_]*)(?:\.[0-9_]*)?[eE][-+]?[0-9]+$|^[-+]?\.[0-9_]+[eE][-+]?[0-9]+$"),
+    re.compile(
+        r"^[-+]?(?:[0-9][0-9_]*)(?:\.[0-9_]*)?[eE][-+]?[0-9]+$|^[-+]?\.[0-9_]+[eE][-+]?[0-9]+$"
+    ),
     list("-+0123456789."),
 )
 
 
 def read_yaml(path: Path) -> dict[str, dict[str, Any]]:
-    """The sections of a config file. Raises ConfigError with the file and line for anything that is not sections of keys."""
+    """The sections of a config file.
+
+    Raises ConfigError with the file and line for anything that is not sections of keys.
+    """
     remedy = "give the path of a YAML file, such as config.yaml"
     try:
         if path.stat().st_size > MAX_CONFIG_BYTES:
             raise ConfigError(
-                "the config file is too large", where=path, expected=f"at most {MAX_CONFIG_BYTES} bytes", found=path.stat().st_size
+                "the config file is too large",
+                where=path,
+                expected=f"at most {MAX_CONFIG_BYTES} bytes",
+                found=path.stat().st_size,
             )
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError("the config file cannot be read", where=path, found=_reason(error), remedy=remedy) from None
+        raise ConfigError(
+            "the config file cannot be read", where=path, found=_reason(error), remedy=remedy
+        ) from None
     try:
         data = yaml.load(text, Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        raise ConfigError("the config file does not parse", where=f"{path}, line {line}", found=error.problem) from None
+        raise ConfigError(
+            "the config file does not parse", where=f"{path}, line {line}", found=error.problem
+        ) from None
     except yaml.YAMLError as error:
         raise ConfigError("the config file does not parse", where=path, found=str(error)) from None
     except ConfigError as error:
         raise ConfigError(error.what, where=f"{path}, {error.where}", remedy=error.remedy) from None
     except (RecursionError, ValueError) as error:
-        raise ConfigError("the config file does not parse", where=path, found=_reason(error)) from None
+        raise ConfigError(
+            "the config file does not parse", where=path, found=_reason(error)
+        ) from None
     if data is None:
         return {}
     if not isinstance(data, dict):
         raise ConfigError(
-            "the config file is not a mapping of sections", where=path, expected="build: ..., loader: ...", found=type(data).__name__
+            "the config file is not a mapping of sections",
+            where=path,
+            expected="build: ..., loader: ...",
+            found=type(data).__name__,
         )
     for name, values in data.items():
         if name not in SECTIONS:
-            raise ConfigError(f"unknown section {name!r}{_nearest(str(name), list(SECTIONS))}", where=path)
+            raise ConfigError(
+                f"unknown section {name!r}{_nearest(str(name), list(SECTIONS))}", where=path
+            )
         if values is not None and not isinstance(values, dict):
-            raise ConfigError(f"section {name!r} is not a mapping of keys", where=path, found=type(values).__name__)
+            raise ConfigError(
+                f"section {name!r} is not a mapping of keys",
+                where=path,
+                found=type(values).__name__,
+            )
     return {name: values or {} for name, values in data.items()}
 
 
@@ -267,9 +350,13 @@ def _validate(model: type[Any], section: str, values: dict[str, Any]) -> Any:
         key = ".".join(str(part) for part in (section, *first["loc"]))
         if first["type"] == "extra_forbidden":
             near = _nearest(str(first["loc"][-1]), list(model.model_fields))
-            raise ConfigError(f"unknown key {key!r}{near}", remedy="config.yaml lists every key") from None
+            raise ConfigError(
+                f"unknown key {key!r}{near}", remedy="config.yaml lists every key"
+            ) from None
         found = f"{first['input']!r:.120}"
-        raise ConfigError(f"setting {key!r} is wrong", expected=_expectation(first["msg"]), found=found) from None
+        raise ConfigError(
+            f"setting {key!r} is wrong", expected=_expectation(first["msg"]), found=found
+        ) from None
 
 
 def _expectation(message: str) -> str:

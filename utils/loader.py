@@ -1,12 +1,14 @@
-"""`ChunkLoader`: batches of a split as tensors, in the sampler's order, decoded by threads, spawned workers or in line.
+"""`ChunkLoader`: batches of a split as tensors, in the sampler's order, decoded by threads, spawned
+workers or in line.
 
-Purpose: the one way from a published split to a training step.
-Used by: benchmarks.ours, benchmarks.scale, benchmarks.shuffle, scripts.finetune, scripts.infer_view, scripts.segment_patches,
+Purpose: the one way from a published split to a training step. Used by: benchmarks.ours,
+benchmarks.scale, benchmarks.shuffle, scripts.finetune, scripts.infer_view, scripts.segment_patches,
   scripts.train_detector, scripts.train_vqvae, vqvae.chunking
-Design notes: work is issued in order and delivered in order, so the order never depends on who decoded what. The state counts
-  delivered batches, whatever was fetched ahead. A batch lives in a ring slot that comes back when nothing refers to it.
-Assistant guidance: when extending: engines live in utils.loading.engines and know nothing of epochs; nothing here may depend on the number
-  of workers but speed.
+Design notes: work is issued in order and delivered in order, so the order never depends on who
+  decoded what. The state counts delivered batches, whatever was fetched ahead. A batch lives in a
+  ring slot that comes back when nothing refers to it.
+Assistant guidance: when extending: engines live in utils.loading.engines and know nothing of
+  epochs; nothing here may depend on the number of workers but speed.
 """
 
 from __future__ import annotations
@@ -43,23 +45,42 @@ Store = Literal["auto", "mmap", "pread", "memory", "stream", "library"]
 class LoaderSettings(Section):
     """How trainers read a split."""
 
-    engine: Engine = Field("thread", description="thread decodes in this process, spawn in worker processes, inline without concurrency")
-    num_workers: int = Field(2, ge=0, le=256, description="decode threads or processes; 0 is inline")
+    engine: Engine = Field(
+        "thread",
+        description="thread decodes in this process, spawn in worker processes, inline without concurrency",
+    )
+    num_workers: int = Field(
+        2, ge=0, le=256, description="decode threads or processes; 0 is inline"
+    )
     prefetch_factor: int = Field(2, ge=1, le=64, description="batches in flight a worker")
     store: Store = Field(
         "auto",
         description="mmap, pread, memory (decoded once), stream (chunks fetched ahead), library (zarr-python); auto chooses and says why",
     )
     prefetch: int = Field(2, ge=1, le=64, description="stored chunks fetched ahead by store=stream")
-    verify: Literal["first_touch", "always", "off"] = Field("first_touch", description="when an inner chunk's crc32c is checked")
-    worker_timeout: int = Field(25, ge=1, le=86_400, description="seconds until a spawned worker that does not answer counts as hanging")
-    interleave: int = Field(1, ge=1, description="chunks read in turn; more is a finer shuffle and more open files")
-    chunks_per_batch: int = Field(1, ge=1, description="stored chunks whose samples are shuffled together")
+    verify: Literal["first_touch", "always", "off"] = Field(
+        "first_touch", description="when an inner chunk's crc32c is checked"
+    )
+    worker_timeout: int = Field(
+        25,
+        ge=1,
+        le=86_400,
+        description="seconds until a spawned worker that does not answer counts as hanging",
+    )
+    interleave: int = Field(
+        1, ge=1, description="chunks read in turn; more is a finer shuffle and more open files"
+    )
+    chunks_per_batch: int = Field(
+        1, ge=1, description="stored chunks whose samples are shuffled together"
+    )
 
 
 @dataclass(slots=True)
 class LoaderStats:
-    """Of the current epoch. decoded / samples is 1.0: nothing is decoded twice, nothing for nothing."""
+    """Of the current epoch. decoded / samples is 1.0.
+
+    Nothing is decoded twice, nothing for nothing.
+    """
 
     samples: int = 0
     decoded: int = 0
@@ -70,15 +91,18 @@ class LoaderStats:
 
 
 class ChunkLoader:
-    """Iterate a split as dicts of tensors: its arrays [B, ...] as stored (`image` uint8 [B, C, H, W]), and `index` int64 [B].
+    """Iterate a split as dicts of tensors: its arrays [B, ...] as stored (`image` uint8 [B, C, H,
+    W]), and `index` int64 [B].
 
-    With world_size > 1 and not drop_last, `pad` bool [B] is true in repeats that fill up a rank: leave them out of loss and metrics.
-    device="cuda": batches come from page-locked memory, copied on a stream of their own one batch ahead, and are safe to use on the
-    stream that is current when they are taken; so with any utils.loading.device_copy.Device. Another torch device: a blocking copy.
-    augment: callable(batch, seed=, epoch=) -> batch, a pure function of its arguments, run in this process on `device`.
-    Workers start at the first epoch and live until `close()`. A second `iter()` ends the first. Raises ConfigError on impossible
-    options, CorruptError naming the file on damaged data, WorkerError naming a worker that died, raised, or
-    did not answer for `worker_timeout` seconds.
+    With world_size > 1 and not drop_last, `pad` bool [B] is true in repeats that fill up a rank:
+    leave them out of loss and metrics. device="cuda": batches come from page-locked memory, copied
+    on a stream of their own one batch ahead, and are safe to use on the stream that is current when
+    they are taken; so with any utils.loading.device_copy.Device. Another torch device: a blocking
+    copy. augment: callable(batch, seed=, epoch=) -> batch, a pure function of its arguments, run in
+    this process on `device`. Workers start at the first epoch and live until `close()`. A second
+    `iter()` ends the first. Raises ConfigError on impossible options, CorruptError naming the file
+    on damaged data, WorkerError naming a worker that died, raised, or did not answer for
+    `worker_timeout` seconds.
     """
 
     def __init__(
@@ -119,20 +143,39 @@ class ChunkLoader:
             )
         elif batch_size is not None and batch_size != sampler.batch_size:
             raise ConfigError(
-                "batch_size and the sampler disagree", expected=sampler.batch_size, found=batch_size, remedy="give one of them"
+                "batch_size and the sampler disagree",
+                expected=sampler.batch_size,
+                found=batch_size,
+                remedy="give one of them",
             )
         elif int(sampler.sizes.sum()) != len(split):
             raise ConfigError(
-                "the sampler is of another split", where=repr(split), expected=f"{len(split)} samples", found=int(sampler.sizes.sum())
+                "the sampler is of another split",
+                where=repr(split),
+                expected=f"{len(split)} samples",
+                found=int(sampler.sizes.sum()),
             )
         names = list(split.arrays if arrays is None else arrays)
         unknown = [name for name in names if name not in split.arrays]
         if unknown:
-            raise ConfigError(f"no array {unknown[0]!r}", where=repr(split), expected=f"some of {', '.join(split.arrays)}")
-        counts = {"prefetch_factor": prefetch_factor, "prefetch": prefetch, "worker_timeout": worker_timeout}
-        for name, value, least in (("num_workers", num_workers, 0), *((name, value, 1) for name, value in counts.items())):
+            raise ConfigError(
+                f"no array {unknown[0]!r}",
+                where=repr(split),
+                expected=f"some of {', '.join(split.arrays)}",
+            )
+        counts = {
+            "prefetch_factor": prefetch_factor,
+            "prefetch": prefetch,
+            "worker_timeout": worker_timeout,
+        }
+        for name, value, least in (
+            ("num_workers", num_workers, 0),
+            *((name, value, 1) for name, value in counts.items()),
+        ):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ConfigError(f"{name} must be a whole number of at least {least}", found=repr(value))
+                raise ConfigError(
+                    f"{name} must be a whole number of at least {least}", found=repr(value)
+                )
         self.split, self.sampler, self.names = split, sampler, names
         self.augment = augment
         self.device, gpu = open_device(device)
@@ -171,13 +214,18 @@ class ChunkLoader:
 
     @property
     def order_digest(self) -> str:
-        """64 hex digits: sum modulo 2^256 over delivered batches of sha256(number, indices), little-endian int64. Adds up over ranks."""
+        """64 hex digits.
+
+        Sum modulo 2^256 over delivered batches of sha256(number, indices), little-endian int64.
+        Adds up over ranks.
+        """
         return f"{self._digest:064x}"
 
     def state_dict(self) -> dict[str, Any]:
         """Where delivery stands: valid for any engine, worker count, store and rank count.
 
-        `order_digest` in it is this rank's share: to continue it exactly on several ranks, save the sum over ranks (modulo 2^256).
+        `order_digest` in it is this rank's share: to continue it exactly on several ranks, save the
+        sum over ranks (modulo 2^256).
         """
         return self.sampler.state_dict() | {
             "version": self.split.warehouse.version,
@@ -186,10 +234,17 @@ class ChunkLoader:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises StateError naming what differs: version, split, batch size, seed or sampler option."""
+        """Raises StateError naming what differs.
+
+        Version, split, batch size, seed or sampler option.
+        """
         for key, own in (("version", self.split.warehouse.version), ("split", self.split.name)):
             if state.get(key) != own:
-                raise StateError(f"this loader state belongs to another {key}", expected=own, found=state.get(key, "nothing"))
+                raise StateError(
+                    f"this loader state belongs to another {key}",
+                    expected=own,
+                    found=state.get(key, "nothing"),
+                )
         self._end_epoch()
         self.sampler.load_state_dict(state)
         # Shares of ranks add up, so that a state's share must be counted once.
@@ -212,7 +267,11 @@ class ChunkLoader:
     def _epoch(self, start: int) -> Iterator[dict[str, Any]]:
         stats = self.stats = LoaderStats()
         filled = self.engine.run(self.sampler.batches(start))
-        stream = self.copier.run(filled, self._tensors) if self.copier else ((batch, None) for batch in filled)
+        stream = (
+            self.copier.run(filled, self._tensors)
+            if self.copier
+            else ((batch, None) for batch in filled)
+        )
         try:
             for count in itertools.count(1):
                 waited = time.perf_counter()
@@ -241,7 +300,9 @@ class ChunkLoader:
 
     def _tensors(self, batch: Batch) -> dict[str, Any]:
         """The batch's tensors on the host, taken out of it: who holds them holds the slot."""
-        arrays: dict[str, Any] = {name: torch.from_numpy(array) for name, array in batch.arrays.items()}
+        arrays: dict[str, Any] = {
+            name: torch.from_numpy(array) for name, array in batch.arrays.items()
+        }
         batch.arrays.clear()
         arrays["index"] = torch.from_numpy(batch.plan.indices.copy())
         if self.sampler.world_size > 1 and not self.sampler.drop_last:

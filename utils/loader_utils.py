@@ -1,12 +1,15 @@
-"""The ring of reused batch buffers: slots given out, filled by any thread or process, and taken back when nothing refers to them.
+"""The ring of reused batch buffers: slots given out, filled by any thread or process, and taken
+back when nothing refers to them.
 
-Purpose: `BatchRing` hands out slots; a slot's arrays may be viewed, sliced, detached and kept, and are never overwritten while they are.
-Used by: utils.caching.tensor_cache, utils.loading.engines, utils.loading.stores
-Design notes: fresh 28 MB batches cost more in page faults than LZ4 costs in decoding, so buffers are reused. The finalizer hangs on
-  the NumPy array that exports the slot's memory: every view, tensor and DLPack capsule keeps that one alive (one on a tensor would
-  fire while its views live). Shared rings are memfd, inherited by spawned workers, since /dev/shm has 64 MB in a default container.
-Assistant guidance: when extending: a slot is issued by the parent only; abandoned and failed batches give theirs back; none free
-  means a fresh buffer, which the loader counts, never a wait.
+Purpose: `BatchRing` hands out slots; a slot's arrays may be viewed, sliced, detached and kept, and
+are never overwritten while they are. Used by: utils.caching.tensor_cache, utils.loading.engines,
+utils.loading.stores Design notes: fresh 28 MB batches cost more in page faults than LZ4 costs in
+decoding, so buffers are reused. The finalizer hangs on
+  the NumPy array that exports the slot's memory: every view, tensor and DLPack capsule keeps that
+  one alive (one on a tensor would fire while its views live). Shared rings are memfd, inherited by
+  spawned workers, since /dev/shm has 64 MB in a default container.
+Assistant guidance: when extending: a slot is issued by the parent only; abandoned and failed
+  batches give theirs back; none free means a fresh buffer, which the loader counts, never a wait.
 """
 
 from __future__ import annotations
@@ -34,7 +37,10 @@ MADV_POPULATE_WRITE = 23
 
 @dataclass(frozen=True, slots=True)
 class BatchLayout:
-    """Where each array of a batch lies in a slot: name -> (byte offset, row shape, dtype); `rows` is the largest batch."""
+    """Where each array of a batch lies in a slot: name -> (byte offset, row shape, dtype).
+
+    `rows` is the largest batch.
+    """
 
     rows: int
     fields: dict[str, tuple[int, tuple[int, ...], str]]
@@ -59,7 +65,10 @@ class BatchLayout:
 
 
 class SharedBlock:
-    """Anonymous memory that spawned workers map too. Freed with its last holder, also after kill -9: it has no name."""
+    """Anonymous memory that spawned workers map too.
+
+    Freed with its last holder, also after kill -9: it has no name.
+    """
 
     def __init__(self, size: int, fd: int | None = None) -> None:
         self.size = size
@@ -67,7 +76,8 @@ class SharedBlock:
         self.map = mmap.mmap(self.fd, size)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Only a process being spawned can inherit the descriptor, which is when a DataLoader pickles it.
+        # Only a process being spawned can inherit the descriptor, which is when a DataLoader
+        # pickles it.
         return _open_block, (self.size, reduction.DupFd(self.fd))
 
     def __del__(self) -> None:
@@ -91,7 +101,10 @@ def _anonymous_file(size: int) -> int:
 
 
 def private_memory(size: int) -> mmap.mmap:
-    """Zeroed memory of this process, in huge pages where there are any: a ring in 4 KB pages cost 7% of the decoding speed."""
+    """Zeroed memory of this process, in huge pages where there are any.
+
+    A ring in 4 KB pages cost 7% of the decoding speed.
+    """
     if not hasattr(mmap, "MADV_HUGEPAGE"):
         return mmap.mmap(-1, size)
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -101,14 +114,19 @@ def private_memory(size: int) -> mmap.mmap:
 
 
 def touch(memory: mmap.mmap) -> None:
-    """Have the pages there before the first epoch, which would otherwise pay for them while it decodes (Linux 5.14; else no effect)."""
+    """Have the pages there before the first epoch, which would otherwise pay for them while it
+    decodes (Linux 5.14; else no effect).
+    """
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
             memory.madvise(MADV_POPULATE_WRITE)
 
 
 class BatchRing:
-    """`slots` buffers of one layout. `take` issues a slot, `export` turns it into arrays that give it back by themselves."""
+    """`slots` buffers of one layout.
+
+    `take` issues a slot, `export` turns it into arrays that give it back by themselves.
+    """
 
     def __init__(self, layout: BatchLayout, slots: int, *, shared: bool) -> None:
         self.layout, self.slots = layout, slots
@@ -118,7 +136,10 @@ class BatchRing:
         self.free: deque[int] = deque(range(slots))
 
     def take(self) -> int | None:
-        """A free slot, or None when every slot is in use. The one freed last is the one most likely in the cache."""
+        """A free slot, or None when every slot is in use.
+
+        The one freed last is the one most likely in the cache.
+        """
         try:
             return self.free.pop()
         except IndexError:
@@ -135,7 +156,10 @@ class BatchRing:
         return self.layout.views(self._raw(slot), rows)
 
     def export(self, slot: int, rows: int) -> dict[str, NDArray[Any]]:
-        """The slot's arrays for the consumer; the slot is free again when the last reference to any of them is gone."""
+        """The slot's arrays for the consumer.
+
+        The slot is free again when the last reference to any of them is gone.
+        """
         exporter = self._raw(slot)
         weakref.finalize(exporter, self.free.append, slot).atexit = False
         return self.layout.views(exporter, rows)

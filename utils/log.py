@@ -1,14 +1,17 @@
 """Short log lines and progress bars on stderr; stdout stays free for the result.
 
-Purpose: one way for every command to speak while it works.
-Used by: features.encoders, features.head, features.jobs, features.pictures, scripts.bench_loader, scripts.build_zarr,
-  scripts.compress_zarr, scripts.export_summary, scripts.extract_features, scripts.finetune, scripts.infer_view, scripts.inspect_runs,
-  scripts.inspect_zarr, scripts.make_sample, scripts.segment_patches, scripts.train_detector, scripts.train_head, scripts.train_vqvae,
-  scripts.verify_zarr, utils.argyaml, utils.caching.cached_passes, utils.caching.tensor_cache, utils.jobs.publish, utils.jobs.run,
-  utils.loader, utils.loading.device_copy, utils.tracking.experiments, utils.training.loop, vqvae.chunking, vqvae.quantizer
-Design notes: a terminal gets a live bar with rate and time left; a pipe or a CI log gets a plain line every few seconds.
-  Both go to stderr, so that `... | tail -n 1 | jq` works on any command.
-Assistant guidance: when extending: no handlers on import; library code asks `get_log(__name__)` and never prints.
+Purpose: one way for every command to speak while it works. Used by: features.encoders,
+features.head, features.jobs, features.pictures, scripts.bench_loader, scripts.build_zarr,
+  scripts.compress_zarr, scripts.export_summary, scripts.extract_features, scripts.finetune,
+  scripts.infer_view, scripts.inspect_runs, scripts.inspect_zarr, scripts.make_sample,
+  scripts.segment_patches, scripts.train_detector, scripts.train_head, scripts.train_vqvae,
+  scripts.verify_zarr, utils.argyaml, utils.caching.cached_passes, utils.caching.tensor_cache,
+  utils.jobs.publish, utils.jobs.run, utils.loader, utils.loading.device_copy,
+  utils.tracking.experiments, utils.training.loop, vqvae.chunking, vqvae.quantizer
+Design notes: a terminal gets a live bar with rate and time left; a pipe or a CI log gets a plain
+  line every few seconds. Both go to stderr, so that `... | tail -n 1 | jq` works on any command.
+Assistant guidance: when extending: no handlers on import; library code asks `get_log(__name__)` and
+never prints.
 """
 
 from __future__ import annotations
@@ -26,7 +29,10 @@ PLAIN_EVERY_S = 5.0
 
 
 class Progress(Protocol):
-    """What `progress` hands out: `advance(n, loss=0.1)` moves the bar and shows the fields beside it."""
+    """What `progress` hands out.
+
+    `advance(n, loss=0.1)` moves the bar and shows the fields beside it.
+    """
 
     def advance(self, n: int = 1, **fields: Any) -> None: ...
 
@@ -42,7 +48,15 @@ def start_logging(level: int = logging.INFO) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
-    for noisy in ("distributed", "asyncio", "tornado", "matplotlib", "PIL", "bokeh", "faster_coco_eval"):
+    for noisy in (
+        "distributed",
+        "asyncio",
+        "tornado",
+        "matplotlib",
+        "PIL",
+        "bokeh",
+        "faster_coco_eval",
+    ):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     logging.captureWarnings(True)
 
@@ -51,7 +65,8 @@ class _Short(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         text = record.getMessage()
         if record.name == "py.warnings":
-            # captureWarnings hands over "path:line: Category: text\n  source line"; a user needs the text only.
+            # captureWarnings hands over "path:line: Category: text\n  source line"; a user needs
+            # the text only.
             text = text.split("\n", 1)[0].split("Warning: ", 1)[-1]
         prefix = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
         return prefix + text
@@ -72,7 +87,11 @@ class _Plain:
 
     def line(self, now: float, fields: dict[str, Any]) -> str:
         rate = self.done / max(now - self.start, 1e-9)
-        left = "" if self.total is None else f", {_clock((self.total - self.done) / max(rate, 1e-9))} left"
+        left = (
+            ""
+            if self.total is None
+            else f", {_clock((self.total - self.done) / max(rate, 1e-9))} left"
+        )
         of = "" if self.total is None else f"/{self.total}"
         return f"{self.label}: {self.done}{of} {self.unit}, {rate:.1f} {self.unit}/s{left}{_show(fields)}"
 
@@ -84,12 +103,17 @@ class _Bar:
     def advance(self, n: int = 1, **fields: Any) -> None:
         task = self.bar.tasks[0]
         rate = (task.completed + n) / max(task.elapsed or 0.0, 1e-9)
-        self.bar.update(self.task, advance=n, rate=f"{rate:.1f} {self.unit}/s", fields=_show(fields))
+        self.bar.update(
+            self.task, advance=n, rate=f"{rate:.1f} {self.unit}/s", fields=_show(fields)
+        )
 
 
 @contextmanager
 def progress(total: int | None, unit: str, label: str) -> Iterator[Progress]:
-    """A bar over `total` units (None: unknown) with rate and time left; plain lines when stderr is not a terminal."""
+    """A bar over `total` units (None: unknown) with rate and time left.
+
+    Plain lines when stderr is not a terminal.
+    """
     if not sys.stderr.isatty():
         yield _Plain(total, unit, label)
         return
@@ -110,7 +134,10 @@ def progress(total: int | None, unit: str, label: str) -> Iterator[Progress]:
 
 
 def _show(fields: dict[str, Any]) -> str:
-    return "".join(f" {key} {value:.4g}" if isinstance(value, float) else f" {key} {value}" for key, value in fields.items())
+    return "".join(
+        f" {key} {value:.4g}" if isinstance(value, float) else f" {key} {value}"
+        for key, value in fields.items()
+    )
 
 
 def _clock(seconds: float) -> str:

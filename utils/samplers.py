@@ -1,14 +1,17 @@
-"""Epoch orders as index arithmetic: which samples make batch g of an epoch, for any rank, from any place on.
+"""Epoch orders as index arithmetic: which samples make batch g of an epoch, for any rank, from any
+place on.
 
-Purpose: `ChunkBatchSampler` keeps a batch inside one stored chunk; `RandomBatchSampler` ignores chunks, as a control.
-Used by: benchmarks.limits, benchmarks.scale, benchmarks.shuffle, utils.augment, utils.loader, utils.loading.engines,
+Purpose: `ChunkBatchSampler` keeps a batch inside one stored chunk; `RandomBatchSampler` ignores
+chunks, as a control. Used by: benchmarks.limits, benchmarks.scale, benchmarks.shuffle,
+utils.augment, utils.loader, utils.loading.engines,
   utils.loading.stores, vqvae.chunking
-Design notes: the global order G is a pure function of (chunk sizes, batch size, options, seed, epoch). Any batch of it is computed
-  on its own, without the ones before: permutations are argsorts of a 64-bit hash (stable over NumPy releases), lanes are searched
-  in cumulative counts. Memory and start-up grow with the number of stored chunks, never with samples. From global batch d on,
-  rank r of W takes G[d+r::W].
-Assistant guidance: when extending: no torch, no I/O, no global generator; a new option goes into `options()`, so that states of
-  another order are refused.
+Design notes: the global order G is a pure function of (chunk sizes, batch size, options, seed,
+  epoch). Any batch of it is computed on its own, without the ones before: permutations are argsorts
+  of a 64-bit hash (stable over NumPy releases), lanes are searched in cumulative counts. Memory and
+  start-up grow with the number of stored chunks, never with samples. From global batch d on, rank r
+  of W takes G[d+r::W].
+Assistant guidance: when extending: no torch, no I/O, no global generator; a new option goes into
+  `options()`, so that states of another order are refused.
 """
 
 from __future__ import annotations
@@ -33,7 +36,10 @@ _MASK = (1 << 64) - 1
 
 @dataclass(frozen=True, slots=True)
 class BatchPlan:
-    """One batch to deliver: its number in G, its sample indices (int64), and whether it only fills up a rank."""
+    """One batch to deliver.
+
+    Its number in G, its sample indices (int64), and whether it only fills up a rank.
+    """
 
     number: int
     indices: NDArray[np.int64]
@@ -50,24 +56,38 @@ def mix64(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def permutation(size: int, *key: int) -> NDArray[np.int64]:
-    """A permutation of range(size) that follows from `key` alone: indices sorted by the splitmix64 hash of (key, index)."""
+    """A permutation of range(size) that follows from `key` alone.
+
+    Indices sorted by the splitmix64 hash of (key, index).
+    """
     base = np.zeros(1, np.uint64)
     for part in key:
         base = mix64(base ^ np.uint64(part & _MASK))
     keys = np.arange(size, dtype=np.uint64)
     for start in range(0, size, 1 << 16):  # in pieces, for small temporaries
         keys[start : start + (1 << 16)] = mix64(keys[start : start + (1 << 16)] + base)
-    return np.argsort(keys)  # mix64 is a bijection: there are no ties, so that any sort gives the same
+    return np.argsort(
+        keys
+    )  # mix64 is a bijection: there are no ties, so that any sort gives the same
 
 
 class _ChunkOrder:
-    """G of one epoch. A unit is `chunks_per_batch` chunks whose samples are permuted together; lanes deal units out in turn."""
+    """G of one epoch.
+
+    A unit is `chunks_per_batch` chunks whose samples are permuted together; lanes deal units out in
+    turn.
+    """
 
     def __init__(self, sizes: NDArray[np.int64], sampler: ChunkBatchSampler, epoch: int) -> None:
         self.sizes, self.sampler, self.epoch = sizes, sampler, epoch
         self.starts = np.concatenate(([0], np.cumsum(sizes)))[:-1]
-        chunks = permutation(len(sizes), sampler.seed, epoch, 0) if sampler.shuffle else np.arange(len(sizes))
-        # All that grows with the stored chunks is kept small: there may be millions on each of a thousand ranks.
+        chunks = (
+            permutation(len(sizes), sampler.seed, epoch, 0)
+            if sampler.shuffle
+            else np.arange(len(sizes))
+        )
+        # All that grows with the stored chunks is kept small: there may be millions on each of a
+        # thousand ranks.
         self.chunks = chunks = chunks.astype(np.int32)
         per, lanes = sampler.chunks_per_batch, sampler.interleave
         units = sizes[chunks]
@@ -79,17 +99,23 @@ class _ChunkOrder:
         whole = len(units) // lanes * lanes
         self.lane_batches = units[:whole].reshape(-1, lanes).sum(axis=0, dtype=np.int64)
         self.lane_batches[: len(units) - whole] += units[whole:]
-        # Rounds in which the same lanes are alive form a segment: from round `rounds[k]`, at place `places[k]` of G.
+        # Rounds in which the same lanes are alive form a segment: from round `rounds[k]`, at place
+        # `places[k]` of G.
         self.rounds = np.concatenate(([0], np.unique(self.lane_batches)))
-        alive = np.array([(self.lane_batches > start).sum() for start in self.rounds[:-1]], dtype=np.int64)
+        alive = np.array(
+            [(self.lane_batches > start).sum() for start in self.rounds[:-1]], dtype=np.int64
+        )
         self.places = np.concatenate(([0], np.cumsum(alive * np.diff(self.rounds))))
         self.total = int(self.lane_batches.sum())
         self._lane = lru_cache(maxsize=None)(self._lane_ends)
-        self._alive = lru_cache(maxsize=None)(lambda segment: np.flatnonzero(self.lane_batches > self.rounds[segment]))
+        self._alive = lru_cache(maxsize=None)(
+            lambda segment: np.flatnonzero(self.lane_batches > self.rounds[segment])
+        )
         self._samples = lru_cache(maxsize=2 * lanes + 2)(self._unit_samples)
 
     def batch(self, number: int) -> NDArray[np.int64]:
-        # bisect, since np.searchsorted lets go of the GIL and waits behind the decode threads to get it back.
+        # bisect, since np.searchsorted lets go of the GIL and waits behind the decode threads to
+        # get it back.
         segment = bisect_right(self.places, number) - 1
         alive = self._alive(segment)
         turn, place = divmod(number - int(self.places[segment]), len(alive))
@@ -98,7 +124,9 @@ class _ChunkOrder:
         unit_in_lane = bisect_right(ends, at)
         cut = at - (int(ends[unit_in_lane - 1]) if unit_in_lane else 0)
         size = self.sampler.batch_size
-        return self._samples(lane + unit_in_lane * self.sampler.interleave)[cut * size : (cut + 1) * size]
+        return self._samples(lane + unit_in_lane * self.sampler.interleave)[
+            cut * size : (cut + 1) * size
+        ]
 
     def _lane_ends(self, lane: int) -> NDArray[np.int64]:
         return np.cumsum(self.unit_batches[lane :: self.sampler.interleave])
@@ -106,7 +134,12 @@ class _ChunkOrder:
     def _unit_samples(self, unit: int) -> NDArray[np.int64]:
         per = self.sampler.chunks_per_batch
         chunks = self.chunks[unit * per : (unit + 1) * per]
-        samples = np.concatenate([np.arange(self.starts[chunk], self.starts[chunk] + self.sizes[chunk]) for chunk in chunks])
+        samples = np.concatenate(
+            [
+                np.arange(self.starts[chunk], self.starts[chunk] + self.sizes[chunk])
+                for chunk in chunks
+            ]
+        )
         if not self.sampler.shuffle:
             return samples
         return samples[permutation(len(samples), self.sampler.seed, self.epoch, 1, int(chunks[0]))]
@@ -114,7 +147,9 @@ class _ChunkOrder:
 
 class _RandomOrder:
     def __init__(self, samples: int, sampler: RandomBatchSampler, epoch: int) -> None:
-        self.order = permutation(samples, sampler.seed, epoch, 2) if sampler.shuffle else np.arange(samples)
+        self.order = (
+            permutation(samples, sampler.seed, epoch, 2) if sampler.shuffle else np.arange(samples)
+        )
         self.size = sampler.batch_size
         self.total = samples // self.size if sampler.drop_last else -(-samples // self.size)
 
@@ -123,7 +158,10 @@ class _RandomOrder:
 
 
 class BatchSampler:
-    """What both samplers share: validation, ranks, epochs and state. Iterating gives lists of sample indices."""
+    """What both samplers share: validation, ranks, epochs and state.
+
+    Iterating gives lists of sample indices.
+    """
 
     STATE_KEYS: ClassVar[tuple[str, ...]] = (
         "sampler",
@@ -152,7 +190,9 @@ class BatchSampler:
     ) -> None:
         self.sizes = np.asarray(chunk_sizes, dtype=np.int64).reshape(-1)
         if self.sizes.size and self.sizes.min() < 1:
-            raise ConfigError("chunk sizes must be positive", where="chunk_sizes", found=int(self.sizes.min()))
+            raise ConfigError(
+                "chunk sizes must be positive", where="chunk_sizes", found=int(self.sizes.min())
+            )
         for name, value in {
             "batch_size": batch_size,
             "interleave": interleave,
@@ -162,10 +202,17 @@ class BatchSampler:
             if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
                 raise ConfigError(f"{name} must be a positive whole number", found=repr(value))
         if not 0 <= rank < world_size:
-            raise ConfigError("rank must be below world_size", expected=f"0..{world_size - 1}", found=rank)
+            raise ConfigError(
+                "rank must be below world_size", expected=f"0..{world_size - 1}", found=rank
+            )
         if seed < 0:
             raise ConfigError("seed must not be negative", found=seed)
-        self.batch_size, self.shuffle, self.seed, self.drop_last = int(batch_size), bool(shuffle), int(seed), bool(drop_last)
+        self.batch_size, self.shuffle, self.seed, self.drop_last = (
+            int(batch_size),
+            bool(shuffle),
+            int(seed),
+            bool(drop_last),
+        )
         self.interleave, self.chunks_per_batch, self.rank, self.world_size = (
             int(interleave),
             int(chunks_per_batch),
@@ -188,7 +235,10 @@ class BatchSampler:
         return self._order[1]
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch to iterate next. A loaded position is kept when it belongs to this very epoch."""
+        """Choose the epoch to iterate next.
+
+        A loaded position is kept when it belongs to this very epoch.
+        """
         if epoch != self.epoch:
             self.epoch, self.position, self._resuming = int(epoch), 0, False
 
@@ -198,7 +248,10 @@ class BatchSampler:
         return self.position if self._resuming else 0
 
     def begin(self) -> int:
-        """Consume a loaded position: the global batch this iteration begins with. Iterating again starts the epoch anew."""
+        """Consume a loaded position: the global batch this iteration begins with.
+
+        Iterating again starts the epoch anew.
+        """
         start, self._resuming = self.start, False
         self.position = start
         return start
@@ -208,7 +261,10 @@ class BatchSampler:
         return min(int(self.order.total), start + delivered * self.world_size)
 
     def batches(self, start: int) -> Iterator[BatchPlan]:
-        """This rank's share of G[start:], in order; the last may be a repeat with `pad` set. Does not move the position."""
+        """This rank's share of G[start:], in order; the last may be a repeat with `pad` set.
+
+        Does not move the position.
+        """
         order, left = self.order, self.order.total - start
         rounds = left // self.world_size if self.drop_last else -(-left // self.world_size)
         for turn in range(rounds):
@@ -247,7 +303,10 @@ class BatchSampler:
         return self.options() | {"epoch": self.epoch, "position": self.position}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on at a saved place. Raises StateError naming the first option that differs; the rank count may differ."""
+        """Go on at a saved place.
+
+        Raises StateError naming the first option that differs; the rank count may differ.
+        """
         own = self.options()
         for key in self.STATE_KEYS:
             if key not in state or state[key] != own[key]:
@@ -259,19 +318,28 @@ class BatchSampler:
                 )
         epoch, position = state.get("epoch"), state.get("position")
         if not isinstance(epoch, int) or not isinstance(position, int) or epoch < 0 or position < 0:
-            raise StateError("this state has no epoch and position", found=f"epoch {epoch!r}, position {position!r}")
+            raise StateError(
+                "this state has no epoch and position",
+                found=f"epoch {epoch!r}, position {position!r}",
+            )
         self.epoch = epoch
         if position > self.order.total:
-            raise StateError("this state lies beyond its epoch", expected=f"at most {self.order.total} batches", found=position)
+            raise StateError(
+                "this state lies beyond its epoch",
+                expected=f"at most {self.order.total} batches",
+                found=position,
+            )
         self.position, self._resuming = position, True
 
 
 class ChunkBatchSampler(BatchSampler):
-    """Batches that each lie in one stored chunk (or in `chunks_per_batch` of them), every sample once an epoch.
+    """Batches that each lie in one stored chunk (or in `chunks_per_batch` of them), every sample
+    once an epoch.
 
-    G: the chunks are permuted and dealt to `interleave` lanes; within a chunk the samples are permuted and cut into batches; the
-    lanes give batches in turn. With `drop_last` batches shorter than batch_size, and the tail that does not fill all ranks, are
-    left out; without it the tail is filled up with repeats that `batches()` marks `pad`. With world_size dividing interleave, ranks
+    G: the chunks are permuted and dealt to `interleave` lanes; within a chunk the samples are
+    permuted and cut into batches; the lanes give batches in turn. With `drop_last` batches shorter
+    than batch_size, and the tail that does not fill all ranks, are left out; without it the tail is
+    filled up with repeats that `batches()` marks `pad`. With world_size dividing interleave, ranks
     read disjoint chunks. Raises ConfigError; warns when no chunk holds a whole batch.
     """
 
@@ -280,7 +348,10 @@ class ChunkBatchSampler(BatchSampler):
         largest = int(self.sizes.max()) * self.chunks_per_batch if self.sizes.size else 0
         if self.sizes.size and self.batch_size > largest:
             text = f"batch_size {self.batch_size} is above the {largest} samples of a stored chunk: every batch will be short"
-            warnings.warn(f"{text}; lower it, raise chunks_per_batch, or build with a larger build.shard_samples", stacklevel=2)
+            warnings.warn(
+                f"{text}; lower it, raise chunks_per_batch, or build with a larger build.shard_samples",
+                stacklevel=2,
+            )
 
     def _make_order(self, epoch: int) -> _ChunkOrder:
         return _ChunkOrder(self.sizes, self, epoch)
@@ -289,9 +360,9 @@ class ChunkBatchSampler(BatchSampler):
 class RandomBatchSampler(BatchSampler):
     """Batches drawn from the whole split, ignoring chunks: a full shuffle.
 
-    What that costs: a batch of B touches up to B stored chunks, so B files are mapped and paged in for each; on a cold disk or a
-    network store every sample is a seek. Memory: 8 bytes a sample. `interleave` and `chunks_per_batch` mean nothing here and are
-    refused. Raises ConfigError.
+    What that costs: a batch of B touches up to B stored chunks, so B files are mapped and paged in
+    for each; on a cold disk or a network store every sample is a seek. Memory: 8 bytes a sample.
+    `interleave` and `chunks_per_batch` mean nothing here and are refused. Raises ConfigError.
     """
 
     def __init__(self, chunk_sizes: Sequence[int], batch_size: int, **options: Any) -> None:

@@ -1,7 +1,9 @@
-"""Finite scalar quantisation (Mentzer 2023, arXiv:2309.15505): a fixed grid instead of a codebook, so nothing can collapse.
+"""Finite scalar quantisation (Mentzer 2023, arXiv:2309.15505): a fixed grid instead of a codebook,
+so nothing can collapse.
 
-Level 0 is the paper's: each number is bounded by tanh and rounded to one of its levels. Levels above refine what is left of the
-bounded number: each divides the cell of the level before into as many parts. Gradients pass the rounding unchanged.
+Level 0 is the paper's: each number is bounded by tanh and rounded to one of its levels. Levels
+above refine what is left of the bounded number: each divides the cell of the level before into as
+many parts. Gradients pass the rounding unchanged.
 """
 
 from __future__ import annotations
@@ -17,7 +19,10 @@ SLACK = 1e-3
 
 
 def grid_levels(size: int) -> tuple[int, ...]:
-    """Levels a dimension, 4 to 8 each, whose product is `size`, the largest first. Raises ConfigError when there are none."""
+    """Levels a dimension, 4 to 8 each, whose product is `size`, the largest first.
+
+    Raises ConfigError when there are none.
+    """
 
     def split(rest: int, most: int) -> tuple[int, ...] | None:
         if rest == 1:
@@ -29,8 +34,13 @@ def grid_levels(size: int) -> tuple[int, ...]:
 
     found = split(size, 8)
     if not found:
-        raise ConfigError("this codebook_size is no grid for fsq", where="vqvae.codebook_size", expected="a product of numbers from 4 to 8",
-                          found=size, remedy="use 512 (8 x 8 x 8), 256 or 1024, or quantizer ema")  # fmt: skip
+        raise ConfigError(
+            "this codebook_size is no grid for fsq",
+            where="vqvae.codebook_size",
+            expected="a product of numbers from 4 to 8",
+            found=size,
+            remedy="use 512 (8 x 8 x 8), 256 or 1024, or quantizer ema",
+        )
     return found
 
 
@@ -44,10 +54,15 @@ class Grid(nn.Module):
         count = torch.tensor(levels)
         self.size, self.dim = int(count.prod()), len(levels)
         self.register_buffer("levels", count, persistent=False)
-        self.register_buffer("basis", torch.cumprod(torch.tensor([1, *levels[:-1]]), 0), persistent=False)
+        self.register_buffer(
+            "basis", torch.cumprod(torch.tensor([1, *levels[:-1]]), 0), persistent=False
+        )
 
     def bound(self, vectors: Tensor) -> Tensor:
-        """float32 [N, D] of any size to numbers that round to whole ones: 0 is the middle level (the paper's equation, with its shift)."""
+        """float32 [N, D] of any size to numbers that round to whole ones.
+
+        0 is the middle level (the paper's equation, with its shift).
+        """
         half = (self.levels - 1) * (1 + SLACK) / 2
         offset = torch.where(self.levels % 2 == 0, 0.5, 0.0)
         return (vectors + (offset / half).atanh()).tanh() * half - offset
@@ -60,13 +75,22 @@ class Grid(nn.Module):
                 digit = (rest.round() + place).long()
                 rest = rest - rest.round()
             else:
-                digit = ((rest + 0.5) * self.levels).floor().long().clamp(min=0).minimum(self.levels - 1)
+                digit = (
+                    ((rest + 0.5) * self.levels)
+                    .floor()
+                    .long()
+                    .clamp(min=0)
+                    .minimum(self.levels - 1)
+                )
                 rest = (rest + 0.5) * self.levels - digit - 0.5
             codes.append((digit * self.basis).sum(dim=1))
         return torch.stack(codes, dim=1)
 
     def parts(self, codes: Tensor) -> list[Tensor]:
-        """codes int64 [N, L]: what each level adds, float32 [N, D] each; in the units of level 0's grid over [-1, 1]."""
+        """codes int64 [N, L]: what each level adds, float32 [N, D] each.
+
+        In the units of level 0's grid over [-1, 1].
+        """
         half, cell, parts = (self.levels // 2).float(), 1.0, []
         for level in range(codes.shape[1]):
             digit = (codes[:, level, None] // self.basis) % self.levels

@@ -1,10 +1,14 @@
-"""The autoencoder of cube blocks: 3D convolutions over (time, y, x) on a coarse grid, features as channels.
+"""The autoencoder of cube blocks: 3D convolutions over (time, y, x) on a coarse grid, features as
+channels.
 
-    data, valid [B, T, Y, X, F] --space to depth--> [B, width, T/p, Y/p, X/p] --residual blocks--> latent [B, D, t, y, x]
-    --quantizer--> codes [B, L, t, y, x] --> residual blocks --depth to space--> said [B, outputs, T, Y, X]
+    data, valid [B, T, Y, X, F] --space to depth--> [B, width, T/p, Y/p, X/p] --residual blocks-->
+    latent [B, D, t, y, x]
+    --quantizer--> codes [B, L, t, y, x] --> residual blocks --depth to space--> said [B, outputs,
+    T, Y, X]
 
-The stem folds a patch of voxels into channels, so most layers run on few, wide positions: on a CPU four times as fast as at full
-resolution. Blocks are encoded one by one: a block decodes alone, and the price is that it knows nothing of its neighbours.
+The stem folds a patch of voxels into channels, so most layers run on few, wide positions: on a CPU
+four times as fast as at full resolution. Blocks are encoded one by one: a block decodes alone, and
+the price is that it knows nothing of its neighbours.
 """
 
 from __future__ import annotations
@@ -28,14 +32,18 @@ __all__ = ["SCALING", "VQVAE", "Reconstruction", "Shape"]
 EMBEDDING = 4
 GROUPS = 8
 SCALING = "range"
-"""Of continuous features, in checkpoints: weights of another scaling would decode to wrong values without any error."""
+"""Of continuous features, in checkpoints.
+
+Weights of another scaling would decode to wrong values without any error.
+"""
 Triple = tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What decides the weights. block: voxels (time, y, x) of a sample; stride: voxels a latent position; patch: voxels the stem
-    folds, a divisor of stride; width: channels; depth: residual blocks on each side at the patch grid."""
+    """What decides the weights. block: voxels (time, y, x) of a sample; stride: voxels a latent
+    position; patch: voxels the stem folds, a divisor of stride; width: channels; depth: residual
+    blocks on each side at the patch grid."""
 
     block: Triple
     stride: Triple = (5, 4, 4)
@@ -55,15 +63,23 @@ class Shape:
 
     def check(self) -> None:
         """Raises TrainingError when the strides do not fit the block, or the patch the strides."""
-        for name, part, whole in (("vqvae.stride", self.stride, self.block), ("vqvae.patch", self.patch, self.stride)):
+        for name, part, whole in (
+            ("vqvae.stride", self.stride, self.block),
+            ("vqvae.patch", self.patch, self.stride),
+        ):
             if any(size % step for size, step in zip(whole, part, strict=True)):
-                raise TrainingError("these strides do not fit", where=name, expected=f"divisors of {list(whole)} (time, y, x)",
-                                    found=list(part), remedy=f"give another --{name}")  # fmt: skip
+                raise TrainingError(
+                    "these strides do not fit",
+                    where=name,
+                    expected=f"divisors of {list(whole)} (time, y, x)",
+                    found=list(part),
+                    remedy=f"give another --{name}",
+                )
 
 
 class Reconstruction(NamedTuple):
-    """said: float [B, outputs, T, Y, X] (channels.py says which is what); codes: int64 [B, L, t, y, x]; commit: float32 [B], the mean
-    over latent positions of the quantizer's commitment."""
+    """said: float [B, outputs, T, Y, X] (channels.py says which is what); codes: int64 [B, L, t, y,
+    x]; commit: float32 [B], the mean over latent positions of the quantizer's commitment."""
 
     said: Tensor
     codes: Tensor
@@ -92,18 +108,36 @@ class Residual(nn.Module):
 class VQVAE(nn.Module):
     """Encoder, quantizer, decoder for one feature table and one block shape."""
 
-    def __init__(self, features: Sequence[Feature], shape: Shape, rules: CodebookRules | None = None) -> None:
+    def __init__(
+        self, features: Sequence[Feature], shape: Shape, rules: CodebookRules | None = None
+    ) -> None:
         super().__init__()
         shape.check()
         self.shape, self.channels = shape, Channels(features)
         table = self.channels
-        patch, inner = shape.patch, tuple(step // size for step, size in zip(shape.stride, shape.patch, strict=True))
+        patch, inner = (
+            shape.patch,
+            tuple(step // size for step, size in zip(shape.stride, shape.patch, strict=True)),
+        )
         self.inner: Triple = inner  # type: ignore[assignment]
         fine = [size // step for size, step in zip(shape.block, patch, strict=True)]
-        self.quantizer = make_quantizer(shape.quantizer, shape.codebook_size, shape.code_dim, shape.levels, rules or CodebookRules())
+        self.quantizer = make_quantizer(
+            shape.quantizer,
+            shape.codebook_size,
+            shape.code_dim,
+            shape.levels,
+            rules or CodebookRules(),
+        )
         dim, width = self.quantizer.dim, shape.width
-        self.embed = nn.ModuleList(nn.Embedding(count + 1, EMBEDDING) for count in table.class_counts)
-        incoming = len(table.continuous) + 2 * len(table.canopy) + EMBEDDING * len(table.categorical) + len(table.features)
+        self.embed = nn.ModuleList(
+            nn.Embedding(count + 1, EMBEDDING) for count in table.class_counts
+        )
+        incoming = (
+            len(table.continuous)
+            + 2 * len(table.canopy)
+            + EMBEDDING * len(table.categorical)
+            + len(table.features)
+        )
         self.stem = nn.Conv3d(incoming * math.prod(patch), width, 1)
         self.encoder = nn.Sequential(*(Residual(width, fine) for _ in range(shape.depth)))
         self.squeeze = nn.Conv3d(width * math.prod(self.inner), dim, 1)
@@ -115,18 +149,27 @@ class VQVAE(nn.Module):
         with torch.no_grad():
             self.head.weight.mul_(0.1)
 
-    def forward(self, data: Tensor, valid: Tensor, keep: Tensor | None = None, depth: Tensor | None = None) -> Reconstruction:
-        """data: float32 [B, T, Y, X, F], NaN or anything where not valid; valid: bool; keep: bool [B], samples whose codes count in the
-        codebook's statistics; depth: int64 [B], how many residual levels each sample is decoded from."""
+    def forward(
+        self, data: Tensor, valid: Tensor, keep: Tensor | None = None, depth: Tensor | None = None
+    ) -> Reconstruction:
+        """data: float32 [B, T, Y, X, F], NaN or anything where not valid; valid: bool; keep: bool
+        [B], samples whose codes count in the codebook's statistics; depth: int64 [B], how many
+        residual levels each sample is decoded from."""
         latent = self.latent(data, valid)
         vectors, grid = latent.movedim(1, -1).reshape(-1, latent.shape[1]), latent.shape[2:]
         each = math.prod(grid)
         # A latent position over nothing but missing voxels tells the codebook nothing.
-        counts = self._seen(valid) if keep is None else self._seen(valid) & keep.repeat_interleave(each)
-        found = self.quantizer(vectors, counts, None if depth is None else depth.repeat_interleave(each))
+        counts = (
+            self._seen(valid) if keep is None else self._seen(valid) & keep.repeat_interleave(each)
+        )
+        found = self.quantizer(
+            vectors, counts, None if depth is None else depth.repeat_interleave(each)
+        )
         said = self.decoded(found.vectors.reshape(len(data), *grid, -1).movedim(-1, 1))
         codes = found.codes.reshape(len(data), *grid, -1).movedim(-1, 1)
-        return Reconstruction(said, codes, (found.commit * counts).reshape(len(data), -1).mean(dim=1))
+        return Reconstruction(
+            said, codes, (found.commit * counts).reshape(len(data), -1).mean(dim=1)
+        )
 
     def latent(self, data: Tensor, valid: Tensor) -> Tensor:
         """float32 [B, D, t, y, x]."""
@@ -134,9 +177,15 @@ class VQVAE(nn.Module):
         return self.squeeze(space_to_depth(fine, self.inner)).float()
 
     def _stacked(self, data: Tensor, valid: Tensor) -> Tensor:
-        """What the stem sees, [B, channels, T, Y, X]: the numbers first (continuous, then amounts), then flags, classes and masks."""
+        """What the stem sees, [B, channels, T, Y, X].
+
+        The numbers first (continuous, then amounts), then flags, classes and masks.
+        """
         truth = self.channels.truth(data, valid)
-        embedded = [table(truth.classes[:, place] + 1).movedim(-1, 1) for place, table in enumerate(self.embed)]
+        embedded = [
+            table(truth.classes[:, place] + 1).movedim(-1, 1)
+            for place, table in enumerate(self.embed)
+        ]
         positive = (truth.amounts > 0).to(data.dtype)
         mask = valid.movedim(-1, 1).to(data.dtype)
         return torch.cat([truth.values, truth.amounts, positive, *embedded, mask], dim=1)
@@ -145,9 +194,10 @@ class VQVAE(nn.Module):
     def linear_start(self, data: Tensor, valid: Tensor) -> None:
         """Begin as principal component analysis of these blocks: float32 [B, T, Y, X, F] and bool.
 
-        The latent is then the first D components of a position's voxels, scaled to variance 1 in the mean, and the residual blocks,
-        which begin as the identity, learn the rest. From random weights the few strongest components hide the others from a
-        quantised encoder for thousands of steps. The head begins at a tenth, near the mean of every feature.
+        The latent is then the first D components of a position's voxels, scaled to variance 1 in
+        the mean, and the residual blocks, which begin as the identity, learn the rest. From random
+        weights the few strongest components hide the others from a quantised encoder for thousands
+        of steps. The head begins at a tenth, near the mean of every feature.
         """
         numbers = len(self.channels.continuous) + len(self.channels.canopy)
         patch, inner = math.prod(self.shape.patch), math.prod(self.inner)
@@ -162,9 +212,16 @@ class VQVAE(nn.Module):
         fine = torch.einsum("bctyx,ck->bktyx", folded, first) - (mean @ first).view(1, -1, 1, 1, 1)
         latent = space_to_depth(fine, self.inner)
         middle, second = components(latent, min(self.quantizer.dim, kept * inner))
-        spread = torch.einsum("bctyx,ck->bktyx", latent, second).movedim(1, -1).flatten(0, -2).var(dim=0)
-        # FSQ bounds each number on its own; codebooks measure distances, which equal scales keep those of the blocks.
-        scale = (spread if self.shape.quantizer == "fsq" else spread.mean().expand_as(spread)).clamp_min(1e-12).sqrt()
+        spread = (
+            torch.einsum("bctyx,ck->bktyx", latent, second).movedim(1, -1).flatten(0, -2).var(dim=0)
+        )
+        # FSQ bounds each number on its own; codebooks measure distances, which equal scales keep
+        # those of the blocks.
+        scale = (
+            (spread if self.shape.quantizer == "fsq" else spread.mean().expand_as(spread))
+            .clamp_min(1e-12)
+            .sqrt()
+        )
         dims = second.shape[1]
         self.squeeze.weight.zero_()
         self.squeeze.weight[:dims, : kept * inner, 0, 0, 0] = (second / scale).T
@@ -189,23 +246,40 @@ class VQVAE(nn.Module):
         return codes.reshape(len(data), *latent.shape[2:], -1).movedim(-1, 1)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """codes: int64 [B, l, t, y, x], the first l of the L levels; data float32 [B, T, Y, X, F] in physical units and codes."""
+        """codes: int64 [B, l, t, y, x], the first l of the L levels.
+
+        Data float32 [B, T, Y, X, F] in physical units and codes.
+        """
         flat = codes.movedim(1, -1).reshape(-1, codes.shape[1])
-        vectors = self.quantizer.decode(flat).reshape(len(codes), *codes.shape[2:], -1).movedim(-1, 1)
+        vectors = (
+            self.quantizer.decode(flat).reshape(len(codes), *codes.shape[2:], -1).movedim(-1, 1)
+        )
         return self.channels.physical(self.decoded(vectors))
 
     def _seen(self, valid: Tensor) -> Tensor:
         """bool [B * t * y * x]: latent positions with a valid voxel under them."""
-        return space_to_depth(valid.any(dim=-1).unsqueeze(1), self.shape.stride).any(dim=1).reshape(-1)
+        return (
+            space_to_depth(valid.any(dim=-1).unsqueeze(1), self.shape.stride).any(dim=1).reshape(-1)
+        )
 
     def describe(self) -> dict[str, Any]:
         """JSON that builds the same model again."""
-        shape = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self.shape).items()}
-        return {"kind": "vqvae", "scaling": SCALING, **shape, "features": [feature.to_json() for feature in self.channels.features]}
+        shape = {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in asdict(self.shape).items()
+        }
+        return {
+            "kind": "vqvae",
+            "scaling": SCALING,
+            **shape,
+            "features": [feature.to_json() for feature in self.channels.features],
+        }
 
 
 def components(value: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Mean [C] and the strongest `count` principal components [C, count] of value [B, C, ...] over all but its channels."""
+    """Mean [C] and the strongest `count` principal components [C, count] of value [B, C, ...] over
+    all but its channels.
+    """
     rows = value.movedim(1, -1).flatten(0, -2)
     mean = rows.mean(dim=0)
     _, vectors = torch.linalg.eigh((rows - mean).T @ (rows - mean))
@@ -225,5 +299,7 @@ def depth_to_space(value: Tensor, patch: Triple) -> Tensor:
     """The inverse of `space_to_depth`."""
     batch, channels, t, y, x = value.shape
     pt, py, px = patch
-    folded = value.reshape(batch, channels // (pt * py * px), pt, py, px, t, y, x).permute(0, 1, 5, 2, 6, 3, 7, 4)
+    folded = value.reshape(batch, channels // (pt * py * px), pt, py, px, t, y, x).permute(
+        0, 1, 5, 2, 6, 3, 7, 4
+    )
     return folded.reshape(batch, -1, t * pt, y * py, x * px)

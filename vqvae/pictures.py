@@ -1,10 +1,13 @@
-"""A trained VQ-VAE's encoder as a backbone for pictures: what it learnt of raster blocks, read off a picture.
+"""A trained VQ-VAE's encoder as a backbone for pictures: what it learnt of raster blocks, read off
+a picture.
 
-A picture has neither time nor units, so this is a loan, and it is defined here: the picture stands still for all time steps of a block;
-its channels, normalised as values of 0.5 +- 0.25, take the place of the scaled features; every voxel is valid; the grid grows to
-the picture's size. The map is what the last residual block says, before it is squeezed into a code, averaged over time. Only models of
-one continuous feature (given the picture's luma) or of three (by name where they are red, green and blue, else in order) can be filled
-that way; any other is refused, not padded with guesses.
+A picture has neither time nor units, so this is a loan, and it is defined here: the picture stands
+still for all time steps of a block; its channels, normalised as values of 0.5 +- 0.25, take the
+place of the scaled features; every voxel is valid; the grid grows to the picture's size. The map is
+what the last residual block says, before it is squeezed into a code, averaged over time. Only
+models of one continuous feature (given the picture's luma) or of three (by name where they are red,
+green and blue, else in order) can be filled that way; any other is refused, not padded with
+guesses.
 """
 
 from __future__ import annotations
@@ -28,13 +31,23 @@ LIMITS = {"width": 4096, "depth": 64}
 
 
 class PictureMap(nn.Module):
-    """float [B, 3, H, W], 0 where the picture is 0.5 and 1 where it is 0.75 -> [B, width, ceil(H / patch y), ceil(W / patch x)].
+    """float [B, 3, H, W], 0 where the picture is 0.5 and 1 where it is 0.75 -> [B, width, ceil(H /
+    patch y), ceil(W / patch x)].
 
-    order: which channel of the picture each feature is, or () for one feature, the luma; grid: positions (t, y, x) of a training block,
-    which decides where kernels are 3 wide; patch: voxels (t, y, x) the stem folds.
+    order: which channel of the picture each feature is, or () for one feature, the luma; grid:
+    positions (t, y, x) of a training block, which decides where kernels are 3 wide; patch: voxels
+    (t, y, x) the stem folds.
     """
 
-    def __init__(self, *, order: tuple[int, ...], grid: tuple[int, int, int], patch: tuple[int, int, int], width: int, depth: int) -> None:
+    def __init__(
+        self,
+        *,
+        order: tuple[int, ...],
+        grid: tuple[int, int, int],
+        patch: tuple[int, int, int],
+        width: int,
+        depth: int,
+    ) -> None:
         super().__init__()
         self.order, self.grid, self.patch, self.width, self.depth = order, grid, patch, width, depth
         # Values and validity of each feature, as VQVAE stacks them.
@@ -43,52 +56,87 @@ class PictureMap(nn.Module):
         self.register_buffer("luma", torch.tensor(LUMA).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, picture: Tensor) -> Tensor:
-        value = picture[:, list(self.order)] if self.order else (picture * self.luma).sum(dim=1, keepdim=True)
+        value = (
+            picture[:, list(self.order)]
+            if self.order
+            else (picture * self.luma).sum(dim=1, keepdim=True)
+        )
         height, width = value.shape[2:]
-        known = nn.functional.pad(torch.ones_like(value), (0, -width % self.patch[2], 0, -height % self.patch[1]))
+        known = nn.functional.pad(
+            torch.ones_like(value), (0, -width % self.patch[2], 0, -height % self.patch[1])
+        )
         value = nn.functional.pad(value, (0, -width % self.patch[2], 0, -height % self.patch[1]))
-        block = torch.cat([value, known], dim=1).unsqueeze(2).expand(-1, -1, self.grid[0] * self.patch[0], -1, -1)
+        block = (
+            torch.cat([value, known], dim=1)
+            .unsqueeze(2)
+            .expand(-1, -1, self.grid[0] * self.patch[0], -1, -1)
+        )
         said: Tensor = self.encoder(self.stem(space_to_depth(block, self.patch)))
         return said.mean(dim=2)
 
     def recipe(self) -> dict[str, Any]:
-        return {"kind": "vqvae", "order": list(self.order), "grid": list(self.grid), "patch": list(self.patch), "width": self.width,
-                "depth": self.depth}  # fmt: skip
+        return {
+            "kind": "vqvae",
+            "order": list(self.order),
+            "grid": list(self.grid),
+            "patch": list(self.patch),
+            "width": self.width,
+            "depth": self.depth,
+        }
 
 
 def vqvae_trunk(source: Checkpoint | dict[str, Any]) -> dict[str, Any]:
-    """The fields of a backbone: name, network, blocks (stem, then the residual blocks), recipe, mean, std.
+    """The fields of a backbone: name, network, blocks (stem, then the residual blocks), recipe,
+    mean, std.
 
-    source: a VQ-VAE's checkpoint, or a recipe, which gives the same network with fresh weights. Raises StateError for features that
-    pictures cannot fill, and as `restore_vqvae`; KeyError, TypeError and ValueError for a recipe that is none.
+    source: a VQ-VAE's checkpoint, or a recipe, which gives the same network with fresh weights.
+    Raises StateError for features that pictures cannot fill, and as `restore_vqvae`; KeyError,
+    TypeError and ValueError for a recipe that is none.
     """
     if isinstance(source, Checkpoint):
         model = restore_vqvae(source.path).model
         shape = model.shape
         t, y, x = (size // step for size, step in zip(shape.block, shape.patch, strict=True))
-        network = PictureMap(order=_order(model.channels.features, source), grid=(t, y, x), patch=shape.patch, width=shape.width,
-                             depth=shape.depth)  # fmt: skip
+        network = PictureMap(
+            order=_order(model.channels.features, source),
+            grid=(t, y, x),
+            patch=shape.patch,
+            width=shape.width,
+            depth=shape.depth,
+        )
         network.stem.load_state_dict(model.stem.state_dict())
         network.encoder.load_state_dict(model.encoder.state_dict())
     else:
         network = _plain(source)
-    return {"name": "vqvae", "network": network, "blocks": [network.stem, *network.encoder], "recipe": network.recipe(),
-            "mean": (0.5,) * 3, "std": (0.25,) * 3}  # fmt: skip
+    return {
+        "name": "vqvae",
+        "network": network,
+        "blocks": [network.stem, *network.encoder],
+        "recipe": network.recipe(),
+        "mean": (0.5,) * 3,
+        "std": (0.25,) * 3,
+    }
 
 
 def _order(features: Any, source: Checkpoint) -> tuple[int, ...]:
     names = [feature.name for feature in features]
     if any(feature.kind != "continuous" for feature in features) or len(names) not in {1, 3}:
-        raise StateError("pictures cannot fill this VQ-VAE's features", where=source.path, expected="one continuous feature, or three",
-                         found=", ".join(f"{feature.name} ({feature.kind})" for feature in features)[:160],
-                         remedy="train one on such a cube, or choose another --features.encoder")  # fmt: skip
+        raise StateError(
+            "pictures cannot fill this VQ-VAE's features",
+            where=source.path,
+            expected="one continuous feature, or three",
+            found=", ".join(f"{feature.name} ({feature.kind})" for feature in features)[:160],
+            remedy="train one on such a cube, or choose another --features.encoder",
+        )
     if len(names) == 1:
         return ()
     return tuple(RGB.index(name) for name in names) if set(names) == set(RGB) else (0, 1, 2)
 
 
 def _plain(recipe: dict[str, Any]) -> PictureMap:
-    order, grid, patch = (tuple(int(value) for value in recipe[key]) for key in ("order", "grid", "patch"))
+    order, grid, patch = (
+        tuple(int(value) for value in recipe[key]) for key in ("order", "grid", "patch")
+    )
     width, depth = int(recipe["width"]), int(recipe["depth"])
     triples = len(grid) == len(patch) == 3 and all(1 <= value <= 4096 for value in (*grid, *patch))
     if len(order) not in {0, 3} or any(not 0 <= value <= 2 for value in order) or not triples:

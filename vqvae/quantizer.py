@@ -1,8 +1,10 @@
-"""Residual quantisation of latent vectors by either kind of codebook: each level encodes what the levels before left over.
+"""Residual quantisation of latent vectors by either kind of codebook: each level encodes what the
+levels before left over.
 
-`ema`: codebooks that follow the encoder (codebook.py). `fsq`: a fixed grid (fsq.py). Vectors go straight through for gradients.
-What a training step saw is kept outside the state (`seen`) until `step` has used it: a checkpoint after the step needs none of it.
-With several ranks `step` sums over them, and is a collective call: all ranks make it, once an optimizer step.
+`ema`: codebooks that follow the encoder (codebook.py). `fsq`: a fixed grid (fsq.py). Vectors go
+straight through for gradients. What a training step saw is kept outside the state (`seen`) until
+`step` has used it: a checkpoint after the step needs none of it. With several ranks `step` sums
+over them, and is a collective call: all ranks make it, once an optimizer step.
 """
 
 from __future__ import annotations
@@ -23,8 +25,9 @@ log = get_log(__name__)
 
 
 class Quantized(NamedTuple):
-    """vectors: float32 [N, D] with straight-through gradient; codes: int64 [N, L]; commit: float32 [N], mean squared distance of the
-    encoder's vectors from their codes, summed over levels (0 for fsq)."""
+    """vectors: float32 [N, D] with straight-through gradient; codes: int64 [N, L]; commit: float32
+    [N], mean squared distance of the encoder's vectors from their codes, summed over levels (0 for
+    fsq)."""
 
     vectors: Tensor
     codes: Tensor
@@ -46,8 +49,8 @@ class Quantizer(nn.Module):
         self.register_buffer("epoch", torch.zeros((), dtype=torch.int64))
 
     def forward(self, vectors: Tensor, keep: Tensor, depth: Tensor | None = None) -> Quantized:
-        """vectors: float32 [N, D]; keep: bool [N], false for vectors that no statistic may see; depth: int64 [N], how many levels
-        each vector gets (1..L; None: all)."""
+        """vectors: float32 [N, D]; keep: bool [N], false for vectors that no statistic may see;
+        depth: int64 [N], how many levels each vector gets (1..L; None: all)."""
         raise NotImplementedError
 
     def encode(self, vectors: Tensor) -> Tensor:
@@ -69,8 +72,9 @@ class Quantizer(nn.Module):
     def step(self, step: int, epoch: int) -> dict[str, float]:
         """End an optimizer step: update what follows the data; figures of the step over all ranks.
 
-        pplx: perplexity of the first level, log2_tokens: log2 of the vectors it was counted over, usage: share of its codes used in
-        this epoch so far; pplx_<l> of the levels above; dead: codes replaced.
+        pplx: perplexity of the first level, log2_tokens: log2 of the vectors it was counted over,
+        usage: share of its codes used in this epoch so far; pplx_<l> of the levels above; dead:
+        codes replaced.
         """
         counted = self._counted(step)
         if int(self.epoch) != epoch:
@@ -79,20 +83,38 @@ class Quantizer(nn.Module):
         self.epoch_count += counted.long()
         self.seen = []
         found, tokens = perplexity(counted).tolist(), int(counted[0].sum())
-        figures = {"pplx": found[0], "log2_tokens": math.log2(max(1, tokens)), "usage": float((self.epoch_count[0] > 0).float().mean())}
-        return figures | {f"pplx_{level}": value for level, value in enumerate(found[1:], 2)} | self._mend(found, tokens)
+        figures = {
+            "pplx": found[0],
+            "log2_tokens": math.log2(max(1, tokens)),
+            "usage": float((self.epoch_count[0] > 0).float().mean()),
+        }
+        return (
+            figures
+            | {f"pplx_{level}": value for level, value in enumerate(found[1:], 2)}
+            | self._mend(found, tokens)
+        )
 
     def _counted(self, step: int) -> Tensor:
         """int64 [L, K] over all ranks; the codebooks move."""
         codes = torch.cat([codes for _, codes in self.seen])
-        return _sum(torch.stack([torch.bincount(codes[:, level], minlength=self.size) for level in range(self.levels)]))
+        return _sum(
+            torch.stack(
+                [
+                    torch.bincount(codes[:, level], minlength=self.size)
+                    for level in range(self.levels)
+                ]
+            )
+        )
 
     def _mend(self, found: list[float], tokens: int) -> dict[str, float]:
         return {}
 
 
 class EmaQuantizer(Quantizer):
-    """Residual levels of `Codebook`s. Until the k-means start vectors pass unquantised, with codes 0."""
+    """Residual levels of `Codebook`s.
+
+    Until the k-means start vectors pass unquantised, with codes 0.
+    """
 
     def __init__(self, size: int, dim: int, levels: int, rules: CodebookRules) -> None:
         super().__init__(size, dim, levels)
@@ -107,8 +129,14 @@ class EmaQuantizer(Quantizer):
             if not book.started:
                 # Whatever is left of the vector passes, so that the levels above wait too.
                 if self.training:
-                    total = total + rest if depth is None else total + rest * (depth > level).unsqueeze(1)
-                codes += [torch.zeros(len(vectors), dtype=torch.int64, device=vectors.device)] * (self.levels - level)
+                    total = (
+                        total + rest
+                        if depth is None
+                        else total + rest * (depth > level).unsqueeze(1)
+                    )
+                codes += [torch.zeros(len(vectors), dtype=torch.int64, device=vectors.device)] * (
+                    self.levels - level
+                )
                 break
             number = book.nearest(rest)
             chosen = book.decode(number)
@@ -132,9 +160,12 @@ class EmaQuantizer(Quantizer):
         return [book.codes for book in self.books]
 
     def decode(self, codes: Tensor) -> Tensor:
-        return torch.stack([book.decode(codes[:, level]) for level, book in zip(range(codes.shape[1]), self.books, strict=False)]).sum(
-            dim=0
-        )
+        return torch.stack(
+            [
+                book.decode(codes[:, level])
+                for level, book in zip(range(codes.shape[1]), self.books, strict=False)
+            ]
+        ).sum(dim=0)
 
     @torch.no_grad()
     def _counted(self, step: int) -> Tensor:
@@ -143,7 +174,9 @@ class EmaQuantizer(Quantizer):
         self.replaced = 0
         waiting = not all(bool(book.started) for book in self.books)
         # Vectors themselves travel between ranks only when some are needed as codes.
-        drawing = (waiting and step >= self.rules.start_step) or (not waiting and step % REPLACE_EVERY == 0)
+        drawing = (waiting and step >= self.rules.start_step) or (
+            not waiting and step % REPLACE_EVERY == 0
+        )
         pool = _gather(vectors) if drawing else None
         sums, rest = [], vectors
         for level, book in enumerate(self.books):
@@ -161,7 +194,8 @@ class EmaQuantizer(Quantizer):
                 if pool is not None:
                     if not waiting:
                         self.replaced += book.replace_dead(pool, step)
-                    # What this level leaves over for the next is measured with the codes the tokens were given.
+                    # What this level leaves over for the next is measured with the codes the tokens
+                    # were given.
                     pool = pool - before[nearest(pool, before)]
             elif pool is not None:
                 book.start(pool, step)
@@ -173,8 +207,13 @@ class EmaQuantizer(Quantizer):
     def _mend(self, found: list[float], tokens: int) -> dict[str, float]:
         for level, (book, value) in enumerate(zip(self.books, found, strict=True), 1):
             if book.started and book.notice_collapse(value, tokens):
-                log.warning("codebook %d collapsed: perplexity %.1f of %d codes for %d steps; it starts anew by k-means", level, value,
-                            self.size, self.rules.collapse_steps)  # fmt: skip
+                log.warning(
+                    "codebook %d collapsed: perplexity %.1f of %d codes for %d steps; it starts anew by k-means",
+                    level,
+                    value,
+                    self.size,
+                    self.rules.collapse_steps,
+                )
         return {"dead": float(self.replaced)}
 
 
@@ -190,7 +229,10 @@ class FsqQuantizer(Quantizer):
         bounded = self.grid.bound(vectors)
         codes = self.grid.split(bounded.detach(), self.levels)
         parts = self.grid.parts(codes)
-        total = sum(part if depth is None else part * (depth > level).unsqueeze(1) for level, part in enumerate(parts))
+        total = sum(
+            part if depth is None else part * (depth > level).unsqueeze(1)
+            for level, part in enumerate(parts)
+        )
         smooth = bounded / (self.grid.levels // 2)
         if self.training:
             self.seen.append((vectors.detach()[:0], codes[keep]))
@@ -216,7 +258,11 @@ def make_quantizer(kind: str, size: int, dim: int, levels: int, rules: CodebookR
 
 
 def _many() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
+    return (
+        torch.distributed.is_available()
+        and torch.distributed.is_initialized()
+        and torch.distributed.get_world_size() > 1
+    )
 
 
 def _sum(values: Tensor) -> Tensor:

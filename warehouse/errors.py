@@ -1,4 +1,5 @@
-"""Every error a user can meet, one line each: what, where, expected, found, and the command that helps.
+"""Every error a user can meet, one line each: what, where, expected, found, and the command that
+helps.
 
 WarehouseError
 ├── ConfigError        a setting: unknown key, wrong type, impossible combination, a config file that does not parse
@@ -45,12 +46,27 @@ __all__ = [
 class WarehouseError(Exception):
     """Base of the tree. `str(error)` is always one line.
 
-    what: the fault in plain words; where: the path, key or index concerned; expected / found: the two sides of a
-    disagreement; remedy: what to type or change. All but `what` are optional and kept as attributes.
+    what: the fault in plain words; where: the path, key or index concerned; expected / found: the
+    two sides of a disagreement; remedy: what to type or change. All but `what` are optional and
+    kept as attributes.
     """
 
-    def __init__(self, what: str, *, where: Any = None, expected: Any = None, found: Any = None, remedy: str | None = None) -> None:
-        self.what, self.where, self.expected, self.found, self.remedy = what, where, expected, found, remedy
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: Any = None,
+        expected: Any = None,
+        found: Any = None,
+        remedy: str | None = None,
+    ) -> None:
+        self.what, self.where, self.expected, self.found, self.remedy = (
+            what,
+            where,
+            expected,
+            found,
+            remedy,
+        )
         line = what if where is None else f"{what}: {where}"
         if expected is not None:
             line += f"; expected {expected}"
@@ -65,7 +81,9 @@ class WarehouseError(Exception):
         return _rebuild, (type(self), self.what, self.where, self.expected, self.found, self.remedy)
 
 
-def _rebuild(kind: type[WarehouseError], what: str, where: Any, expected: Any, found: Any, remedy: str | None) -> WarehouseError:
+def _rebuild(
+    kind: type[WarehouseError], what: str, where: Any, expected: Any, found: Any, remedy: str | None
+) -> WarehouseError:
     return kind(what, where=where, expected=expected, found=found, remedy=remedy)
 
 
@@ -90,7 +108,9 @@ class AnnotationError(SourceError):
 
 
 class ThresholdError(WarehouseError):
-    """More sources refused, missing or empty than `max_invalid`, `max_missing`, `max_empty_ratio` allow."""
+    """More sources refused, missing or empty than `max_invalid`, `max_missing`, `max_empty_ratio`
+    allow.
+    """
 
 
 class BuildError(WarehouseError):
@@ -118,7 +138,9 @@ class CorruptError(StoreError):
 
 
 class StateError(WarehouseError, ValueError):
-    """A loader, sampler or checkpoint state belongs to another version, batch size, seed or sampler."""
+    """A loader, sampler or checkpoint state belongs to another version, batch size, seed or
+    sampler.
+    """
 
 
 class WorkerError(WarehouseError):
@@ -126,7 +148,9 @@ class WorkerError(WarehouseError):
 
 
 class DatabaseError(WarehouseError):
-    """A SQLite file of ours is locked, of a newer schema, not a database, damaged, or cannot be written. `where` names it."""
+    """A SQLite file of ours is locked, of a newer schema, not a database, damaged, or cannot be
+    written. `where` names it.
+    """
 
 
 class TrainingError(WarehouseError):

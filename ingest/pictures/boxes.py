@@ -1,8 +1,9 @@
 """Boxes: judged, oriented, clipped, and carried between source picture and canvas.
 
-Every box ends up kept or in exactly one list of drops with its reason, in the source's order. The reasons in BAD are faults of
-the annotation; `tiny` and `duplicate` are cleaning, and `over_max_boxes` follows from `too_many_boxes: truncate`. Clipping a
-box is always done and flagged only where half a pixel or more was outside: less is rounding of the annotation tool.
+Every box ends up kept or in exactly one list of drops with its reason, in the source's order. The
+reasons in BAD are faults of the annotation; `tiny` and `duplicate` are cleaning, and
+`over_max_boxes` follows from `too_many_boxes: truncate`. Clipping a box is always done and flagged
+only where half a pixel or more was outside: less is rounding of the annotation tool.
 """
 
 from __future__ import annotations
@@ -17,9 +18,27 @@ from numpy.typing import NDArray
 from ingest.pictures.letterbox import Geometry
 from warehouse.format.schema import CLIPPED
 
-__all__ = ["BAD", "REASONS", "CleanBoxes", "clean_boxes", "keep_largest", "orient_boxes", "to_canvas", "to_source"]
+__all__ = [
+    "BAD",
+    "REASONS",
+    "CleanBoxes",
+    "clean_boxes",
+    "keep_largest",
+    "orient_boxes",
+    "to_canvas",
+    "to_source",
+]
 
-REASONS = ("nan", "unknown_class", "reversed", "zero_area", "outside", "tiny", "duplicate", "over_max_boxes")
+REASONS = (
+    "nan",
+    "unknown_class",
+    "reversed",
+    "zero_area",
+    "outside",
+    "tiny",
+    "duplicate",
+    "over_max_boxes",
+)
 BAD = frozenset(REASONS[:5])
 CLIP_NOISE_PX = 0.5
 Boxes = NDArray[np.float64]
@@ -27,7 +46,10 @@ Boxes = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class CleanBoxes:
-    """boxes_xyxy: float64 [n, 4] in source pixels, ordered, inside; labels: int16 [n]; flags: uint8 [n]; dropped: (index, reason)."""
+    """boxes_xyxy: float64 [n, 4] in source pixels, ordered, inside; labels: int16 [n]; flags.
+
+    Uint8 [n]; dropped: (index, reason).
+    """
 
     boxes_xyxy: Boxes
     labels: NDArray[np.int16]
@@ -42,18 +64,27 @@ class CleanBoxes:
 def to_canvas(boxes_xyxy: Boxes, geometry: Geometry, target_size: tuple[int, int]) -> Boxes:
     """Source pixels [n, 4] -> canvas normalised to [0, 1] by (W, H)."""
     height, width = target_size
-    return (boxes_xyxy * _scale(geometry) + _pad(geometry)) / np.array([width, height, width, height], np.float64)
+    return (boxes_xyxy * _scale(geometry) + _pad(geometry)) / np.array(
+        [width, height, width, height], np.float64
+    )
 
 
 def to_source(boxes_norm_xyxy: Boxes, geometry: Geometry, target_size: tuple[int, int]) -> Boxes:
     """The inverse of `to_canvas`: [n, 4] normalised to the canvas -> source pixels."""
     height, width = target_size
-    pixels = np.asarray(boxes_norm_xyxy, np.float64) * np.array([width, height, width, height], np.float64)
+    pixels = np.asarray(boxes_norm_xyxy, np.float64) * np.array(
+        [width, height, width, height], np.float64
+    )
     return (pixels - _pad(geometry)) / _scale(geometry)
 
 
-def orient_boxes(boxes_xyxy: Boxes, stored_width: float, stored_height: float, orientation: int) -> Boxes:
-    """Boxes [n, 4] of the picture as stored -> of the picture as shown. A reversed box stays reversed, so that it can be told."""
+def orient_boxes(
+    boxes_xyxy: Boxes, stored_width: float, stored_height: float, orientation: int
+) -> Boxes:
+    """Boxes [n, 4] of the picture as stored -> of the picture as shown.
+
+    A reversed box stays reversed, so that it can be told.
+    """
     x1, y1, x2, y2 = np.asarray(boxes_xyxy, np.float64).reshape(-1, 4).T
     width, height = stored_width, stored_height
     corners = {
@@ -69,11 +100,19 @@ def orient_boxes(boxes_xyxy: Boxes, stored_width: float, stored_height: float, o
     return np.stack(corners, axis=1)
 
 
-def clean_boxes(boxes_xyxy: Boxes, class_ids: Sequence[int], flags: Sequence[int], size: tuple[int, int], geometry: Geometry) -> CleanBoxes:
-    """Judge the boxes of one picture. boxes_xyxy: [n, 4] source pixels, anything; class_ids: -1 is unknown; size: (width, height).
+def clean_boxes(
+    boxes_xyxy: Boxes,
+    class_ids: Sequence[int],
+    flags: Sequence[int],
+    size: tuple[int, int],
+    geometry: Geometry,
+) -> CleanBoxes:
+    """Judge the boxes of one picture. boxes_xyxy: [n, 4] source pixels, anything; class_ids: -1 is
+    unknown; size: (width, height).
 
-    A box is dropped for the first of REASONS that holds: not finite; class unknown; x2 < x1 or y2 < y1; no area; no part of
-    it inside the picture; under one canvas pixel wide or high; the same clipped box and class as one before.
+    A box is dropped for the first of REASONS that holds: not finite; class unknown; x2 < x1 or y2 <
+    y1; no area; no part of it inside the picture; under one canvas pixel wide or high; the same
+    clipped box and class as one before.
     """
     boxes = np.asarray(boxes_xyxy, np.float64).reshape(-1, 4)
     ids = np.asarray(class_ids, np.int64).reshape(-1)
@@ -96,7 +135,8 @@ def clean_boxes(boxes_xyxy: Boxes, class_ids: Sequence[int], flags: Sequence[int
     clipped = np.clip(whole, 0.0, limits)
     inner = clipped[:, 2:] - clipped[:, :2]
     drop((inner <= 0).any(axis=1), "outside")
-    # The tolerance keeps a box of exactly one canvas pixel, whose side is a quotient of two roundings.
+    # The tolerance keeps a box of exactly one canvas pixel, whose side is a quotient of two
+    # roundings.
     drop((inner * _scale(geometry)[:2] < 1 - 1e-6).any(axis=1), "tiny")
     seen: set[tuple[float, ...]] = set()
     for at in np.flatnonzero(reason < 0):
@@ -117,7 +157,9 @@ def keep_largest(boxes_xyxy: Boxes, most: int) -> NDArray[np.intp]:
 
 
 def _scale(geometry: Geometry) -> Boxes:
-    return np.array([geometry.scale_x, geometry.scale_y, geometry.scale_x, geometry.scale_y], np.float64)
+    return np.array(
+        [geometry.scale_x, geometry.scale_y, geometry.scale_x, geometry.scale_y], np.float64
+    )
 
 
 def _pad(geometry: Geometry) -> Boxes:

@@ -1,8 +1,9 @@
-"""What a file is, how large and how turned, from its first bytes: no pixel is decoded and nothing is allocated.
+"""What a file is, how large and how turned, from its first bytes: no pixel is decoded and nothing
+is allocated.
 
-The content decides, never the extension. JPEG markers and the EXIF orientation are read here, with bounds; the other formats'
-headers by Pillow, restricted to those formats. Sizes come out before any buffer is made, so that a header claiming
-100,000 x 100,000 pixels costs nothing.
+The content decides, never the extension. JPEG markers and the EXIF orientation are read here, with
+bounds; the other formats' headers by Pillow, restricted to those formats. Sizes come out before any
+buffer is made, so that a header claiming 100,000 x 100,000 pixels costs nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +15,14 @@ from typing import Any
 
 from warehouse.errors import PictureError
 
-__all__ = ["FORMATS", "Header", "ends_cleanly", "exif_orientation", "open_with_pillow", "read_header"]
+__all__ = [
+    "FORMATS",
+    "Header",
+    "ends_cleanly",
+    "exif_orientation",
+    "open_with_pillow",
+    "read_header",
+]
 
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF")
 ORIENTATION_TAG = 0x0112
@@ -22,7 +30,10 @@ ORIENTATION_TAG = 0x0112
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """width, height: after EXIF orientation; raw_width, raw_height: as stored; orientation: EXIF, 1..8; kind: one of FORMATS."""
+    """width, height: after EXIF orientation; raw_width, raw_height: as stored; orientation.
+
+    EXIF, 1..8; kind: one of FORMATS.
+    """
 
     width: int
     height: int
@@ -33,9 +44,14 @@ class Header:
 
 
 def read_header(data: bytes, name: str) -> Header:
-    """The header of a picture; `data` may be its first bytes only. Raises PictureError (empty_file, unreadable) naming `name`."""
+    """The header of a picture; `data` may be its first bytes only.
+
+    Raises PictureError (empty_file, unreadable) naming `name`.
+    """
     if not data:
-        raise PictureError("empty_file", where=name, found="0 bytes", remedy="remove the file or restore it")
+        raise PictureError(
+            "empty_file", where=name, found="0 bytes", remedy="remove the file or restore it"
+        )
     if data[:3] == b"\xff\xd8\xff":
         width, height, orientation = _jpeg_header(data, name)
         kind = "JPEG"
@@ -49,7 +65,9 @@ def read_header(data: bytes, name: str) -> Header:
         else:
             orientation = exif_orientation(image.info.get("exif") or b"")
     if min(width, height) < 1:
-        raise PictureError("unreadable", where=name, found=f"a picture of {width} x {height} pixels")
+        raise PictureError(
+            "unreadable", where=name, found=f"a picture of {width} x {height} pixels"
+        )
     turned = (height, width) if orientation >= 5 else (width, height)
     return Header(*turned, width, height, orientation, kind)
 
@@ -58,7 +76,8 @@ def open_with_pillow(data: bytes, name: str) -> Any:
     """A lazy `PIL.Image.Image` of one of FORMATS. Raises PictureError (unreadable)."""
     from PIL import Image
 
-    # Sizes are checked by us, against `max_pixels` and before anything is allocated; Pillow's own limit only warns in between.
+    # Sizes are checked by us, against `max_pixels` and before anything is allocated; Pillow's own
+    # limit only warns in between.
     Image.MAX_IMAGE_PIXELS = None
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
@@ -68,11 +87,16 @@ def open_with_pillow(data: bytes, name: str) -> Any:
             if type(error).__name__ == "UnidentifiedImageError"
             else _said(error)
         )
-        raise PictureError("unreadable", where=name, found=found, remedy="remove the file or restore it") from None
+        raise PictureError(
+            "unreadable", where=name, found=found, remedy="remove the file or restore it"
+        ) from None
 
 
 def ends_cleanly(kind: str, tail: bytes) -> bool:
-    """Whether a file's last bytes are those of a whole picture; False only means that the picture has to be decoded to know."""
+    """Whether a file's last bytes are those of a whole picture.
+
+    False only means that the picture has to be decoded to know.
+    """
     if kind == "JPEG":
         return tail.rstrip(b"\0").endswith(b"\xff\xd9")
     if kind == "PNG":
@@ -81,7 +105,10 @@ def ends_cleanly(kind: str, tail: bytes) -> bool:
 
 
 def exif_orientation(exif: bytes) -> int:
-    """The orientation (1..8) in an EXIF block, with or without its `Exif` prefix; 1 where absent or out of order (CIPA DC-008)."""
+    """The orientation (1..8) in an EXIF block, with or without its `Exif` prefix.
+
+    1 where absent or out of order (CIPA DC-008).
+    """
     tiff = exif.removeprefix(b"Exif\0\0")
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
     if order is None or len(tiff) < 8:
@@ -102,13 +129,17 @@ def _valid(orientation: Any) -> int:
 
 
 def _jpeg_header(data: bytes, name: str) -> tuple[int, int, int]:
-    """Stored width and height, and orientation, from the markers before the first scan (ITU T.81, annex B)."""
+    """Stored width and height, and orientation, from the markers before the first scan (ITU T.81,
+    annex B).
+    """
     at, orientation = 2, 1
     while at + 4 <= len(data):
         if data[at] != 0xFF:
             break
         marker = data[at + 1]
-        if marker in (0x01, 0xFF) or 0xD0 <= marker <= 0xD8:  # fill bytes and markers without a length
+        if (
+            marker in (0x01, 0xFF) or 0xD0 <= marker <= 0xD8
+        ):  # fill bytes and markers without a length
             at += 1 if marker == 0xFF else 2
             continue
         (length,) = struct.unpack_from(">H", data, at + 2)
@@ -122,7 +153,12 @@ def _jpeg_header(data: bytes, name: str) -> tuple[int, int, int]:
         if marker in (0xD9, 0xDA) or length < 2:
             break
         at += 2 + length
-    raise PictureError("truncated", where=name, found="a JPEG without a frame header", remedy="remove the file or restore it")
+    raise PictureError(
+        "truncated",
+        where=name,
+        found="a JPEG without a frame header",
+        remedy="remove the file or restore it",
+    )
 
 
 def _said(error: BaseException) -> str:

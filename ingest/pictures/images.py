@@ -1,9 +1,10 @@
 """Encoded bytes -> RGB pixels -> one sample of the store.
 
-Whatever a picture is (grey, palette, CMYK, 16 bit, turned by EXIF), out comes uint8 RGB as a viewer shows it, or a PictureError;
-never part of a picture. JPEG goes through libjpeg-turbo in strict mode, the rest through Pillow. Transparency is dropped, not
-composited: there is no background to assume. Of an animation the first frame counts. Given up: 16-bit colour (not grey)
-keeps its high byte only, as Pillow reads it; float and 32-bit samples are refused.
+Whatever a picture is (grey, palette, CMYK, 16 bit, turned by EXIF), out comes uint8 RGB as a viewer
+shows it, or a PictureError; never part of a picture. JPEG goes through libjpeg-turbo in strict
+mode, the rest through Pillow. Transparency is dropped, not composited: there is no background to
+assume. Of an animation the first frame counts. Given up: 16-bit colour (not grey) keeps its high
+byte only, as Pillow reads it; float and 32-bit samples are refused.
 """
 
 from __future__ import annotations
@@ -43,14 +44,20 @@ RESTORE = "remove the file or restore it"
 
 
 def decoder_versions() -> dict[str, str]:
-    """Name -> version of what decodes and resizes pictures: part of the version key, read without importing them."""
+    """Name -> version of what decodes and resizes pictures.
+
+    Part of the version key, read without importing them.
+    """
     from importlib.metadata import version
 
     return {name: version(name) for name in ("simplejpeg", "pillow", "opencv-python-headless")}
 
 
 def warm_up() -> None:
-    """Import what `load_sample` imports only when it is first called: decoder and resizer, 0.2 s of a worker's start."""
+    """Import what `load_sample` imports only when it is first called.
+
+    Decoder and resizer, 0.2 s of a worker's start.
+    """
     import cv2  # noqa: F401
     import simplejpeg  # noqa: F401
 
@@ -58,24 +65,35 @@ def warm_up() -> None:
 def decode_rgb(data: bytes, *, name: str, max_pixels: int) -> tuple[NDArray[np.uint8], int]:
     """(uint8 [h, w, 3] RGB, turned upright; the EXIF orientation, 1..8, that was applied).
 
-    Raises PictureError naming `name`: empty_file, unreadable, truncated, too_large (more than `max_pixels`, before allocation).
+    Raises PictureError naming `name`: empty_file, unreadable, truncated, too_large (more than
+    `max_pixels`, before allocation).
     """
     header = read_header(data, name)
     if header.width * header.height > max_pixels:
         raise PictureError(
-            "too_large", where=name, expected=f"at most {max_pixels} pixels", found=f"{header.width} x {header.height}",
-            remedy="raise --build.max_pixels if the picture is meant to be so large")  # fmt: skip
-    pixels = _decode_jpeg(data, name) if header.kind == "JPEG" else _decode_other(data, name, header)
+            "too_large",
+            where=name,
+            expected=f"at most {max_pixels} pixels",
+            found=f"{header.width} x {header.height}",
+            remedy="raise --build.max_pixels if the picture is meant to be so large",
+        )
+    pixels = (
+        _decode_jpeg(data, name) if header.kind == "JPEG" else _decode_other(data, name, header)
+    )
     assert pixels.dtype == np.uint8
     if pixels.shape != (header.height, header.width, 3):
         raise PictureError(
-            "unreadable", where=name, expected=f"{header.width} x {header.height} pixels", found=f"{pixels.shape[1]} x {pixels.shape[0]}"
+            "unreadable",
+            where=name,
+            expected=f"{header.width} x {header.height} pixels",
+            found=f"{pixels.shape[1]} x {pixels.shape[0]}",
         )
     return pixels, header.orientation
 
 
 def probe(root: Path, source: str, *, max_pixels: int) -> Header:
-    """The header of a file below `root`, from its first bytes where they suffice; only where the end looks cut off is all decoded.
+    """The header of a file below `root`, from its first bytes where they suffice; only where the
+    end looks cut off is all decoded.
 
     Raises PictureError as `decode_rgb`, and SourceError where the file cannot be read.
     """
@@ -87,18 +105,23 @@ def probe(root: Path, source: str, *, max_pixels: int) -> Header:
             raise
         header = read_header(read_inside(root, source, limit=MAX_FILE_BYTES), source)
     if header.width * header.height > max_pixels or not ends_cleanly(header.kind, tail):
-        decode_rgb(head if whole else read_inside(root, source, limit=MAX_FILE_BYTES), name=source, max_pixels=max_pixels)
+        decode_rgb(
+            head if whole else read_inside(root, source, limit=MAX_FILE_BYTES),
+            name=source,
+            max_pixels=max_pixels,
+        )
     return header
 
 
 def load_sample(
     record: PictureRecord, root: Path, settings: BuildSettings, class_count: int
 ) -> tuple[dict[str, NDArray[Any]], dict[str, float]]:
-    """One sample (the rows of `warehouse.format.schema.picture_arrays`) and the seconds of its stages `read`, `decode`, `letterbox`.
+    """One sample (the rows of `warehouse.format.schema.picture_arrays`) and the seconds of its
+    stages `read`, `decode`, `letterbox`.
 
-    image: `dtype` [3, H, W]; box: float32 [max_boxes, 4], xyxy normalised to the canvas; box_mask: bool [max_boxes];
-    box_flags: uint8 [max_boxes]; label: int16 [max_boxes], -1 padded; letterbox: float32 [6];
-    of class folders target: int16 []; of pictures with masks mask: uint8 [H, W].
+    image: `dtype` [3, H, W]; box: float32 [max_boxes, 4], xyxy normalised to the canvas; box_mask:
+    bool [max_boxes]; box_flags: uint8 [max_boxes]; label: int16 [max_boxes], -1 padded; letterbox:
+    float32 [6]; of class folders target: int16 []; of pictures with masks mask: uint8 [H, W].
     Raises PictureError, and SourceError where the file is no longer the one that was planned.
     """
     start = time.perf_counter()
@@ -107,7 +130,9 @@ def load_sample(
     picture, _ = decode_rgb(data, name=record.source, max_pixels=settings.max_pixels)
     decoded = time.perf_counter()
     height, width = settings.target_size
-    geometry = plan_letterbox(record.raw_width, record.raw_height, settings.target_size, settings.resize_mode)
+    geometry = plan_letterbox(
+        record.raw_width, record.raw_height, settings.target_size, settings.resize_mode
+    )
     image = np.empty((3, height, width), settings.dtype)
     letterbox_into(picture, geometry, image, settings.pad_value, settings.dtype)
     count, slots = len(record.labels), settings.max_boxes
@@ -130,7 +155,11 @@ def load_sample(
         sample["box_mask"][:count] = True
         sample["box_flags"][:count] = record.flags
         sample["label"][:count] = record.labels
-    return sample, {"read": read - start, "decode": decoded - read, "letterbox": time.perf_counter() - decoded}
+    return sample, {
+        "read": read - start,
+        "decode": decoded - read,
+        "letterbox": time.perf_counter() - decoded,
+    }
 
 
 def _decode_jpeg(data: bytes, name: str) -> NDArray[np.uint8]:
@@ -144,7 +173,9 @@ def _decode_jpeg(data: bytes, name: str) -> NDArray[np.uint8]:
     except ValueError as error:
         raise _not_decoded(error, name) from None
     except KeyError:  # simplejpeg looks up a colour space that a header cut short does not give
-        raise PictureError("truncated", where=name, found="a JPEG header cut short", remedy=RESTORE) from None
+        raise PictureError(
+            "truncated", where=name, found="a JPEG header cut short", remedy=RESTORE
+        ) from None
     return _turn(_convert(open_with_pillow(data, name), name), read_header(data, name).orientation)
 
 
@@ -165,7 +196,11 @@ def _convert(image: Any, name: str) -> NDArray[np.uint8]:
             return np.repeat(grey[:, :, None], 3, axis=2)
         if mode in ("I", "F"):
             raise PictureError(
-                "unreadable", where=name, expected="8 or 16 bits a channel", found=f"{mode} samples", remedy="convert it to 8 bit"
+                "unreadable",
+                where=name,
+                expected="8 or 16 bits a channel",
+                found=f"{mode} samples",
+                remedy="convert it to 8 bit",
             )
         if mode in ("P", "PA"):
             image = image.convert("RGBA")
@@ -178,8 +213,19 @@ def _convert(image: Any, name: str) -> NDArray[np.uint8]:
 
 def _not_decoded(error: BaseException, name: str) -> PictureError:
     said = " ".join(str(error).split())[:200] or type(error).__name__
-    short = any(word in said.lower() for word in ("truncated", "premature end", "not enough", "unexpected end", "broken data stream"))
-    return PictureError("truncated" if short else "unreadable", where=name, found=said, remedy=RESTORE)
+    short = any(
+        word in said.lower()
+        for word in (
+            "truncated",
+            "premature end",
+            "not enough",
+            "unexpected end",
+            "broken data stream",
+        )
+    )
+    return PictureError(
+        "truncated" if short else "unreadable", where=name, found=said, remedy=RESTORE
+    )
 
 
 def _turn(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
@@ -189,5 +235,7 @@ def _turn(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     if orientation >= 5:
         pixels = pixels.transpose(1, 0, 2)
     # After the transposition: 5 done, 6 mirrored in x, 7 in both, 8 in y.
-    flip_x, flip_y = {2: (1, 0), 3: (1, 1), 4: (0, 1), 5: (0, 0), 6: (1, 0), 7: (1, 1), 8: (0, 1)}[orientation]
+    flip_x, flip_y = {2: (1, 0), 3: (1, 1), 4: (0, 1), 5: (0, 0), 6: (1, 0), 7: (1, 1), 8: (0, 1)}[
+        orientation
+    ]
     return np.ascontiguousarray(pixels[:: -1 if flip_y else 1, :: -1 if flip_x else 1])

@@ -1,8 +1,9 @@
 """A picture onto a canvas of fixed size: the geometry, and the pixels.
 
-canvas = source * scale + pad, in pixels with corners at integers, each axis with its true scale (new / raw), so that a box
-follows its pixels exactly although the new size is rounded. Shrinking averages areas, enlarging interpolates linearly; a
-stretch that does both does one after the other. Given up: sharper (Lanczos) filters, at several times the cost.
+canvas = source * scale + pad, in pixels with corners at integers, each axis with its true scale
+(new / raw), so that a box follows its pixels exactly although the new size is rounded. Shrinking
+averages areas, enlarging interpolates linearly; a stretch that does both does one after the other.
+Given up: sharper (Lanczos) filters, at several times the cost.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ __all__ = ["Geometry", "letterbox_into", "plan_letterbox"]
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """The columns of `letterbox` (warehouse.format.schema.GEOMETRY), then the size in pixels that the picture has on the canvas."""
+    """The columns of `letterbox` (warehouse.format.schema.GEOMETRY), then the size in pixels that
+    the picture has on the canvas.
+    """
 
     scale_x: float
     scale_y: float
@@ -35,11 +38,13 @@ class Geometry:
         return np.array(astuple(self)[:6], np.float32)
 
 
-def plan_letterbox(raw_width: int, raw_height: int, target_size: tuple[int, int], mode: str) -> Geometry:
+def plan_letterbox(
+    raw_width: int, raw_height: int, target_size: tuple[int, int], mode: str
+) -> Geometry:
     """Where a picture of the given oriented size lies on a canvas of `target_size` (H, W).
 
-    mode `letterbox`: aspect kept to the nearest pixel, centred (an odd rest goes right and down), enlarged where smaller;
-    `stretch`: the whole canvas.
+    mode `letterbox`: aspect kept to the nearest pixel, centred (an odd rest goes right and down),
+    enlarged where smaller; `stretch`: the whole canvas.
     """
     height, width = target_size
     new_width, new_height = width, height
@@ -50,11 +55,27 @@ def plan_letterbox(raw_width: int, raw_height: int, target_size: tuple[int, int]
         else:
             new_width = max(1, (2 * raw_width * height + raw_height) // (2 * raw_height))
     pad_x, pad_y = (width - new_width) // 2, (height - new_height) // 2
-    return Geometry(new_width / raw_width, new_height / raw_height, pad_x, pad_y, raw_width, raw_height, new_width, new_height)
+    return Geometry(
+        new_width / raw_width,
+        new_height / raw_height,
+        pad_x,
+        pad_y,
+        raw_width,
+        raw_height,
+        new_width,
+        new_height,
+    )
 
 
-def letterbox_into(picture: NDArray[np.uint8], geometry: Geometry, out: NDArray[Any], pad_value: int, dtype: str = "uint8") -> None:
-    """Write `picture` (uint8 [h, w, 3], oriented) into the canvas `out` ([3, H, W], of `dtype`), border included.
+def letterbox_into(
+    picture: NDArray[np.uint8],
+    geometry: Geometry,
+    out: NDArray[Any],
+    pad_value: int,
+    dtype: str = "uint8",
+) -> None:
+    """Write `picture` (uint8 [h, w, 3], oriented) into the canvas `out` ([3, H, W], of `dtype`),
+    border included.
 
     uint8 canvases carry [0, 255]; float16 and float32 ones value / 255.
     """
@@ -70,7 +91,11 @@ def letterbox_into(picture: NDArray[np.uint8], geometry: Geometry, out: NDArray[
         _single_threaded_cv2().split(small, list(inside))
     else:
         border = np.float32(pad_value) / np.float32(255)
-        np.copyto(inside, small.transpose(2, 0, 1).astype(np.float32) / np.float32(255), casting="same_kind")
+        np.copyto(
+            inside,
+            small.transpose(2, 0, 1).astype(np.float32) / np.float32(255),
+            casting="same_kind",
+        )
     out[:, :top] = border
     out[:, bottom:] = border
     out[:, top:bottom, :left] = border
@@ -93,7 +118,10 @@ def _resize(picture: NDArray[np.uint8], width: int, height: int) -> NDArray[np.u
 
 @cache
 def _single_threaded_cv2() -> Any:
-    """OpenCV, imported where first needed. Its own threads would fight with the build's other workers."""
+    """OpenCV, imported where first needed.
+
+    Its own threads would fight with the build's other workers.
+    """
     import cv2
 
     cv2.setNumThreads(1)

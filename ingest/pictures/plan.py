@@ -1,4 +1,7 @@
-"""From scanned pictures to what the builder bakes: splits in stored order, arrays, tables, summaries, the version's name."""
+"""From scanned pictures to what the builder bakes.
+
+Splits in stored order, arrays, tables, summaries, the version's name.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,10 @@ __all__ = ["make_loader", "make_plan", "recipe_of"]
 
 
 def recipe_of(listing: SourceListing, settings: BuildSettings) -> dict[str, Any]:
-    """Everything that decides a version's content. Its hash is the version's name, so it is known before a picture is decoded."""
+    """Everything that decides a version's content.
+
+    Its hash is the version's name, so it is known before a picture is decoded.
+    """
     recipe = {
         "format_version": FORMAT_VERSION,
         "code_version": code_version(),
@@ -37,42 +43,80 @@ def recipe_of(listing: SourceListing, settings: BuildSettings) -> dict[str, Any]
         "decoder": decoder_versions(),
     }
     if listing.format == "masks":
-        recipe["mask_values"] = {str(value): index for value, index in sorted(settings.mask_values.items())}
+        recipe["mask_values"] = {
+            str(value): index for value, index in sorted(settings.mask_values.items())
+        }
     return recipe
 
 
 def make_plan(listing: SourceListing, scan: Scan, settings: BuildSettings) -> BuildPlan:
     """The build of a scanned listing. Raises ThresholdError when nothing is left to bake."""
     if not scan.records:
-        raise ThresholdError("no picture is left to bake", where=listing.root, found=f"{scan.found} found, all refused",
-                             remedy="python -m scripts.build_zarr --build.dry_run true lists why")  # fmt: skip
+        raise ThresholdError(
+            "no picture is left to bake",
+            where=listing.root,
+            found=f"{scan.found} found, all refused",
+            remedy="python -m scripts.build_zarr --build.dry_run true lists why",
+        )
     recipe = recipe_of(listing, settings)
     version, key = version_name(recipe)
     splits, facts = [], []
     for name in SPLIT_NAMES:
-        records = permuted([record for record in scan.records if record.split == name], settings.seed)
+        records = permuted(
+            [record for record in scan.records if record.split == name], settings.seed
+        )
         if not records:
             continue
         known = [_facts(record, settings) for record in records]
         facts += known
         rows = tuple(_row(record, fact) for record, fact in zip(records, known, strict=True))
         digests = tuple(_digest(record, scan.class_names) for record in records)
-        splits.append(SplitPlan(name, tuple(picture_arrays(len(records), settings, listing.format)), tuple(records), digests, rows))
+        splits.append(
+            SplitPlan(
+                name,
+                tuple(picture_arrays(len(records), settings, listing.format)),
+                tuple(records),
+                digests,
+                rows,
+            )
+        )
     by_split = summarise_by(facts, scan.class_names, "split")
-    summary = {"all": summarise(facts, scan.class_names), "splits": by_split, "folders": summarise_by(facts, scan.class_names, "folder")}
-    thresholds = {key: getattr(settings, key) for key in ("max_invalid", "max_missing", "max_empty_ratio")}
+    summary = {
+        "all": summarise(facts, scan.class_names),
+        "splits": by_split,
+        "folders": summarise_by(facts, scan.class_names, "folder"),
+    }
+    thresholds = {
+        key: getattr(settings, key) for key in ("max_invalid", "max_missing", "max_empty_ratio")
+    }
     return BuildPlan(
-        version, key, recipe, thresholds, toolchain() | decoder_versions(), tuple(splits), tuple(scan.class_names), scan.found,
-        len(scan.records), tuple(asdict(line) for line in scan.rejected), summary, by_split, tuple(scan.warnings),
-    )  # fmt: skip
+        version,
+        key,
+        recipe,
+        thresholds,
+        toolchain() | decoder_versions(),
+        tuple(splits),
+        tuple(scan.class_names),
+        scan.found,
+        len(scan.records),
+        tuple(asdict(line) for line in scan.rejected),
+        summary,
+        by_split,
+        tuple(scan.warnings),
+    )
 
 
 def make_loader(listing: SourceListing, settings: BuildSettings, plan: BuildPlan) -> LoadSample:
-    return partial(load_sample, root=listing.root, settings=settings, class_count=len(plan.class_names))
+    return partial(
+        load_sample, root=listing.root, settings=settings, class_count=len(plan.class_names)
+    )
 
 
 def _digest(record: PictureRecord, class_names: Sequence[str]) -> str:
-    """Of the boxes and what their labels mean: class ids shift when a class loses its last picture."""
+    """Of the boxes and what their labels mean.
+
+    Class ids shift when a class loses its last picture.
+    """
     digest = hashlib.sha256(json.dumps(list(class_names)).encode())
     for array in (record.boxes_xyxy, record.labels, record.flags):
         digest.update(np.ascontiguousarray(array).tobytes())
@@ -83,17 +127,37 @@ def _digest(record: PictureRecord, class_names: Sequence[str]) -> str:
 
 def _row(record: PictureRecord, facts: PictureFacts) -> dict[str, Any]:
     return {
-        "source": record.source, "source_sha256": record.sha256, "raw_width": record.raw_width, "raw_height": record.raw_height,
-        "orientation": record.orientation, "group": record.group, "folder": facts.folder, "boxes": len(record.labels),
-        "clipped": facts.clipped, "dropped": sum(facts.dropped.values()), "duplicates": facts.duplicates,
-    }  # fmt: skip
+        "source": record.source,
+        "source_sha256": record.sha256,
+        "raw_width": record.raw_width,
+        "raw_height": record.raw_height,
+        "orientation": record.orientation,
+        "group": record.group,
+        "folder": facts.folder,
+        "boxes": len(record.labels),
+        "clipped": facts.clipped,
+        "dropped": sum(facts.dropped.values()),
+        "duplicates": facts.duplicates,
+    }
 
 
 def _facts(record: PictureRecord, settings: BuildSettings) -> PictureFacts:
-    geometry = plan_letterbox(record.raw_width, record.raw_height, settings.target_size, settings.resize_mode)
-    sides = (record.boxes_xyxy[:, 2:] - record.boxes_xyxy[:, :2]) * np.array([geometry.scale_x, geometry.scale_y])
+    geometry = plan_letterbox(
+        record.raw_width, record.raw_height, settings.target_size, settings.resize_mode
+    )
+    sides = (record.boxes_xyxy[:, 2:] - record.boxes_xyxy[:, :2]) * np.array(
+        [geometry.scale_x, geometry.scale_y]
+    )
     counts = dict(record.counts)
     clipped, duplicates = counts.pop("clipped", 0), counts.pop("duplicate", 0)
     folder = str(PurePosixPath(record.source).parent)
-    return PictureFacts(record.split, folder, record.labels, np.sqrt(sides.prod(axis=1)), clipped, duplicates, counts,
-                        record.target)  # fmt: skip
+    return PictureFacts(
+        record.split,
+        folder,
+        record.labels,
+        np.sqrt(sides.prod(axis=1)),
+        clipped,
+        duplicates,
+        counts,
+        record.target,
+    )

@@ -1,8 +1,9 @@
-"""From the `raster` section and its files to what the builder bakes: listing, grid, dates, layers, splits, the version's name.
+"""From the `raster` section and its files to what the builder bakes: listing, grid, dates, layers,
+splits, the version's name.
 
-`list_rasters` looks at names and bytes only, so that "already built" answers without opening a raster; `plan_cube` opens every
-header once and refuses whatever would fail later: no CRS, no overlap, missing bands, duplicate or unsorted dates, a cube smaller
-than one inner chunk.
+`list_rasters` looks at names and bytes only, so that "already built" answers without opening a
+raster; `plan_cube` opens every header once and refuses whatever would fail later: no CRS, no
+overlap, missing bands, duplicate or unsorted dates, a cube smaller than one inner chunk.
 """
 
 from __future__ import annotations
@@ -38,10 +39,15 @@ Times = NDArray[np.datetime64]
 
 
 def list_rasters(build: BuildSettings, raster: RasterSettings) -> SourceListing:
-    """Every file the section names, hashed. Raises ConfigError without features, SourceError for globs that match nothing."""
+    """Every file the section names, hashed.
+
+    Raises ConfigError without features, SourceError for globs that match nothing.
+    """
     if not raster.features:
         raise ConfigError(
-            "no features are declared", where="raster.features", remedy="list them in your config file, as docs/format.md shows"
+            "no features are declared",
+            where="raster.features",
+            remedy="list them in your config file, as docs/format.md shows",
         )
     root = input_root(build)
     named: set[str] = set()
@@ -65,11 +71,23 @@ def list_rasters(build: BuildSettings, raster: RasterSettings) -> SourceListing:
 
 def _matches(root: Path, pattern: str) -> list[str]:
     if pattern.startswith(("/", "~")) or ".." in pattern.split("/"):
-        raise ConfigError("a feature's files lead out of the input folder", where=pattern, remedy="name them relative to build.input_root")
-    found = sorted(path.relative_to(root).as_posix() for path in root.glob(pattern) if path.suffix.lower() in SUFFIXES)
+        raise ConfigError(
+            "a feature's files lead out of the input folder",
+            where=pattern,
+            remedy="name them relative to build.input_root",
+        )
+    found = sorted(
+        path.relative_to(root).as_posix()
+        for path in root.glob(pattern)
+        if path.suffix.lower() in SUFFIXES
+    )
     if not found:
-        raise SourceError("no raster matches", where=root / pattern, expected=f"files ending in {' '.join(SUFFIXES)}",
-                          remedy="check raster.features and --build.input_root")  # fmt: skip
+        raise SourceError(
+            "no raster matches",
+            where=root / pattern,
+            expected=f"files ending in {' '.join(SUFFIXES)}",
+            remedy="check raster.features and --build.input_root",
+        )
     return found
 
 
@@ -77,28 +95,44 @@ def _files_of(root: Path, path: str) -> list[str]:
     """The file, or the files of a Zarr folder."""
     if not (root / path).is_dir():
         return [path]
-    return sorted((Path(folder) / name).relative_to(root).as_posix() for folder, _, names in os.walk(root / path) for name in names)
+    return sorted(
+        (Path(folder) / name).relative_to(root).as_posix()
+        for folder, _, names in os.walk(root / path)
+        for name in names
+    )
 
 
 def _stat(root: Path, path: str) -> os.stat_result:
     real = os.path.realpath(root / path)
     if os.path.commonpath([real, os.path.realpath(root)]) != os.path.realpath(root):
         raise SourceError(
-            "a link leads out of the input folder", where=root / path, found=real, remedy="copy what it points to into the folder"
+            "a link leads out of the input folder",
+            where=root / path,
+            found=real,
+            remedy="copy what it points to into the folder",
         )
     try:
         return os.stat(real)
     except OSError as error:
         raise SourceError(
-            "a source file cannot be read", where=root / path, found=error.strerror, remedy="check the raster section"
+            "a source file cannot be read",
+            where=root / path,
+            found=error.strerror,
+            remedy="check the raster section",
         ) from None
 
 
-def cube_recipe(listing: SourceListing, build: BuildSettings, raster: RasterSettings) -> dict[str, Any]:
+def cube_recipe(
+    listing: SourceListing, build: BuildSettings, raster: RasterSettings
+) -> dict[str, Any]:
     """Everything that decides the version's content; its hash is the version's name."""
     from importlib.metadata import version
 
-    kept = {key: value for key, value in build.content().items() if key in {"compressor", "splits", "seed"}}
+    kept = {
+        key: value
+        for key, value in build.content().items()
+        if key in {"compressor", "splits", "seed"}
+    }
     return {
         "format_version": FORMAT_VERSION,
         "code_version": code_version(),
@@ -109,7 +143,9 @@ def cube_recipe(listing: SourceListing, build: BuildSettings, raster: RasterSett
     }
 
 
-def plan_cube(listing: SourceListing, build: BuildSettings, raster: RasterSettings) -> tuple[BuildPlan, CubeLoader]:
+def plan_cube(
+    listing: SourceListing, build: BuildSettings, raster: RasterSettings
+) -> tuple[BuildPlan, CubeLoader]:
     """The build of a listing and its `load`. Raises SourceError, ConfigError: see the module."""
     root = listing.root
     grid = _grid(root, raster)
@@ -119,28 +155,63 @@ def plan_cube(listing: SourceListing, build: BuildSettings, raster: RasterSettin
             _check_frame(root, grid, frame)
     times, layers = _layers(root, raster, per_feature)
     layout, labels = _cut(grid, len(times), build, raster)
-    features = tuple(Feature(each.name, each.kind, each.codes, static=each.static, units=each.units) for each in raster.features)
+    features = tuple(
+        Feature(each.name, each.kind, each.codes, static=each.static, units=each.units)
+        for each in raster.features
+    )
     iso = tuple(str(time) for time in times)
     extended = Grid(grid.crs_wkt, grid.transform, layout.shape[1], layout.shape[2])
-    cube = Cube(layout, features, iso, grid.crs_wkt2, grid.crs_code, grid.transform, (grid.height, grid.width))
+    cube = Cube(
+        layout,
+        features,
+        iso,
+        grid.crs_wkt2,
+        grid.crs_code,
+        grid.transform,
+        (grid.height, grid.width),
+    )
     recipe = cube_recipe(listing, build, raster)
     version, key = version_name(recipe)
     numbers = tuple(range(layout.stored_chunks))
     nothing: tuple[dict[str, Any], ...] = ({},) * len(numbers)
-    split = SplitPlan("cube", tuple(cube_arrays(layout, build.compressor)), numbers, ("",) * len(numbers), nothing, whole_chunks=True)
+    split = SplitPlan(
+        "cube",
+        tuple(cube_arrays(layout, build.compressor)),
+        numbers,
+        ("",) * len(numbers),
+        nothing,
+        whole_chunks=True,
+    )
     summary = {
-        "shape": dict(zip(("time", "y", "x", "feature"), layout.shape, strict=True)), "extent": [grid.height, grid.width],
-        "bounds": list(extended.bounds()), "first": iso[0], "last": iso[-1], "sources": len(listing.pictures),
+        "shape": dict(zip(("time", "y", "x", "feature"), layout.shape, strict=True)),
+        "extent": [grid.height, grid.width],
+        "bounds": list(extended.bounds()),
+        "first": iso[0],
+        "last": iso[-1],
+        "sources": len(listing.pictures),
         "static": {feature.name: "repeated along time" for feature in features if feature.static},
-        "resampling": {each.name: each.method for each in raster.features if each.index is None or each.files},
-        "guard": raster.guard, "held_out_dates": raster.held_out_dates,
-    }  # fmt: skip
+        "resampling": {
+            each.name: each.method for each in raster.features if each.index is None or each.files
+        },
+        "guard": raster.guard,
+        "held_out_dates": raster.held_out_dates,
+    }
     sources = tuple(_date_source(layers, at) for at in range(len(times)))
     plan = BuildPlan(
-        version, key, recipe, {"empty_dates": raster.empty_dates}, toolchain() | {"rasterio": recipe["decoder"]["rasterio"]}, (split,), (),
-        len(listing.pictures), len(listing.pictures), (), summary, {},
+        version,
+        key,
+        recipe,
+        {"empty_dates": raster.empty_dates},
+        toolchain() | {"rasterio": recipe["decoder"]["rasterio"]},
+        (split,),
+        (),
+        len(listing.pictures),
+        len(listing.pictures),
+        (),
+        summary,
+        {},
         cube=CubePlan(cube, labels, sources, raster.empty_dates == "keep"),
-    )  # fmt: skip
+    )
     stamps = {file.path: (file.size, file.mtime_ns) for file in listing.files}
     train = (layout.inner_labels(labels) == 0).astype(np.uint8)
     return plan, CubeLoader(root, grid, layout, raster.features, features, layers, stamps, train)
@@ -156,12 +227,21 @@ def _grid(root: Path, raster: RasterSettings) -> Grid:
     elif declared.geojson is None and declared.crs is not None:
         assert declared.bounds is not None
         assert declared.resolution is not None
-        found = grid_of_bounds(crs_wkt_of(declared.crs, "raster.grid.crs"), declared.bounds, declared.resolution, "raster.grid")
+        found = grid_of_bounds(
+            crs_wkt_of(declared.crs, "raster.grid.crs"),
+            declared.bounds,
+            declared.resolution,
+            "raster.grid",
+        )
     else:
         found = _first_grid(root, raster)
     if not found.is_north_up:
-        raise ConfigError("the grid is turned or upside down", where="raster.grid", found=list(found.transform),
-                          remedy="declare one with raster.grid {crs, resolution, bounds}")  # fmt: skip
+        raise ConfigError(
+            "the grid is turned or upside down",
+            where="raster.grid",
+            found=list(found.transform),
+            remedy="declare one with raster.grid {crs, resolution, bounds}",
+        )
     return found
 
 
@@ -175,10 +255,17 @@ def _first_grid(root: Path, raster: RasterSettings) -> Grid:
                 first = path, grid
             elif grid.crs != first[1].crs:
                 raise SourceError(
-                    "sources have different CRS and no grid is declared", where=root / path, expected=f"that of {first[0]}",
-                    remedy="declare raster.grid: {like: FILE} or {crs, resolution, bounds}")  # fmt: skip
+                    "sources have different CRS and no grid is declared",
+                    where=root / path,
+                    expected=f"that of {first[0]}",
+                    remedy="declare raster.grid: {like: FILE} or {crs, resolution, bounds}",
+                )
     if first is None:
-        raise ConfigError("no feature reads a file", where="raster.features", remedy="give at least one feature files")
+        raise ConfigError(
+            "no feature reads a file",
+            where="raster.features",
+            remedy="give at least one feature files",
+        )
     return first[1]
 
 
@@ -187,8 +274,13 @@ def _extent(root: Path, raster: RasterSettings, feature: RasterFeature | None) -
     return root / name if name else None
 
 
-def _frames(root: Path, feature: RasterFeature, raster: RasterSettings, pattern: str | None = None) -> list[tuple[Frame, Any]]:
-    """(frame, date) of every step of every file of a feature or its mask; the date of static ones is None."""
+def _frames(
+    root: Path, feature: RasterFeature, raster: RasterSettings, pattern: str | None = None
+) -> list[tuple[Frame, Any]]:
+    """(frame, date) of every step of every file of a feature or its mask.
+
+    The date of static ones is None.
+    """
     pattern = pattern or feature.files
     if pattern is None:
         return []
@@ -204,24 +296,41 @@ def _frames(root: Path, feature: RasterFeature, raster: RasterSettings, pattern:
         elif source.steps is None:
             found.append((Frame(path, None, extent_of), _date_of(root, path, raster)))
         else:
-            times = source.times if source.times is not None else _times_file(root, raster, source.steps, path)
-            _check_sorted(times, root / path if source.times is not None else root / str(raster.time.file))
+            times = (
+                source.times
+                if source.times is not None
+                else _times_file(root, raster, source.steps, path)
+            )
+            _check_sorted(
+                times, root / path if source.times is not None else root / str(raster.time.file)
+            )
             found += [(Frame(path, step, extent_of), time) for step, time in enumerate(times)]
     if feature.static and len(found) > 1:
-        raise SourceError("a static feature has more than one file", where=root / pattern, found=f"{len(found)} files",
-                          remedy="narrow its files to one, or leave static away")  # fmt: skip
+        raise SourceError(
+            "a static feature has more than one file",
+            where=root / pattern,
+            found=f"{len(found)} files",
+            remedy="narrow its files to one, or leave static away",
+        )
     seen: dict[Any, Frame] = {}
     for frame, time in found:
         if not feature.static and time in seen:
             raise SourceError(
-                f"two sources of feature {feature.name!r} have the date {time}", where=root / frame.path, found=f"also {seen[time].path}",
-                remedy="keep one of them, or let raster.time.pattern tell them apart")  # fmt: skip
+                f"two sources of feature {feature.name!r} have the date {time}",
+                where=root / frame.path,
+                found=f"also {seen[time].path}",
+                remedy="keep one of them, or let raster.time.pattern tell them apart",
+            )
         seen[time] = frame
     return found
 
 
 def _bands(feature: RasterFeature) -> list[int | str]:
-    return [value for value in feature.inputs.values() if isinstance(value, int)] if feature.index else [feature.band]
+    return (
+        [value for value in feature.inputs.values() if isinstance(value, int)]
+        if feature.index
+        else [feature.band]
+    )
 
 
 def _date_of(root: Path, path: str, raster: RasterSettings) -> np.datetime64:
@@ -231,76 +340,135 @@ def _date_of(root: Path, path: str, raster: RasterSettings) -> np.datetime64:
             raise ValueError(f"the name does not match {raster.time.pattern}")
         return _instant(dt.datetime.strptime(match["date"], raster.time.format))
     except ValueError as error:
-        raise SourceError("a raster's name holds no date", where=root / path, found=str(error),
-                          remedy="correct raster.time.pattern and format, or make the feature static") from None  # fmt: skip
+        raise SourceError(
+            "a raster's name holds no date",
+            where=root / path,
+            found=str(error),
+            remedy="correct raster.time.pattern and format, or make the feature static",
+        ) from None
 
 
 def _instant(time: dt.datetime) -> np.datetime64:
     """In UTC; a time without an offset is taken as it stands."""
-    return np.datetime64(time if time.tzinfo is None else time.astimezone(dt.UTC).replace(tzinfo=None), "s")
+    return np.datetime64(
+        time if time.tzinfo is None else time.astimezone(dt.UTC).replace(tzinfo=None), "s"
+    )
 
 
 def _times_file(root: Path, raster: RasterSettings, steps: int, path: str) -> Times:
     if raster.time.file is None:
         raise SourceError(
-            "a source with many dates does not say which", where=root / path, remedy="give raster.time.file, a JSON list of dates"
+            "a source with many dates does not say which",
+            where=root / path,
+            remedy="give raster.time.file, a JSON list of dates",
         )
     where = root / raster.time.file
     try:
-        times = np.array([_instant(dt.datetime.fromisoformat(text)) for text in json.loads(where.read_bytes())])
+        times = np.array(
+            [_instant(dt.datetime.fromisoformat(text)) for text in json.loads(where.read_bytes())]
+        )
     except (OSError, ValueError, TypeError) as error:
         raise SourceError(
-            "the file of dates does not parse", where=where, found=str(error)[:120], remedy="make it a JSON list of ISO dates"
+            "the file of dates does not parse",
+            where=where,
+            found=str(error)[:120],
+            remedy="make it a JSON list of ISO dates",
         ) from None
     if len(times) != steps:
-        raise SourceError("dates and source disagree", where=where, expected=f"{steps} dates as in {path}", found=len(times),
-                          remedy="give one date a step")  # fmt: skip
+        raise SourceError(
+            "dates and source disagree",
+            where=where,
+            expected=f"{steps} dates as in {path}",
+            found=len(times),
+            remedy="give one date a step",
+        )
     return times
 
 
 def _check_sorted(times: Times, where: Path) -> None:
     if np.isnat(times).any():
-        raise SourceError("a date is missing", where=where, found=f"none at step {int(np.argmax(np.isnat(times)))}",
-                          remedy="give every step its date")  # fmt: skip
+        raise SourceError(
+            "a date is missing",
+            where=where,
+            found=f"none at step {int(np.argmax(np.isnat(times)))}",
+            remedy="give every step its date",
+        )
     steps = np.diff(times)
     if (steps == np.timedelta64(0, "s")).any():
-        raise SourceError("a date stands twice", where=where, found=str(times[int(np.argmax(steps == np.timedelta64(0, "s")))]),
-                          remedy="leave one of the two steps out")  # fmt: skip
+        raise SourceError(
+            "a date stands twice",
+            where=where,
+            found=str(times[int(np.argmax(steps == np.timedelta64(0, "s")))]),
+            remedy="leave one of the two steps out",
+        )
     if (steps < np.timedelta64(0, "s")).any():
         late = times[int(np.argmax(steps < np.timedelta64(0, "s"))) + 1]
-        raise SourceError("time is not sorted", where=where, found=f"{late} comes too late", remedy="sort the steps by date")
+        raise SourceError(
+            "time is not sorted",
+            where=where,
+            found=f"{late} comes too late",
+            remedy="sort the steps by date",
+        )
 
 
 def _check_frame(root: Path, grid: Grid, frame: Frame) -> None:
     """Raises SourceError where a file does not meet the grid."""
     source = open_raster(root / frame.path, root / frame.extent if frame.extent else None)
-    if frame.step in {None, 0} and source.grid.window_of(grid, (0, 0, grid.height, grid.width)) is None:
+    if (
+        frame.step in {None, 0}
+        and source.grid.window_of(grid, (0, 0, grid.height, grid.width)) is None
+    ):
         raise SourceError(
-            "a raster does not overlap the grid", where=root / frame.path, expected=f"something within {list(grid.bounds())}",
-            found=f"{list(source.grid.bounds())} in its own CRS", remedy="correct raster.grid, or leave the file out")  # fmt: skip
+            "a raster does not overlap the grid",
+            where=root / frame.path,
+            expected=f"something within {list(grid.bounds())}",
+            found=f"{list(source.grid.bounds())} in its own CRS",
+            remedy="correct raster.grid, or leave the file out",
+        )
 
 
 def _layers(
     root: Path, raster: RasterSettings, per_feature: dict[str, list[tuple[Frame, Any]]]
 ) -> tuple[Times, dict[tuple[str, str], Layer]]:
     """(dates, sorted; layers by feature and role)."""
-    masks = {feature.name: _frames(root, feature, raster, feature.mask) for feature in raster.features if feature.mask}
-    times = np.array(sorted({time for frames in per_feature.values() for _, time in frames if time is not None}), "datetime64[s]")
+    masks = {
+        feature.name: _frames(root, feature, raster, feature.mask)
+        for feature in raster.features
+        if feature.mask
+    }
+    times = np.array(
+        sorted({time for frames in per_feature.values() for _, time in frames if time is not None}),
+        "datetime64[s]",
+    )
     if not times.size:
         times = np.array([EPOCH])
     layers: dict[tuple[str, str], Layer] = {}
     for feature in raster.features:
         nodata = None if feature.nodata is None else float(feature.nodata)
-        roles = {role: band for role, band in feature.inputs.items() if isinstance(band, int)} if feature.index else {"": feature.band}
+        roles = (
+            {role: band for role, band in feature.inputs.items() if isinstance(band, int)}
+            if feature.index
+            else {"": feature.band}
+        )
         for role, band in roles.items():
             frames = _by_date(per_feature[feature.name], times, feature.static)
-            layers[feature.name, role] = Layer(frames, band, feature.method, nodata, feature.static, feature.kind == "categorical")
+            layers[feature.name, role] = Layer(
+                frames, band, feature.method, nodata, feature.static, feature.kind == "categorical"
+            )
         if feature.mask:
-            layers[feature.name, "mask"] = Layer(_by_date(masks[feature.name], times, feature.static), 1, "nearest", None, feature.static)
+            layers[feature.name, "mask"] = Layer(
+                _by_date(masks[feature.name], times, feature.static),
+                1,
+                "nearest",
+                None,
+                feature.static,
+            )
     return times, layers
 
 
-def _by_date(frames: Sequence[tuple[Frame, Any]], times: Times, static: bool) -> tuple[Frame | None, ...]:
+def _by_date(
+    frames: Sequence[tuple[Frame, Any]], times: Times, static: bool
+) -> tuple[Frame | None, ...]:
     if static:
         return (frames[0][0],)
     known = {time: frame for frame, time in frames}
@@ -312,28 +480,46 @@ def _date_source(layers: dict[tuple[str, str], Layer], date: int) -> str:
     return next((frame.path for frame in frames if frame is not None), "")
 
 
-def _cut(grid: Grid, dates: int, build: BuildSettings, raster: RasterSettings) -> tuple[CubeLayout, NDArray[np.uint8]]:
+def _cut(
+    grid: Grid, dates: int, build: BuildSettings, raster: RasterSettings
+) -> tuple[CubeLayout, NDArray[np.uint8]]:
     inner = raster.chunk.time or 5, raster.chunk.y or 32, raster.chunk.x or 32
-    for axis, found, needed in zip(("dates", "rows", "columns"), (dates, grid.height, grid.width), inner, strict=True):
+    for axis, found, needed in zip(
+        ("dates", "rows", "columns"), (dates, grid.height, grid.width), inner, strict=True
+    ):
         if found < needed:
-            raise SourceError(f"the cube has fewer {axis} than one inner chunk", where="raster.chunk", expected=f"at least {needed}",
-                              found=found, remedy="lower raster.chunk, or widen the grid")  # fmt: skip
+            raise SourceError(
+                f"the cube has fewer {axis} than one inner chunk",
+                where="raster.chunk",
+                expected=f"at least {needed}",
+                found=found,
+                remedy="lower raster.chunk, or widen the grid",
+            )
     inner_grid = -(-dates // inner[0]), -(-grid.height // inner[1]), -(-grid.width // inner[2])
     shape = (dates, inner_grid[1] * inner[1], inner_grid[2] * inner[2], len(raster.features))
 
     def chosen(wanted: Any, default: tuple[int, int, int]) -> tuple[int, int, int]:
         sizes = [getattr(wanted, axis) for axis in ("time", "y", "x")]
-        t, y, x = (part if size is None else min(size // step, count)
-                   for size, step, part, count in zip(sizes, inner, default, inner_grid, strict=True))  # fmt: skip
+        t, y, x = (
+            part if size is None else min(size // step, count)
+            for size, step, part, count in zip(sizes, inner, default, inner_grid, strict=True)
+        )
         return t, y, x
 
-    shard = chosen(raster.shard, default_shard(inner_grid, 4 * inner[0] * inner[1] * inner[2] * len(raster.features)))
+    shard = chosen(
+        raster.shard,
+        default_shard(inner_grid, 4 * inner[0] * inner[1] * inner[2] * len(raster.features)),
+    )
     block = chosen(raster.block, default_block(inner_grid))
     held_out = -(-raster.held_out_dates // inner[0])
-    labels, fine = block_labels(inner_grid, block, build.splits, build.seed, guard=raster.guard, held_out=held_out)
+    labels, fine = block_labels(
+        inner_grid, block, build.splits, build.seed, guard=raster.guard, held_out=held_out
+    )
     if not (labels == 0).any():
         raise ConfigError(
-            "no inner chunk is left for training", where="raster.guard, raster.held_out_dates", remedy="lower them, or the block"
+            "no inner chunk is left for training",
+            where="raster.guard, raster.held_out_dates",
+            remedy="lower them, or the block",
         )
 
     def voxels(parts: tuple[int, int, int]) -> tuple[int, int, int]:

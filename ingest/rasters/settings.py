@@ -1,7 +1,8 @@
 """The `raster` section: which grid, which dates, which features, and how the cube is cut.
 
-A feature is one column of the cube. It is read from `files` (a band of each) or computed from others (`index`). Everything here but
-`empty_dates` decides what is written, and so the version's name.
+A feature is one column of the cube. It is read from `files` (a band of each) or computed from
+others (`index`). Everything here but `empty_dates` decides what is written, and so the version's
+name.
 """
 
 from __future__ import annotations
@@ -27,22 +28,37 @@ QUANTITY, CATEGORY = ("bilinear", "average", "nearest"), ("nearest", "mode")
 
 
 class RasterGrid(Section):
-    """The grid of the cube: one file's, or named. All null: that of the first source, when all share a CRS."""
+    """The grid of the cube: one file's, or named.
+
+    All null: that of the first source, when all share a CRS.
+    """
 
     like: str | None = Field(None, description="a raster below input_root whose grid is taken")
     crs: str | None = Field(None, description="such as EPSG:32633")
     resolution: float | None = Field(None, gt=0, description="pixel edge in units of the CRS")
-    bounds: tuple[float, float, float, float] | None = Field(None, description="left, bottom, right, top in units of the CRS")
-    geojson: str | None = Field(None, description="file with a rectangle and its CRS; without resolution, cut as the first .npy is")
+    bounds: tuple[float, float, float, float] | None = Field(
+        None, description="left, bottom, right, top in units of the CRS"
+    )
+    geojson: str | None = Field(
+        None,
+        description="file with a rectangle and its CRS; without resolution, cut as the first .npy is",
+    )
 
     @model_validator(mode="after")
     def _one_way(self) -> RasterGrid:
         named = [self.crs, self.resolution, self.bounds]
-        if self.like is not None and (self.geojson is not None or any(each is not None for each in named)):
+        if self.like is not None and (
+            self.geojson is not None or any(each is not None for each in named)
+        ):
             raise ValueError("like takes everything from its file: give nothing else")
         if self.geojson is not None and (self.crs is not None or self.bounds is not None):
             raise ValueError("geojson gives crs and bounds: only resolution may stand beside it")
-        if self.like is None and self.geojson is None and any(each is not None for each in named) and None in named:
+        if (
+            self.like is None
+            and self.geojson is None
+            and any(each is not None for each in named)
+            and None in named
+        ):
             raise ValueError("crs, resolution and bounds belong together")
         return self
 
@@ -50,7 +66,10 @@ class RasterGrid(Section):
 class RasterTime(Section):
     """Where dates come from: file names, or a file for sources that hold many dates."""
 
-    pattern: str = Field(r"(?P<date>\d{8})", description="regular expression with a group `date`, searched in each file's name")
+    pattern: str = Field(
+        r"(?P<date>\d{8})",
+        description="regular expression with a group `date`, searched in each file's name",
+    )
     format: str = Field("%Y%m%d", description="how `date` is written, as strptime takes it")
     file: str | None = Field(None, description="JSON list of ISO dates for .npy sources")
 
@@ -67,7 +86,10 @@ class RasterTime(Section):
 
 
 class RasterFeature(Section):
-    """One feature: read from `files`, or an `index` of bands of `files` (numbers) or of features above it (names)."""
+    """One feature.
+
+    Read from `files`, or an `index` of bands of `files` (numbers) or of features above it (names).
+    """
 
     name: str = Field(min_length=1, max_length=64)
     files: str | None = None
@@ -101,23 +123,41 @@ class RasterFeature(Section):
     def _makes_sense(self) -> RasterFeature:
         allowed = CATEGORY if self.kind == "categorical" else QUANTITY
         if self.method not in allowed:
-            raise ValueError(f"feature {self.name!r}: a {self.kind} feature is resampled by {' or '.join(allowed)}, not {self.method}")
+            raise ValueError(
+                f"feature {self.name!r}: a {self.kind} feature is resampled by {' or '.join(allowed)}, not {self.method}"
+            )
         if (self.kind == "categorical") != bool(self.codes):
-            raise ValueError(f"feature {self.name!r}: codes belong to categorical features, and those need them")
-        if len(set(self.codes)) != len(self.codes) or any(abs(code) > EXACT_INTEGERS for code in self.codes):
-            raise ValueError(f"feature {self.name!r}: codes must be distinct and within ±{EXACT_INTEGERS}, where float32 is exact")
+            raise ValueError(
+                f"feature {self.name!r}: codes belong to categorical features, and those need them"
+            )
+        if len(set(self.codes)) != len(self.codes) or any(
+            abs(code) > EXACT_INTEGERS for code in self.codes
+        ):
+            raise ValueError(
+                f"feature {self.name!r}: codes must be distinct and within ±{EXACT_INTEGERS}, where float32 is exact"
+            )
         if self.index is None and self.files is None:
             raise ValueError(f"feature {self.name!r} needs files, or an index of others")
         missing = [role for role, value in self.inputs.items() if value is None]
         if missing:
-            raise ValueError(f"feature {self.name!r}: index {self.index} needs {' and '.join(missing)}")
+            raise ValueError(
+                f"feature {self.name!r}: index {self.index} needs {' and '.join(missing)}"
+            )
         if self.files is None and any(isinstance(value, int) for value in self.inputs.values()):
             raise ValueError(f"feature {self.name!r}: band numbers need files")
         if self.index == "classes":
-            if self.kind != "categorical" or len(self.breaks) + 1 != len(self.codes) or list(self.breaks) != sorted(set(self.breaks)):
-                raise ValueError(f"feature {self.name!r}: n ascending breaks make n + 1 codes of a categorical feature")
+            if (
+                self.kind != "categorical"
+                or len(self.breaks) + 1 != len(self.codes)
+                or list(self.breaks) != sorted(set(self.breaks))
+            ):
+                raise ValueError(
+                    f"feature {self.name!r}: n ascending breaks make n + 1 codes of a categorical feature"
+                )
         elif self.breaks or (self.index and self.kind == "categorical"):
-            raise ValueError(f"feature {self.name!r}: breaks and categories belong to index classes")
+            raise ValueError(
+                f"feature {self.name!r}: breaks and categories belong to index classes"
+            )
         return self
 
 
@@ -145,14 +185,21 @@ class RasterSettings(Section):
     shard: Steps = Steps()
     block: Steps = Steps()
     guard: int = Field(0, ge=0, description="inner chunks left out around val and test")
-    held_out_dates: int = Field(0, ge=0, description="last dates that are test only, in whole inner chunks")
-    empty_dates: Literal["error", "keep"] = Field("error", description="a date without any valid value: refuse or keep")
+    held_out_dates: int = Field(
+        0, ge=0, description="last dates that are test only, in whole inner chunks"
+    )
+    empty_dates: Literal["error", "keep"] = Field(
+        "error", description="a date without any valid value: refuse or keep"
+    )
 
     @field_validator("chunk")
     @classmethod
     def _chunk_is_whole(cls, value: ChunkSteps) -> ChunkSteps:
         default = {"time": 5, "y": 32, "x": 32}
-        return ChunkSteps(**{axis: getattr(value, axis) or size for axis, size in default.items()}, feature=value.feature)
+        return ChunkSteps(
+            **{axis: getattr(value, axis) or size for axis, size in default.items()},
+            feature=value.feature,
+        )
 
     @model_validator(mode="after")
     def _fits_together(self) -> RasterSettings:
@@ -160,18 +207,37 @@ class RasterSettings(Section):
             for axis in ("time", "y", "x"):
                 size, inner = getattr(getattr(self, name), axis), getattr(self.chunk, axis)
                 if size is not None and size % inner:
-                    raise ValueError(f"{name}.{axis} must be a multiple of chunk.{axis} ({inner}), not {size}")
+                    raise ValueError(
+                        f"{name}.{axis} must be a multiple of chunk.{axis} ({inner}), not {size}"
+                    )
         above: set[str] = set()
         for feature in self.features:
             if feature.name in above:
                 raise ValueError(f"two features are named {feature.name!r}")
-            unknown = [value for value in feature.inputs.values() if isinstance(value, str) and value not in above]
+            unknown = [
+                value
+                for value in feature.inputs.values()
+                if isinstance(value, str) and value not in above
+            ]
             if unknown:
-                raise ValueError(f"feature {feature.name!r} is made of {unknown[0]!r}, which no feature above it is named")
+                raise ValueError(
+                    f"feature {feature.name!r} is made of {unknown[0]!r}, which no feature above it is named"
+                )
             above.add(feature.name)
         return self
 
     def content(self) -> dict[str, Any]:
-        """What decides the cube's content: part of the version key. Without `chunk.feature` the name is what it was before that key."""
-        content = {key: value for key, value in self.model_dump(mode="json").items() if key != "empty_dates"}
-        return content if self.chunk.feature is not None else content | {"chunk": self.chunk.model_dump(exclude={"feature"})}
+        """What decides the cube's content: part of the version key.
+
+        Without `chunk.feature` the name is what it was before that key.
+        """
+        content = {
+            key: value
+            for key, value in self.model_dump(mode="json").items()
+            if key != "empty_dates"
+        }
+        return (
+            content
+            if self.chunk.feature is not None
+            else content | {"chunk": self.chunk.model_dump(exclude={"feature"})}
+        )

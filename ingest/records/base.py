@@ -1,7 +1,7 @@
 """What every annotation format becomes: a picture with raw boxes. Formats read; they do not judge.
 
-A format module turns files into `RawPicture`s and lists what it could not pair. Cleaning, counting and thresholds happen
-once, for all formats, in `ingest/pictures/validate.py`.
+A format module turns files into `RawPicture`s and lists what it could not pair. Cleaning, counting
+and thresholds happen once, for all formats, in `ingest/pictures/validate.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ __all__ = ["Parsed", "PictureRecord", "RawBox", "RawPicture", "Rejection"]
 
 @dataclass(frozen=True, slots=True)
 class RawBox:
-    """One box as the annotation file has it, in pixels of the frame the file declares; may be NaN, reversed or outside."""
+    """One box as the annotation file has it, in pixels of the frame the file declares.
+
+    May be NaN, reversed or outside.
+    """
 
     box_xyxy: tuple[float, float, float, float]
     class_name: str
@@ -27,11 +30,12 @@ class RawBox:
 class RawPicture:
     """A picture found under the input root and what its annotation says.
 
-    source: posix path relative to the input root; split: a given split folder's name (train, val, test) or None;
-    declared_size: (width, height) in the annotation file, None where absent; annotation: its relative path, None when the
-    picture has none (`boxes` is then empty and the picture counts as missing, unless the format has no boxes);
-    normalised: coordinates are fractions of the oriented picture instead of pixels (YOLO). class_name: of the whole picture, of class
-    folders; mask: relative path of its mask.
+    source: posix path relative to the input root; split: a given split folder's name (train, val,
+    test) or None; declared_size: (width, height) in the annotation file, None where absent;
+    annotation: its relative path, None when the picture has none (`boxes` is then empty and the
+    picture counts as missing, unless the format has no boxes); normalised: coordinates are
+    fractions of the oriented picture instead of pixels (YOLO). class_name: of the whole picture, of
+    class folders; mask: relative path of its mask.
     """
 
     source: str
@@ -46,7 +50,10 @@ class RawPicture:
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """A line of `rejected.jsonl`. kind: picture, annotation or box; reason: a short fixed word; detail: values, one line."""
+    """A line of `rejected.jsonl`. kind: picture, annotation or box; reason: a short fixed word.
+
+    detail: values, one line.
+    """
 
     path: str
     kind: str
@@ -56,10 +63,12 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """What a format module returns: every listed picture stands once, in `pictures` or in `rejected` with kind `picture`.
+    """What a format module returns: every listed picture stands once, in `pictures` or in
+    `rejected` with kind `picture`.
 
-    class_names: the source's own list in the source's order, None where a format has none (names then follow their first
-    appearance). placeholders: those of them that are dropped when no kept box uses them.
+    class_names: the source's own list in the source's order, None where a format has none (names
+    then follow their first appearance). placeholders: those of them that are dropped when no kept
+    box uses them.
     """
 
     pictures: tuple[RawPicture, ...]
@@ -73,10 +82,12 @@ class Parsed:
 class PictureRecord:
     """One kept picture: everything needed to bake it, nothing left to judge.
 
-    raw_width, raw_height: size after EXIF orientation (1..8). boxes_xyxy: float64 [n, 4], source pixels of the oriented
-    picture, finite, ordered, inside. labels: int16 [n]. flags: uint8 [n] (warehouse.format.schema bits). group: pictures of one
-    group are in one split. counts: what cleaning did to this picture (clipped, duplicate, dropped reasons). target: the picture's
-    class, an index into class_names, None where the format has none; mask: relative path of its mask, with the file's sha256.
+    raw_width, raw_height: size after EXIF orientation (1..8). boxes_xyxy: float64 [n, 4], source
+    pixels of the oriented picture, finite, ordered, inside. labels: int16 [n]. flags: uint8 [n]
+    (warehouse.format.schema bits). group: pictures of one group are in one split. counts: what
+    cleaning did to this picture (clipped, duplicate, dropped reasons). target: the picture's class,
+    an index into class_names, None where the format has none; mask: relative path of its mask, with
+    the file's sha256.
     """
 
     source: str

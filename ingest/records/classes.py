@@ -1,7 +1,8 @@
 """Class folders: a picture's class is the name of the folder it lies in; there are no boxes.
 
-Given split folders around the class folders (`train/cat/1.jpg`) are kept, as for every format. Names are sorted, numbers as numbers,
-so that `10` follows `9`. A picture outside any class folder is refused: it would have no label.
+Given split folders around the class folders (`train/cat/1.jpg`) are kept, as for every format.
+Names are sorted, numbers as numbers, so that `10` follows `9`. A picture outside any class folder
+is refused: it would have no label.
 """
 
 from __future__ import annotations
@@ -20,7 +21,11 @@ def parse_classes(listing: SourceListing) -> Parsed:
         folder = source.rpartition("/")[0]
         name = folder.rpartition("/")[2]
         if not name or given_split(f"{name}/") is not None:
-            rejected.append(Rejection(source, "picture", "no_class_folder", "lies in no folder that names its class"))
+            rejected.append(
+                Rejection(
+                    source, "picture", "no_class_folder", "lies in no folder that names its class"
+                )
+            )
         else:
             pictures.append(RawPicture(source, None, class_name=name))
     names = sorted({raw.class_name for raw in pictures if raw.class_name is not None}, key=_order)

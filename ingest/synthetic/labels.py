@@ -1,6 +1,8 @@
-"""Drawn pictures of one class each, in class folders, and drawn pictures with masks: for class and segmentation trials without data.
+"""Drawn pictures of one class each, in class folders, and drawn pictures with masks: for class and
+segmentation trials without data.
 
-Picture i follows from (seed, i) alone, as in `ingest/synthetic/make.py`, whose objects and clutter these are.
+Picture i follows from (seed, i) alone, as in `ingest/synthetic/make.py`, whose objects and clutter
+these are.
 """
 
 from __future__ import annotations
@@ -15,8 +17,13 @@ from numpy.typing import NDArray
 __all__ = ["write_classes", "write_masks"]
 
 
-def write_classes(output: Path, count: int, draw: Callable[[int], tuple[NDArray[np.uint8], int]], names: Sequence[str],
-                  progress: Callable[[int], None] | None) -> None:  # fmt: skip
+def write_classes(
+    output: Path,
+    count: int,
+    draw: Callable[[int], tuple[NDArray[np.uint8], int]],
+    names: Sequence[str],
+    progress: Callable[[int], None] | None,
+) -> None:
     """<output>/<class>/scene_<i>.jpg. draw: i -> (uint8 [H, W, 3] RGB, class)."""
     for name in names:
         (output / name).mkdir()
@@ -27,9 +34,16 @@ def write_classes(output: Path, count: int, draw: Callable[[int], tuple[NDArray[
             progress(1)
 
 
-def write_masks(output: Path, count: int, draw: Callable[[int], tuple[NDArray[np.uint8], NDArray[np.bool_]]],
-                progress: Callable[[int], None] | None) -> None:  # fmt: skip
-    """<output>/images/scene_<i>.png and masks/scene_<i>.png, 255 on objects. draw: i -> (uint8 [H, W, 3] RGB, bool [H, W])."""
+def write_masks(
+    output: Path,
+    count: int,
+    draw: Callable[[int], tuple[NDArray[np.uint8], NDArray[np.bool_]]],
+    progress: Callable[[int], None] | None,
+) -> None:
+    """<output>/images/scene_<i>.png and masks/scene_<i>.png, 255 on objects. draw.
+
+    I -> (uint8 [H, W, 3] RGB, bool [H, W]).
+    """
     for name in ("images", "masks"):
         (output / name).mkdir()
     for index in range(count):

@@ -1,8 +1,10 @@
-"""A small synthetic landscape over time as GeoTIFFs: terrain, land cover, canopy height, seasons, a clearing that grows, clouds.
+"""A small synthetic landscape over time as GeoTIFFs: terrain, land cover, canopy height, seasons, a
+clearing that grows, clouds.
 
-What a cube build needs, and what a compressor should keep: smooth slopes, sharp borders, phases of vegetation that differ by class,
-gaps (clouds over all bands, specks in NIR alone) and origins shifted by part of a pixel. Date i follows from (seed, i) and the
-landscape of the seed. `raster.yaml` beside them holds the settings to build it. Given up: physics.
+What a cube build needs, and what a compressor should keep: smooth slopes, sharp borders, phases of
+vegetation that differ by class, gaps (clouds over all bands, specks in NIR alone) and origins
+shifted by part of a pixel. Date i follows from (seed, i) and the landscape of the seed.
+`raster.yaml` beside them holds the settings to build it. Given up: physics.
 """
 
 from __future__ import annotations
@@ -41,11 +43,22 @@ raster:
 """
 
 
-def write_landscape(output: Path, dates: int, size: tuple[int, int], seed: int, progress: Callable[[int], None] | None = None) -> None:
-    """scenes/scene_<date>.tif (red, green, blue, nir; uint8, 0 missing), terrain, cover, height .tif, raster.yaml. size: H, W."""
+def write_landscape(
+    output: Path,
+    dates: int,
+    size: tuple[int, int],
+    seed: int,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """scenes/scene_<date>.tif (red, green, blue, nir.
+
+    Uint8, 0 missing), terrain, cover, height .tif, raster.yaml. size: H, W.
+    """
     terrain = _smooth(np.random.default_rng([seed, 1]), size, 5)
     wet = _smooth(np.random.default_rng([seed, 2]), size, 6)
-    cover = np.select([terrain < -1.1, wet < -0.3, terrain + wet < 0.7], COVER_CODES[:3], COVER_CODES[3])
+    cover = np.select(
+        [terrain < -1.1, wet < -0.3, terrain + wet < 0.7], COVER_CODES[:3], COVER_CODES[3]
+    )
     rough = _smooth(np.random.default_rng([seed, 3]), size, 60)
     height = np.where(cover == COVER_CODES[3], np.clip(18 + 6 * rough, 2, 40), 0).astype(np.float32)
     _write(output / "terrain.tif", (300 + 80 * terrain)[None].astype(np.float32), (0, 0), None)
@@ -55,7 +68,12 @@ def write_landscape(output: Path, dates: int, size: tuple[int, int], seed: int, 
         day = FIRST_DAY + dt.timedelta(days=23 * number + number % 5)
         rng = np.random.default_rng([seed, 100 + number])
         shift = tuple((rng.integers(-3, 4, 2)).tolist())
-        _write(output / "scenes" / f"scene_{day:%Y%m%d}.tif", _scene(rng, day, number / max(1, dates - 1), terrain, cover, rough), shift, 0)
+        _write(
+            output / "scenes" / f"scene_{day:%Y%m%d}.tif",
+            _scene(rng, day, number / max(1, dates - 1), terrain, cover, rough),
+            shift,
+            0,
+        )
         if progress is not None:
             progress(1)
     codes = list(COVER_CODES)
@@ -63,28 +81,43 @@ def write_landscape(output: Path, dates: int, size: tuple[int, int], seed: int, 
 
 
 def _smooth(rng: np.random.Generator, size: tuple[int, int], cells: int) -> NDArray[np.float64]:
-    """Noise of zero mean and unit deviation whose hills span 1 / cells of the longer side, with half as strong ones half as large."""
+    """Noise of zero mean and unit deviation whose hills span 1 / cells of the longer side, with
+    half as strong ones half as large.
+    """
     import cv2
 
     out = np.zeros(size)
     for octave in range(3):
         count = cells << octave
-        low = rng.standard_normal((max(2, count * size[0] // max(size)), max(2, count * size[1] // max(size))))
+        low = rng.standard_normal(
+            (max(2, count * size[0] // max(size)), max(2, count * size[1] // max(size)))
+        )
         out += cv2.resize(low, size[::-1], interpolation=cv2.INTER_CUBIC) / (1 << octave)
     spread: float = out.std()
     return (out - out.mean()) / spread
 
 
 def _scene(
-    rng: np.random.Generator, day: dt.date, share: float, terrain: NDArray[Any], cover: NDArray[Any], rough: NDArray[Any]
+    rng: np.random.Generator,
+    day: dt.date,
+    share: float,
+    terrain: NDArray[Any],
+    cover: NDArray[Any],
+    rough: NDArray[Any],
 ) -> NDArray[np.uint8]:
     """One date, uint8 [4, H, W]. share: how far the series has come; the clearing grows with it."""
     season = np.sin(2 * np.pi * (day.timetuple().tm_yday - 100) / 365)
-    green = np.select([cover == 1, cover == 2, cover == 5], [0.02, 0.35 + 0.35 * season, 0.5 + 0.15 * season], 0.65 + 0.1 * season)
+    green = np.select(
+        [cover == 1, cover == 2, cover == 5],
+        [0.02, 0.35 + 0.35 * season, 0.5 + 0.15 * season],
+        0.65 + 0.1 * season,
+    )
     cleared = (cover == COVER_CODES[3]) & (terrain < -0.2 + 1.2 * share) & (rough > 0.4)
     green = np.where(cleared, 0.15, green) + 0.03 * rough
     shade = 1 + 0.12 * np.gradient(terrain, axis=1) * 20
-    bands = np.stack([120 - 85 * green, 105 - 45 * green, 95 - 55 * green, 60 + 160 * green]) * shade
+    bands = (
+        np.stack([120 - 85 * green, 105 - 45 * green, 95 - 55 * green, 60 + 160 * green]) * shade
+    )
     picture = np.clip(bands + rng.normal(0, 2, bands.shape), 1, 255).astype(np.uint8)
     clouds = _smooth(rng, terrain.shape, 3) > rng.uniform(0.3, 2.4)
     picture[:, clouds] = 0
@@ -99,7 +132,19 @@ def _write(path: Path, bands: NDArray[Any], shift: tuple[int, ...], nodata: floa
     path.parent.mkdir(parents=True, exist_ok=True)
     place = Affine(PIXEL_M, 0, ORIGIN[0] + shift[0], 0, -PIXEL_M, ORIGIN[1] + shift[1])
     with rasterio.open(
-        path, "w", driver="GTiff", count=bands.shape[0], height=bands.shape[1], width=bands.shape[2], dtype=bands.dtype, crs="EPSG:32633",
-        transform=place, nodata=nodata, compress="deflate", tiled=True, blockxsize=256, blockysize=256,
-    ) as file:  # fmt: skip
+        path,
+        "w",
+        driver="GTiff",
+        count=bands.shape[0],
+        height=bands.shape[1],
+        width=bands.shape[2],
+        dtype=bands.dtype,
+        crs="EPSG:32633",
+        transform=place,
+        nodata=nodata,
+        compress="deflate",
+        tiled=True,
+        blockxsize=256,
+        blockysize=256,
+    ) as file:
         file.write(bands)

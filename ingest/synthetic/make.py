@@ -1,8 +1,10 @@
-"""A small labelled set from nothing but a seed: scenes of discs, blocks and rings among clutter, as VOC, COCO or YOLO.
+"""A small labelled set from nothing but a seed: scenes of discs, blocks and rings among clutter, as
+VOC, COCO or YOLO.
 
-Boxes are learnable yet not trivial: objects overlap, sizes span a factor of ten, contrast varies, and the clutter (strokes, blobs,
-hollow triangles, noise) is not labelled. One picture in 33 is empty. Picture i follows from (seed, i) alone, so that a longer
-set begins with the shorter one. Given up: realism; what is learnt here is of no use elsewhere.
+Boxes are learnable yet not trivial: objects overlap, sizes span a factor of ten, contrast varies,
+and the clutter (strokes, blobs, hollow triangles, noise) is not labelled. One picture in 33 is
+empty. Picture i follows from (seed, i) alone, so that a longer set begins with the shorter one.
+Given up: realism; what is learnt here is of no use elsewhere.
 """
 
 from __future__ import annotations
@@ -29,7 +31,16 @@ __all__ = ["CLASSES", "SampleSettings", "Scene", "draw_scene", "make_sample"]
 
 CLASSES = ("disc", "block", "ring")
 MARKER = "sample.json"
-OWN_FOLDERS = ("JPEGImages", "Annotations", "images", "labels", "annotations", "scenes", "masks", *CLASSES)
+OWN_FOLDERS = (
+    "JPEGImages",
+    "Annotations",
+    "images",
+    "labels",
+    "annotations",
+    "scenes",
+    "masks",
+    *CLASSES,
+)
 OWN_FILES = ("data.yaml", "raster.yaml", "terrain.tif", "cover.tif", "height.tif", MARKER)
 EMPTY_EVERY = 33
 MOST_OBJECTS = 12
@@ -51,20 +62,27 @@ class SampleSettings(Section):
     @classmethod
     def _size_is_sane(cls, value: tuple[int, int]) -> tuple[int, int]:
         if not all(64 <= side <= 4096 for side in value):
-            raise ValueError(f"both sides (H, W) must be between 64 and 4096 pixels, not {list(value)}")
+            raise ValueError(
+                f"both sides (H, W) must be between 64 and 4096 pixels, not {list(value)}"
+            )
         return value
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """picture: uint8 [H, W, 3] RGB; boxes_xyxy: int64 [n, 4], pixels, tight; labels: indices into CLASSES."""
+    """picture: uint8 [H, W, 3] RGB; boxes_xyxy: int64 [n, 4], pixels, tight; labels.
+
+    Indices into CLASSES.
+    """
 
     picture: NDArray[np.uint8]
     boxes_xyxy: NDArray[np.int64]
     labels: tuple[int, ...]
 
 
-def make_sample(settings: SampleSettings, *, progress: Callable[[int], None] | None = None) -> dict[str, Any]:
+def make_sample(
+    settings: SampleSettings, *, progress: Callable[[int], None] | None = None
+) -> dict[str, Any]:
     """Write the set into `output`; {"path", "count"}. A cube's `count` is its dates.
 
     Raises SourceError where `output` is a file or holds something else.
@@ -75,24 +93,46 @@ def make_sample(settings: SampleSettings, *, progress: Callable[[int], None] | N
         output.mkdir(parents=True, exist_ok=True)
         # The marker comes first: a sample that was interrupted may be made again.
         (output / MARKER).write_text(
-            json.dumps({"made_by": "make_sample", "settings": settings.model_dump(mode="json", exclude={"output"})}, indent=1)
+            json.dumps(
+                {
+                    "made_by": "make_sample",
+                    "settings": settings.model_dump(mode="json", exclude={"output"}),
+                },
+                indent=1,
+            )
         )
         if settings.kind == "cube":
             write_landscape(output, settings.count, settings.size, settings.seed, progress)
         elif settings.kind == "classes":
-            write_classes(output, settings.count, partial(draw_one, settings.seed, size=settings.size), CLASSES, progress)
+            write_classes(
+                output,
+                settings.count,
+                partial(draw_one, settings.seed, size=settings.size),
+                CLASSES,
+                progress,
+            )
         elif settings.kind == "masks":
-            write_masks(output, settings.count, partial(draw_masked, settings.seed, size=settings.size), progress)
+            write_masks(
+                output,
+                settings.count,
+                partial(draw_masked, settings.seed, size=settings.size),
+                progress,
+            )
         else:
             _write_scenes(output, settings, progress)
     except OSError as error:
         raise SourceError(
-            "the sample cannot be written", where=output, found=error.strerror, remedy="choose another --sample.output"
+            "the sample cannot be written",
+            where=output,
+            found=error.strerror,
+            remedy="choose another --sample.output",
         ) from None
     return {"path": str(output), "count": settings.count}
 
 
-def _write_scenes(output: Path, settings: SampleSettings, progress: Callable[[int], None] | None) -> None:
+def _write_scenes(
+    output: Path, settings: SampleSettings, progress: Callable[[int], None] | None
+) -> None:
     import cv2
 
     folder = output / ("JPEGImages" if settings.format == "voc" else "images")
@@ -101,13 +141,17 @@ def _write_scenes(output: Path, settings: SampleSettings, progress: Callable[[in
     for index in range(settings.count):
         scene = draw_scene(settings.seed, index, settings.size, single_box=settings.single_box)
         name = f"scene_{index:05d}"
-        done, data = cv2.imencode(".jpg", scene.picture[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+        done, data = cv2.imencode(
+            ".jpg", scene.picture[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
+        )
         assert done
         (folder / f"{name}.jpg").write_bytes(data.tobytes())
         scenes.append((name, Scene(scene.picture[:0], scene.boxes_xyxy, scene.labels)))
         if progress is not None:
             progress(1)
-    {"voc": _write_voc, "coco": _write_coco, "yolo": _write_yolo}[settings.format](output, scenes, settings.size)
+    {"voc": _write_voc, "coco": _write_coco, "yolo": _write_yolo}[settings.format](
+        output, scenes, settings.size
+    )
 
 
 def draw_scene(seed: int, index: int, size: tuple[int, int], *, single_box: bool = False) -> Scene:
@@ -142,7 +186,9 @@ def draw_one(seed: int, index: int, *, size: tuple[int, int]) -> tuple[NDArray[n
     return _noisy(rng, picture), label
 
 
-def draw_masked(seed: int, index: int, *, size: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+def draw_masked(
+    seed: int, index: int, *, size: tuple[int, int]
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """Picture `index` of a seed and, bool [H, W], where its objects are."""
     rng = np.random.default_rng([seed, index])
     picture = _background(rng, size)
@@ -159,14 +205,18 @@ def draw_masked(seed: int, index: int, *, size: tuple[int, int]) -> tuple[NDArra
 
 
 def _noisy(rng: np.random.Generator, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return np.clip(picture.astype(np.float64) + rng.normal(0, 6, picture.shape), 0, 255).astype(np.uint8)
+    return np.clip(picture.astype(np.float64) + rng.normal(0, 6, picture.shape), 0, 255).astype(
+        np.uint8
+    )
 
 
 def _background(rng: np.random.Generator, size: tuple[int, int]) -> NDArray[np.uint8]:
     import cv2
 
     coarse = rng.integers(60, 190, (5, 5, 3)).astype(np.uint8)
-    smooth: NDArray[np.uint8] = cv2.resize(coarse, (size[1], size[0]), interpolation=cv2.INTER_CUBIC)
+    smooth: NDArray[np.uint8] = cv2.resize(
+        coarse, (size[1], size[0]), interpolation=cv2.INTER_CUBIC
+    )
     return smooth
 
 
@@ -191,14 +241,26 @@ def _clutter(rng: np.random.Generator, picture: NDArray[np.uint8]) -> None:
                 cv2.LINE_AA,
             )
         elif kind == 1:
-            cv2.circle(picture, (x, y), int(rng.integers(1, side // 60 + 3)), colour, -1, cv2.LINE_AA)
+            cv2.circle(
+                picture, (x, y), int(rng.integers(1, side // 60 + 3)), colour, -1, cv2.LINE_AA
+            )
         else:
             corners = rng.integers(-reach // 2, reach // 2 + 1, (3, 2)) + np.array([x, y])
-            cv2.polylines(picture, [corners.astype(np.int32)], True, colour, int(rng.integers(1, 3)), cv2.LINE_AA)
+            cv2.polylines(
+                picture,
+                [corners.astype(np.int32)],
+                True,
+                colour,
+                int(rng.integers(1, 3)),
+                cv2.LINE_AA,
+            )
 
 
 def _place(
-    rng: np.random.Generator, size: tuple[int, int], boxes: Sequence[tuple[int, int, int, int]], large: bool
+    rng: np.random.Generator,
+    size: tuple[int, int],
+    boxes: Sequence[tuple[int, int, int, int]],
+    large: bool,
 ) -> tuple[int, int, int, int] | None:
     """A box in the picture that hides none of `boxes`, nor lies in one; None after twenty tries."""
     height, width = size
@@ -224,8 +286,13 @@ def _covered(one: tuple[int, int, int, int], other: tuple[int, int, int, int]) -
     return max(0, w) * max(0, h) / smaller
 
 
-def _paint(rng: np.random.Generator, picture: NDArray[np.uint8], box: tuple[int, int, int, int], label: int) -> NDArray[np.bool_]:
-    """Paint an object whose outermost pixels touch all four sides of `box`; which pixels of the box it covers."""
+def _paint(
+    rng: np.random.Generator, picture: NDArray[np.uint8], box: tuple[int, int, int, int], label: int
+) -> NDArray[np.bool_]:
+    """Paint an object whose outermost pixels touch all four sides of `box`.
+
+    Which pixels of the box it covers.
+    """
     import cv2
 
     x1, y1, x2, y2 = box
@@ -251,7 +318,10 @@ def _paint(rng: np.random.Generator, picture: NDArray[np.uint8], box: tuple[int,
 
 
 def _make_room(output: Path) -> None:
-    """Empty `output` of an earlier sample. Raises SourceError where it holds anything that make_sample did not write."""
+    """Empty `output` of an earlier sample.
+
+    Raises SourceError where it holds anything that make_sample did not write.
+    """
     remedy = "choose another --sample.output, or empty the folder yourself"
     if output.is_symlink() or (output.exists() and not output.is_dir()):
         raise SourceError("the sample's output is not a folder", where=output, remedy=remedy)
@@ -259,10 +329,19 @@ def _make_room(output: Path) -> None:
         return
     names = {entry.name for entry in output.iterdir()}
     if names and MARKER not in names:
-        raise SourceError("the output folder is not empty and holds no earlier sample", where=output, remedy=remedy)
+        raise SourceError(
+            "the output folder is not empty and holds no earlier sample",
+            where=output,
+            remedy=remedy,
+        )
     foreign = sorted(names - {*OWN_FOLDERS, *OWN_FILES})
     if foreign:
-        raise SourceError("the output folder holds more than an earlier sample", where=output, found=foreign[0], remedy=remedy)
+        raise SourceError(
+            "the output folder holds more than an earlier sample",
+            where=output,
+            found=foreign[0],
+            remedy=remedy,
+        )
     try:
         for name in OWN_FOLDERS:
             if name in names:
@@ -271,15 +350,23 @@ def _make_room(output: Path) -> None:
             if name != MARKER:
                 (output / name).unlink(missing_ok=True)
     except OSError as error:
-        raise SourceError("the earlier sample cannot be removed", where=output, found=str(error)[:120], remedy=remedy) from None
+        raise SourceError(
+            "the earlier sample cannot be removed",
+            where=output,
+            found=str(error)[:120],
+            remedy=remedy,
+        ) from None
 
 
 def _write_voc(output: Path, scenes: Sequence[tuple[str, Scene]], size: tuple[int, int]) -> None:
     folder = output / "Annotations"
     folder.mkdir()
     for name, scene in scenes:
-        lines = ["<annotation>", f"  <filename>{escape(name)}.jpg</filename>",
-                 f"  <size><width>{size[1]}</width><height>{size[0]}</height><depth>3</depth></size>"]  # fmt: skip
+        lines = [
+            "<annotation>",
+            f"  <filename>{escape(name)}.jpg</filename>",
+            f"  <size><width>{size[1]}</width><height>{size[0]}</height><depth>3</depth></size>",
+        ]
         for (x1, y1, x2, y2), label in zip(scene.boxes_xyxy.tolist(), scene.labels, strict=True):
             lines.append(
                 f"  <object><name>{CLASSES[label]}</name><truncated>0</truncated><difficult>0</difficult>"
@@ -293,11 +380,26 @@ def _write_coco(output: Path, scenes: Sequence[tuple[str, Scene]], size: tuple[i
     annotations: list[dict[str, Any]] = []
     for index, (_, scene) in enumerate(scenes):
         for (x1, y1, x2, y2), label in zip(scene.boxes_xyxy.tolist(), scene.labels, strict=True):
-            annotations.append({"id": len(annotations) + 1, "image_id": index, "category_id": label + 1, "iscrowd": 0,
-                                "bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1), "segmentation": []})  # fmt: skip
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": index,
+                    "category_id": label + 1,
+                    "iscrowd": 0,
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "area": (x2 - x1) * (y2 - y1),
+                    "segmentation": [],
+                }
+            )
     content = {
-        "categories": [{"id": at + 1, "name": name, "supercategory": "shape"} for at, name in enumerate(CLASSES)],
-        "images": [{"id": at, "file_name": f"{name}.jpg", "width": size[1], "height": size[0]} for at, (name, _) in enumerate(scenes)],
+        "categories": [
+            {"id": at + 1, "name": name, "supercategory": "shape"}
+            for at, name in enumerate(CLASSES)
+        ],
+        "images": [
+            {"id": at, "file_name": f"{name}.jpg", "width": size[1], "height": size[0]}
+            for at, (name, _) in enumerate(scenes)
+        ],
         "annotations": annotations,
     }
     (output / "annotations" / "instances_all.json").write_text(json.dumps(content))
@@ -306,12 +408,25 @@ def _write_coco(output: Path, scenes: Sequence[tuple[str, Scene]], size: tuple[i
 def _write_yolo(output: Path, scenes: Sequence[tuple[str, Scene]], size: tuple[int, int]) -> None:
     (output / "labels").mkdir()
     (output / "data.yaml").write_text(
-        "\n".join(["path: .", "train: images", "names:", *(f"  {at}: {name}" for at, name in enumerate(CLASSES)), ""])
+        "\n".join(
+            [
+                "path: .",
+                "train: images",
+                "names:",
+                *(f"  {at}: {name}" for at, name in enumerate(CLASSES)),
+                "",
+            ]
+        )
     )
     height, width = size
     for name, scene in scenes:
         lines = []
         for (x1, y1, x2, y2), label in zip(scene.boxes_xyxy.tolist(), scene.labels, strict=True):
-            fractions = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height)
+            fractions = (
+                (x1 + x2) / 2 / width,
+                (y1 + y2) / 2 / height,
+                (x2 - x1) / width,
+                (y2 - y1) / height,
+            )
             lines.append(f"{label} " + " ".join(f"{value:.6f}" for value in fractions) + "\n")
         (output / "labels" / f"{name}.txt").write_text("".join(lines))

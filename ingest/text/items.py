@@ -1,8 +1,10 @@
-"""Text detection items: a picture on its canvas, polygons of any number and length, and the maps of a DBNet at a quarter of the size.
+"""Text detection items: a picture on its canvas, polygons of any number and length, and the maps of
+a DBNet at a quarter of the size.
 
-`TextItems` is map-style: what it makes of a sample follows from files and settings alone, so its items may be cached and any number
-of processes may make them. Everything is checked when it is opened - every polygon, every picture's header - and pixels are decoded item by
-item. Coordinates have corners at integers, x before y. Memory: one picture and its maps.
+`TextItems` is map-style: what it makes of a sample follows from files and settings alone, so its
+items may be cached and any number of processes may make them. Everything is checked when it is
+opened - every polygon, every picture's header - and pixels are decoded item by item. Coordinates
+have corners at integers, x before y. Memory: one picture and its maps.
 """
 
 from __future__ import annotations
@@ -38,7 +40,10 @@ REVISION = 1
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
-    """A picture after judging. polygons: float64 [n, 2] in pixels of the upright picture; faults: of those not annotated as ignored."""
+    """A picture after judging. polygons: float64 [n, 2] in pixels of the upright picture; faults.
+
+    Of those not annotated as ignored.
+    """
 
     source: str
     header: Header
@@ -52,9 +57,11 @@ class _Sample:
 class TextItems:
     """Items of the pictures of an annotation, in its order.
 
-    folder: of the pictures; annotation: MMOCR's JSON, or a folder of ICDAR 2015's `gt_<stem>.txt`, relative to `folder` or absolute;
-    size: (H, W) of the canvas, multiples of `maps.stride`. faulty: polygons without area, intersecting themselves, or with no part in their
-    picture raise AnnotationError, or with "ignore" are kept with `ignore` true and masked (one that intersects itself as its convex hull).
+    folder: of the pictures; annotation: MMOCR's JSON, or a folder of ICDAR 2015's `gt_<stem>.txt`,
+    relative to `folder` or absolute; size: (H, W) of the canvas, multiples of `maps.stride`.
+    faulty: polygons without area, intersecting themselves, or with no part in their picture raise
+    AnnotationError, or with "ignore" are kept with `ignore` true and masked (one that intersects
+    itself as its convex hull).
 
     An item, a dict of
 
@@ -69,8 +76,8 @@ class TextItems:
         orientation        EXIF, 1..8, as applied
         source             path of the picture below `folder`
 
-    Raises AnnotationError (file, entry; a picture that is not there or of another size than declared), PictureError, SourceError,
-    ConfigError.
+    Raises AnnotationError (file, entry; a picture that is not there or of another size than
+    declared), PictureError, SourceError, ConfigError.
     """
 
     folder: Path
@@ -86,18 +93,37 @@ class TextItems:
     def __post_init__(self) -> None:
         side = self.maps.stride
         if len(self.size) != 2 or any(value < side or value % side for value in self.size):
-            raise ConfigError("a canvas for text maps", where="size", expected=f"(H, W), multiples of {side}", found=self.size)
-        for name, known in (("faulty", ("error", "ignore")), ("resize_mode", ("letterbox", "stretch"))):
+            raise ConfigError(
+                "a canvas for text maps",
+                where="size",
+                expected=f"(H, W), multiples of {side}",
+                found=self.size,
+            )
+        for name, known in (
+            ("faulty", ("error", "ignore")),
+            ("resize_mode", ("letterbox", "stretch")),
+        ):
             if getattr(self, name) not in known:
-                raise ConfigError("unknown setting of text items", where=name, expected=" or ".join(known), found=getattr(self, name))
+                raise ConfigError(
+                    "unknown setting of text items",
+                    where=name,
+                    expected=" or ".join(known),
+                    found=getattr(self, name),
+                )
         if not Path(self.folder).is_dir():
             raise SourceError("the folder of the pictures does not exist", where=self.folder)
         pictures = _parse(Path(self.folder), Path(self.folder) / self.annotation)
         object.__setattr__(self, "samples", tuple(self._judge(picture) for picture in pictures))
-        found = Counter(fault for sample in self.samples for fault in sample.faults if fault is not None)
-        log.info("%d pictures, %d polygons, %d of them ignored%s", len(self), sum(len(sample.polygons) for sample in self.samples),
-                 sum(int(sample.ignore.sum()) for sample in self.samples),
-                 "".join(f", {count} {name}" for name, count in sorted(found.items())))  # fmt: skip
+        found = Counter(
+            fault for sample in self.samples for fault in sample.faults if fault is not None
+        )
+        log.info(
+            "%d pictures, %d polygons, %d of them ignored%s",
+            len(self),
+            sum(len(sample.polygons) for sample in self.samples),
+            sum(int(sample.ignore.sum()) for sample in self.samples),
+            "".join(f", {count} {name}" for name, count in sorted(found.items())),
+        )
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -109,15 +135,24 @@ class TextItems:
         picture, orientation = decode_rgb(data, name=sample.source, max_pixels=self.max_pixels)
         height, width = picture.shape[:2]
         if (width, height) != (sample.header.width, sample.header.height):
-            raise SourceError("a source file changed since it was opened", where=sample.source,
-                              expected=f"{sample.header.width} x {sample.header.height}", found=f"{width} x {height}")  # fmt: skip
+            raise SourceError(
+                "a source file changed since it was opened",
+                where=sample.source,
+                expected=f"{sample.header.width} x {sample.header.height}",
+                found=f"{width} x {height}",
+            )
         geometry = plan_letterbox(width, height, self.size, self.resize_mode)
         image = np.empty((3, *self.size), np.uint8)
         letterbox_into(picture, geometry, image, self.pad_value)
         polygons = [_onto_canvas(polygon, geometry) for polygon in sample.polygons]
         left, top = geometry.pad_x, geometry.pad_y
-        drawn = draw_text_maps(polygons, sample.ignore.tolist(), self.size, settings=self.maps,
-                               within_xyxy=(left, top, left + geometry.new_width, top + geometry.new_height))  # fmt: skip
+        drawn = draw_text_maps(
+            polygons,
+            sample.ignore.tolist(),
+            self.size,
+            settings=self.maps,
+            within_xyxy=(left, top, left + geometry.new_width, top + geometry.new_height),
+        )
         return {
             "image": image,
             "polygons": [polygon.astype(np.float32) for polygon in polygons],
@@ -140,15 +175,22 @@ class TextItems:
         """sha256 (hex) of the annotation as judged and of every picture's bytes."""
         files = [Path(self.folder) / sample.source for sample in self.samples]
         digest = hashlib.sha256()
-        for sample, content in zip(self.samples, hash_files([(path, path.stat()) for path in files]), strict=True):
-            digest.update(repr((sample.source, content, sample.ignore.tolist(), sample.text)).encode())
+        for sample, content in zip(
+            self.samples, hash_files([(path, path.stat()) for path in files]), strict=True
+        ):
+            digest.update(
+                repr((sample.source, content, sample.ignore.tolist(), sample.text)).encode()
+            )
             for polygon in sample.polygons:
                 digest.update(repr(polygon.tolist()).encode())
         return digest.hexdigest()
 
     @property
     def fingerprint(self) -> str:
-        """Of what is made of a sample: settings, and versions of what decodes, resizes and clips."""
+        """Of what is made of a sample.
+
+        Settings, and versions of what decodes, resizes and clips.
+        """
         from importlib.metadata import version
 
         versions = decoder_versions() | {"shapely": version("shapely")}
@@ -158,37 +200,79 @@ class TextItems:
     def _judge(self, picture: TextPicture) -> _Sample:
         where = picture.annotation
         if not _is_file(Path(self.folder), picture.source):
-            raise AnnotationError("an annotation has no picture", where=where, expected=Path(self.folder) / picture.source,
-                                  found="no such file", remedy="restore the picture or take its entry out")  # fmt: skip
+            raise AnnotationError(
+                "an annotation has no picture",
+                where=where,
+                expected=Path(self.folder) / picture.source,
+                found="no such file",
+                remedy="restore the picture or take its entry out",
+            )
         header = probe(Path(self.folder), picture.source, max_pixels=self.max_pixels)
         size, stored = (header.width, header.height), (header.raw_width, header.raw_height)
         if picture.declared_size not in (None, size, stored):
-            raise AnnotationError("a picture is of another size than declared", where=where,
-                                  expected="{} x {}".format(*picture.declared_size),
-                                  found="{} x {}".format(*size), remedy="restore the picture that was annotated")  # fmt: skip
-        turn = picture.declared_size == stored and stored != size  # as of boxes: see ingest.pictures.validate
-        polygons = tuple(_upright(region.polygon, header) if turn else region.polygon for region in picture.regions)
+            raise AnnotationError(
+                "a picture is of another size than declared",
+                where=where,
+                expected="{} x {}".format(*picture.declared_size),
+                found="{} x {}".format(*size),
+                remedy="restore the picture that was annotated",
+            )
+        turn = (
+            picture.declared_size == stored and stored != size
+        )  # as of boxes: see ingest.pictures.validate
+        polygons = tuple(
+            _upright(region.polygon, header) if turn else region.polygon
+            for region in picture.regions
+        )
         faults = tuple(
-            None if region.ignore else fault_of(polygon, size) for region, polygon in zip(picture.regions, polygons, strict=True)
+            None if region.ignore else fault_of(polygon, size)
+            for region, polygon in zip(picture.regions, polygons, strict=True)
         )
         for at, fault in enumerate(faults):
             if fault is not None and self.faulty == "error":
-                raise AnnotationError(f"a polygon is of no use: {fault}", where=f"{where}, polygon {at}",
-                                      expected=f"a simple polygon in a picture of {size[0]} x {size[1]}",
-                                      found=" ".join(f"{x:g},{y:g}" for x, y in polygons[at])[:200],
-                                      remedy='mend it, or open with faulty="ignore" to mask such polygons')  # fmt: skip
-        ignore = np.array([region.ignore or fault is not None for region, fault in zip(picture.regions, faults, strict=True)], np.bool_)
-        return _Sample(picture.source, header, polygons, ignore, tuple(region.text for region in picture.regions), faults)
+                raise AnnotationError(
+                    f"a polygon is of no use: {fault}",
+                    where=f"{where}, polygon {at}",
+                    expected=f"a simple polygon in a picture of {size[0]} x {size[1]}",
+                    found=" ".join(f"{x:g},{y:g}" for x, y in polygons[at])[:200],
+                    remedy='mend it, or open with faulty="ignore" to mask such polygons',
+                )
+        ignore = np.array(
+            [
+                region.ignore or fault is not None
+                for region, fault in zip(picture.regions, faults, strict=True)
+            ],
+            np.bool_,
+        )
+        return _Sample(
+            picture.source,
+            header,
+            polygons,
+            ignore,
+            tuple(region.text for region in picture.regions),
+            faults,
+        )
 
 
 def _parse(folder: Path, annotation: Path) -> list[TextPicture]:
     if annotation.is_dir():
         return _parse_folder(folder, annotation)
     if not annotation.is_file():
-        raise SourceError("there is no such annotation", where=annotation, expected="MMOCR's JSON, or a folder of gt_*.txt")
+        raise SourceError(
+            "there is no such annotation",
+            where=annotation,
+            expected="MMOCR's JSON, or a folder of gt_*.txt",
+        )
     data = read_inside(annotation.parent, annotation.name, limit=MAX_ANNOTATION_BYTES)
     pictures = parse_mmocr(data, str(annotation))
-    twice = next((name for name, count in Counter(picture.source for picture in pictures).items() if count > 1), None)
+    twice = next(
+        (
+            name
+            for name, count in Counter(picture.source for picture in pictures).items()
+            if count > 1
+        ),
+        None,
+    )
     if twice is not None:
         raise AnnotationError("a picture is listed twice", where=annotation, found=twice)
     return pictures
@@ -197,7 +281,11 @@ def _parse(folder: Path, annotation: Path) -> list[TextPicture]:
 def _parse_folder(folder: Path, annotation: Path) -> list[TextPicture]:
     files = sorted(path.name for path in annotation.glob("gt_*.txt"))
     if not files:
-        raise SourceError("no annotations found", where=annotation, expected="gt_<stem>.txt beside or apart from the pictures")
+        raise SourceError(
+            "no annotations found",
+            where=annotation,
+            expected="gt_<stem>.txt beside or apart from the pictures",
+        )
     by_stem: dict[str, list[str]] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in PICTURE_EXTENSIONS:
@@ -207,10 +295,18 @@ def _parse_folder(folder: Path, annotation: Path) -> list[TextPicture]:
         stem = name.removeprefix("gt_").removesuffix(".txt")
         names = by_stem.get(stem, [])
         if len(names) != 1:
-            raise AnnotationError("an annotation has no picture" if not names else "an annotation has several pictures",
-                                  where=annotation / name, expected=f"one {folder / stem}.*", found=", ".join(names) or "none",
-                                  remedy="restore the picture or take the annotation out")  # fmt: skip
-        parsed = parse_icdar(read_inside(annotation, name, limit=MAX_ANNOTATION_BYTES), str(annotation / name), stem)
+            raise AnnotationError(
+                "an annotation has no picture"
+                if not names
+                else "an annotation has several pictures",
+                where=annotation / name,
+                expected=f"one {folder / stem}.*",
+                found=", ".join(names) or "none",
+                remedy="restore the picture or take the annotation out",
+            )
+        parsed = parse_icdar(
+            read_inside(annotation, name, limit=MAX_ANNOTATION_BYTES), str(annotation / name), stem
+        )
         pictures.append(TextPicture(names[0], parsed.regions, None, parsed.annotation))
     return pictures
 
@@ -231,4 +327,7 @@ def _onto_canvas(polygon: NDArray[np.float64], geometry: Geometry) -> NDArray[np
 
 def _inverse(geometry: Geometry) -> NDArray[np.float64]:
     sx, sy = geometry.scale_x, geometry.scale_y
-    return np.array([[1 / sx, 0, -geometry.pad_x / sx], [0, 1 / sy, -geometry.pad_y / sy], [0, 0, 1]], np.float64)
+    return np.array(
+        [[1 / sx, 0, -geometry.pad_x / sx], [0, 1 / sy, -geometry.pad_y / sy], [0, 0, 1]],
+        np.float64,
+    )

@@ -1,4 +1,8 @@
-"""Detectors: shapes on odd canvases, what the loss ignores, AP against hand-made cases, and learning on a few pictures."""
+"""Detectors.
+
+Shapes on odd canvases, what the loss ignores, AP against hand-made cases, and learning on a few
+pictures.
+"""
 
 import numpy as np
 import pytest
@@ -7,7 +11,13 @@ from hypothesis import given
 from hypothesis import settings as sized
 from hypothesis import strategies as st
 
-from detector.boxes import canvas_to_source, cxcywh_to_xyxy, generalized_iou, pairwise_iou, xyxy_to_cxcywh
+from detector.boxes import (
+    canvas_to_source,
+    cxcywh_to_xyxy,
+    generalized_iou,
+    pairwise_iou,
+    xyxy_to_cxcywh,
+)
 from detector.evaluate import DetectionTally
 from detector.losses import LossWeights, big_loss, largest_box, make_truth, tiny_loss
 from detector.model import Slots, make_model, to_float
@@ -22,7 +32,10 @@ ALONE = Ranks(0, 1, torch.device("cpu"))
 
 
 def picture_batch(count=6, side=64, slots=4, seed=0, boxes=None):
-    """Bright rectangles on dark noise, `boxes` of them a picture (default: 0, 1, 2, ... in turn), stored as a loader gives them."""
+    """Bright rectangles on dark noise, `boxes` of them a picture (default.
+
+    0, 1, 2, ... in turn), stored as a loader gives them.
+    """
     generator = np.random.default_rng(seed)
     image = generator.integers(0, 60, (count, 3, side, side)).astype(np.uint8)
     box, mask = np.zeros((count, slots, 4), np.float32), np.zeros((count, slots), bool)
@@ -30,12 +43,22 @@ def picture_batch(count=6, side=64, slots=4, seed=0, boxes=None):
         for slot in range(at % (slots + 1) if boxes is None else boxes):
             low = generator.integers(0, side // 2, 2)
             high = low + generator.integers(side // 6, side // 2, 2)
-            image[at, :, low[1] : high[1], low[0] : high[0]] = generator.integers(120, 255, (3, 1, 1))
+            image[at, :, low[1] : high[1], low[0] : high[0]] = generator.integers(
+                120, 255, (3, 1, 1)
+            )
             box[at, slot] = np.concatenate([low, high]) / side
             mask[at, slot] = True
-    batch = {"image": image, "box": box, "box_mask": mask, "box_flags": np.zeros((count, slots), np.uint8),
-             "label": np.where(mask, 0, -1).astype(np.int16), "index": np.arange(count),
-             "letterbox": np.tile(np.array([0.5, 0.5, 0, 0, 2 * side, 2 * side], np.float32), (count, 1))}  # fmt: skip
+    batch = {
+        "image": image,
+        "box": box,
+        "box_mask": mask,
+        "box_flags": np.zeros((count, slots), np.uint8),
+        "label": np.where(mask, 0, -1).astype(np.int16),
+        "index": np.arange(count),
+        "letterbox": np.tile(
+            np.array([0.5, 0.5, 0, 0, 2 * side, 2 * side], np.float32), (count, 1)
+        ),
+    }
     return {key: torch.from_numpy(value) for key, value in batch.items()}
 
 
@@ -75,7 +98,10 @@ def test_uint8_and_float_pictures_become_the_same_numbers():
 @sized(max_examples=60, deadline=None)
 def test_box_conversions_go_back_and_overlaps_stay_in_range(numbers):
     boxes = torch.tensor(numbers, dtype=torch.float64).view(2, 4)
-    boxes = torch.cat([torch.minimum(boxes[:, :2], boxes[:, 2:]), torch.maximum(boxes[:, :2], boxes[:, 2:])], dim=1)
+    boxes = torch.cat(
+        [torch.minimum(boxes[:, :2], boxes[:, 2:]), torch.maximum(boxes[:, :2], boxes[:, 2:])],
+        dim=1,
+    )
     torch.testing.assert_close(cxcywh_to_xyxy(xyxy_to_cxcywh(boxes)), boxes)
     giou, iou = generalized_iou(boxes[:1], boxes[1:])
     assert -1 - 1e-6 <= float(giou) <= float(iou) + 1e-6 <= 1 + 2e-6
@@ -85,20 +111,26 @@ def test_box_conversions_go_back_and_overlaps_stay_in_range(numbers):
 @given(st.floats(0.05, 3), st.floats(0.05, 3), st.integers(0, 50), st.integers(0, 50))
 @sized(max_examples=60, deadline=None)
 def test_boxes_return_to_the_source_picture_where_they_came_from(scale_x, scale_y, pad_x, pad_y):
-    source = torch.tensor([[[10.0, 20.0, 60.0, 45.0], [0.0, 0.0, 100.0, 80.0]]], dtype=torch.float64)
+    source = torch.tensor(
+        [[[10.0, 20.0, 60.0, 45.0], [0.0, 0.0, 100.0, 80.0]]], dtype=torch.float64
+    )
     scale, pad = torch.tensor([scale_x, scale_y] * 2), torch.tensor([pad_x, pad_y] * 2)
     canvas = (source * scale + pad) / torch.tensor([400.0, 300.0] * 2)
-    back = canvas_to_source(canvas, torch.tensor([[scale_x, scale_y, pad_x, pad_y, 100, 80]]), (300, 400))
+    back = canvas_to_source(
+        canvas, torch.tensor([[scale_x, scale_y, pad_x, pad_y, 100, 80]]), (300, 400)
+    )
     torch.testing.assert_close(back, source, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("kind", ["big", "tiny"])
 def test_a_batch_s_loss_is_the_sum_of_its_pictures_losses(kind):
     model, batch = model_of(kind, class_count=2).eval(), picture_batch()
-    task = DetectorTask(DetectorSettings(model=kind, **STILL),
-                        DataFacts(4, ("a", "b"), (64, 64)))  # fmt: skip
+    task = DetectorTask(DetectorSettings(model=kind, **STILL), DataFacts(4, ("a", "b"), (64, 64)))
     whole = task.loss(model, batch, 0)[0]
-    alone = sum(task.loss(model, {key: value[at : at + 1] for key, value in batch.items()}, 0)[0] for at in range(6))
+    alone = sum(
+        task.loss(model, {key: value[at : at + 1] for key, value in batch.items()}, 0)[0]
+        for at in range(6)
+    )
     torch.testing.assert_close(whole, alone, rtol=1e-4, atol=1e-3)
 
 
@@ -109,7 +141,9 @@ def test_repeats_and_boxes_that_are_ignored_teach_nothing_but_silence_nothing_ei
     padded = batch | {"pad": torch.tensor([False] * 5 + [True])}
     first_five = {key: value[:5] for key, value in batch.items()}
     five = big_loss(model(to_float(first_five["image"])), make_truth(first_five), WEIGHTS)[0]
-    torch.testing.assert_close(big_loss(said, make_truth(padded), WEIGHTS)[0], five, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(
+        big_loss(said, make_truth(padded), WEIGHTS)[0], five, rtol=1e-4, atol=1e-3
+    )
     truncated = batch | {"box_flags": torch.full_like(batch["box_flags"], TRUNCATED)}
     assert big_loss(said, make_truth(truncated), WEIGHTS)[0] == plain
     for flag in (CROWD, DIFFICULT):
@@ -132,10 +166,18 @@ def test_a_cell_on_an_ignored_box_is_not_background():
 def test_pictures_without_boxes_give_a_finite_loss_and_gradient(kind):
     model, batch = model_of(kind), picture_batch(boxes=0)
     said = model(to_float(batch["image"]))
-    loss = big_loss(said, make_truth(batch), WEIGHTS)[0] if kind == "big" else tiny_loss(said, largest_box(make_truth(batch)), WEIGHTS)[0]
+    loss = (
+        big_loss(said, make_truth(batch), WEIGHTS)[0]
+        if kind == "big"
+        else tiny_loss(said, largest_box(make_truth(batch)), WEIGHTS)[0]
+    )
     loss.backward()
     assert torch.isfinite(loss)
-    assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters() if parameter.grad is not None)
+    assert all(
+        torch.isfinite(parameter.grad).all()
+        for parameter in model.parameters()
+        if parameter.grad is not None
+    )
 
 
 def test_the_largest_box_is_kept_and_an_ignored_one_is_not():
@@ -169,12 +211,15 @@ def test_perfect_slots_score_one_and_silent_ones_nought():
 
 
 def test_average_precision_of_a_known_ranking_is_the_area_under_its_curve():
-    # By score: right, wrong, right, wrong, and 4 true boxes: precision 1 up to recall 1/4, 2/3 up to 2/4, then nothing.
+    # By score: right, wrong, right, wrong, and 4 true boxes: precision 1 up to recall 1/4, 2/3 up
+    # to 2/4, then nothing.
     batch = two_box_batch()
     first, second, wrong = [0.0, 0.0, 0.25, 0.25], [0.5, 0.5, 1.0, 1.0], [0.6, 0.0, 0.9, 0.1]
     slots = slots_of([[first, wrong], [second, wrong]], [[0.9, 0.8], [0.7, 0.6]])
     recall_points = np.linspace(0, 1, 101)
-    expected = np.where(recall_points <= 0.25, 1.0, np.where(recall_points <= 0.5, 2 / 3, 0.0)).mean()
+    expected = np.where(
+        recall_points <= 0.25, 1.0, np.where(recall_points <= 0.5, 2 / 3, 0.0)
+    ).mean()
     assert tally_of(batch, slots)["ap50"] == pytest.approx(expected, abs=1e-6)
 
 
@@ -182,8 +227,12 @@ def test_finding_or_missing_an_ignored_box_costs_nothing():
     batch = two_box_batch()
     batch["box_flags"][:, 1] = CROWD
     first, second = [0.0, 0.0, 0.25, 0.25], [0.5, 0.5, 1.0, 1.0]
-    assert tally_of(batch, slots_of([[second, first]] * 2, [[0.9, 0.8]] * 2))["ap50"] == pytest.approx(1)
-    assert tally_of(batch, slots_of([[first, first]] * 2, [[0.9, 0.0]] * 2))["ap50"] == pytest.approx(1)
+    assert tally_of(batch, slots_of([[second, first]] * 2, [[0.9, 0.8]] * 2))[
+        "ap50"
+    ] == pytest.approx(1)
+    assert tally_of(batch, slots_of([[first, first]] * 2, [[0.9, 0.0]] * 2))[
+        "ap50"
+    ] == pytest.approx(1)
 
 
 def test_class_mistakes_cost_map50_but_not_class_agnostic_ap50():
@@ -200,7 +249,12 @@ def test_repeated_samples_are_scored_once():
     perfect = slots_of(batch["box"].tolist(), [[0.9, 0.8]] * 2)
     batch["index"] = torch.tensor([3, 3])
     assert tally_of(batch, perfect)["pictures"] == 1
-    assert tally_of(batch | {"index": torch.tensor([3, 4]), "pad": torch.tensor([False, True])}, perfect)["pictures"] == 1
+    assert (
+        tally_of(
+            batch | {"index": torch.tensor([3, 4]), "pad": torch.tensor([False, True])}, perfect
+        )["pictures"]
+        == 1
+    )
 
 
 @pytest.mark.parametrize("boxes", [0, 1])
@@ -208,7 +262,13 @@ def test_a_split_without_any_truth_scores_nought_and_does_not_fail(boxes):
     batch = picture_batch(3, boxes=boxes)
     batch["box_flags"][:] = DIFFICULT
     slots = slots_of([[[0.1, 0.1, 0.5, 0.5]] * 4] * 3, [[0.9] * 4] * 3)
-    assert tally_of(batch, slots) == {"ap50": 0.0, "map50": 0.0, "ap": 0.0, "mean_iou": 0.0, "pictures": 3}
+    assert tally_of(batch, slots) == {
+        "ap50": 0.0,
+        "map50": 0.0,
+        "ap": 0.0,
+        "mean_iou": 0.0,
+        "pictures": 3,
+    }
 
 
 class OneBatch:
@@ -237,9 +297,18 @@ class OneBatch:
 def test_a_detector_learns_a_handful_of_pictures_by_heart(tmp_path, kind, metric):
     batch = picture_batch(8, boxes=1 if kind == "tiny" else 2, slots=2)
     settings = DetectorSettings(
-        model=kind, epochs=90, lr=5e-3, warmup_steps=5, width=8, device="cpu", average=0.9, batch_size=8, evaluate_every=90,
-        weight_decay=0, **STILL,
-    )  # fmt: skip
+        model=kind,
+        epochs=90,
+        lr=5e-3,
+        warmup_steps=5,
+        width=8,
+        device="cpu",
+        average=0.9,
+        batch_size=8,
+        evaluate_every=90,
+        weight_decay=0,
+        **STILL,
+    )
     task = DetectorTask(settings, DataFacts(2, ("thing",), (64, 64)))
     result = Trainer(task, settings, OneBatch(batch), OneBatch(batch), tmp_path, ranks=ALONE).run()
     assert result[metric] > 0.75

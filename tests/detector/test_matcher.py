@@ -1,4 +1,6 @@
-"""Greedy matching against a walk over sorted pairs, and against the optimal assignment where greedy reaches it."""
+"""Greedy matching against a walk over sorted pairs, and against the optimal assignment where greedy
+reaches it.
+"""
 
 import numpy as np
 import torch
@@ -11,9 +13,15 @@ from detector.matcher import NEVER, affinity, greedy_match, match_boxes, spread_
 
 
 def walked(scores: np.ndarray, mask: np.ndarray) -> list[int]:
-    """The definition: all pairs, best first (ties: lower truth, then lower prediction), one to one."""
+    """The definition: all pairs, best first (ties.
+
+    Lower truth, then lower prediction), one to one.
+    """
     pairs = sorted(
-        (-scores[t, p], t, p) for t in range(scores.shape[0]) for p in range(scores.shape[1]) if mask[t] and scores[t, p] > NEVER
+        (-scores[t, p], t, p)
+        for t in range(scores.shape[0])
+        for p in range(scores.shape[1])
+        if mask[t] and scores[t, p] > NEVER
     )
     matched, used = [-1] * scores.shape[0], set()
     for _, truth, prediction in pairs:
@@ -25,12 +33,22 @@ def walked(scores: np.ndarray, mask: np.ndarray) -> list[int]:
 
 @st.composite
 def score_tables(draw):
-    truths, predictions, batch = draw(st.integers(0, 6)), draw(st.integers(0, 9)), draw(st.integers(1, 3))
+    truths, predictions, batch = (
+        draw(st.integers(0, 6)),
+        draw(st.integers(0, 9)),
+        draw(st.integers(1, 3)),
+    )
     # Few distinct values: ties are the hard part.
     values = st.sampled_from([NEVER, -1.5, -0.25, 0.125, 0.5, 0.75, 1.0])
-    scores = draw(st.lists(values, min_size=batch * truths * predictions, max_size=batch * truths * predictions))
+    scores = draw(
+        st.lists(
+            values, min_size=batch * truths * predictions, max_size=batch * truths * predictions
+        )
+    )
     mask = draw(st.lists(st.booleans(), min_size=batch * truths, max_size=batch * truths))
-    return np.array(scores, np.float32).reshape(batch, truths, predictions), np.array(mask, bool).reshape(batch, truths)
+    return np.array(scores, np.float32).reshape(batch, truths, predictions), np.array(
+        mask, bool
+    ).reshape(batch, truths)
 
 
 @given(score_tables())
@@ -43,7 +61,9 @@ def test_greedy_match_equals_a_walk_over_the_sorted_pairs(table):
 
 def random_boxes(generator: np.random.Generator, count: int) -> np.ndarray:
     low = generator.uniform(0, 0.8, (count, 2))
-    return np.concatenate([low, low + generator.uniform(0.02, 0.2, (count, 2))], axis=1).astype(np.float32)
+    return np.concatenate([low, low + generator.uniform(0.02, 0.2, (count, 2))], axis=1).astype(
+        np.float32
+    )
 
 
 def numpy_iou(a: np.ndarray, b: np.ndarray) -> float:
@@ -60,25 +80,37 @@ def test_boxes_are_matched_by_iou_and_by_distance_where_nothing_overlaps(seed, t
     generator = np.random.default_rng(seed)
     truth, predicted = random_boxes(generator, truths), random_boxes(generator, predictions)
     scores = np.array([[numpy_iou(t, p) or -np.abs(t - p).sum() for p in predicted] for t in truth])
-    matched = match_boxes(torch.from_numpy(predicted)[None], torch.from_numpy(truth)[None], torch.ones(1, truths, dtype=torch.bool))
+    matched = match_boxes(
+        torch.from_numpy(predicted)[None],
+        torch.from_numpy(truth)[None],
+        torch.ones(1, truths, dtype=torch.bool),
+    )
     assert matched[0].tolist() == walked(scores, np.ones(truths, bool))
     assert (matched >= 0).sum() == min(truths, predictions)
 
 
 @given(st.integers(0, 10_000), st.integers(1, 9), st.integers(0, 20))
 @settings(max_examples=60, deadline=None)
-def test_greedy_is_the_optimal_assignment_when_each_truth_has_a_prediction_of_its_own(seed, truths, spare):
+def test_greedy_is_the_optimal_assignment_when_each_truth_has_a_prediction_of_its_own(
+    seed, truths, spare
+):
     generator = np.random.default_rng(seed)
     places = generator.permutation(16)[:truths]
     corner = np.stack([places % 4, places // 4], axis=1) / 4
     truth = np.concatenate([corner + 0.02, corner + 0.2], axis=1)
     close = truth + generator.uniform(-0.01, 0.01, truth.shape)
     order = generator.permutation(truths + spare)
-    predicted = np.concatenate([close, random_boxes(generator, spare) + 2.0])[order].astype(np.float32)
+    predicted = np.concatenate([close, random_boxes(generator, spare) + 2.0])[order].astype(
+        np.float32
+    )
     truth = truth.astype(np.float32)
     iou = pairwise_iou(torch.from_numpy(truth), torch.from_numpy(predicted)).numpy()
     rows, columns = linear_sum_assignment(-iou)
-    matched = match_boxes(torch.from_numpy(predicted)[None], torch.from_numpy(truth)[None], torch.ones(1, truths, dtype=torch.bool))
+    matched = match_boxes(
+        torch.from_numpy(predicted)[None],
+        torch.from_numpy(truth)[None],
+        torch.ones(1, truths, dtype=torch.bool),
+    )
     assert rows.tolist() == list(range(truths))
     assert matched[0].tolist() == columns.tolist()
 

@@ -1,4 +1,7 @@
-"""What people look at: overlays, the page (self-contained, safe with any name), the curve, and `infer_view` end to end."""
+"""What people look at.
+
+Overlays, the page (self-contained, safe with any name), the curve, and `infer_view` end to end.
+"""
 
 import json
 import logging
@@ -57,12 +60,17 @@ def test_an_overlay_shows_truth_and_only_the_boxes_over_the_threshold():
 
 
 def data_of(page: str) -> dict:
-    return json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', page, re.DOTALL)[1])
+    return json.loads(
+        re.search(r'<script id="data" type="application/json">(.*?)</script>', page, re.DOTALL)[1]
+    )
 
 
 def test_the_page_carries_everything_and_asks_for_nothing():
     page = write_page([shown(), shown("b.jpg", scores=())], ["cell"], 0.4, "two pictures")
-    assert not re.search(r"""(?:src|href)\s*=\s*["']?(?!data:)\w|https?:|@import|url\(""", page.split('<script id="data"')[0])
+    assert not re.search(
+        r"""(?:src|href)\s*=\s*["']?(?!data:)\w|https?:|@import|url\(""",
+        page.split('<script id="data"')[0],
+    )
     assert "default-src 'none'" in page
     data = data_of(page)
     assert data["threshold"] == 0.4
@@ -80,7 +88,9 @@ def test_a_hostile_file_or_class_name_stays_text():
 
 
 def test_a_view_has_a_png_a_picture_and_names_that_stay_in_the_folder(tmp_path):
-    page = write_view([shown("../../etc/passwd.png"), shown(NASTY)], ["cell"], 0.5, tmp_path / "view", "t")
+    page = write_view(
+        [shown("../../etc/passwd.png"), shown(NASTY)], ["cell"], 0.5, tmp_path / "view", "t"
+    )
     names = sorted(path.name for path in page.parent.iterdir())
     assert names[0] == "0000_passwd.png"
     assert len(names) == 3
@@ -105,7 +115,11 @@ def test_small_and_large_pictures_are_fitted_with_their_boxes(tmp_path):
 
 
 def test_a_curve_is_drawn_from_any_history(tmp_path):
-    history = [{"epoch": 1, "loss": 3.0}, {"epoch": 2, "loss": 2.0, "ap50": 0.5, "mean_iou": 0.4}, {"epoch": 2.5, "loss": 1.0, "ap50": 0.6}]
+    history = [
+        {"epoch": 1, "loss": 3.0},
+        {"epoch": 2, "loss": 2.0, "ap50": 0.5, "mean_iou": 0.4},
+        {"epoch": 2.5, "loss": 1.0, "ap50": 0.6},
+    ]
     draw_curve(history, tmp_path / "curve.png", "a run")
     with Image.open(tmp_path / "curve.png") as image:
         assert np.asarray(image).std() > 5
@@ -129,7 +143,9 @@ def test_boxes_are_shown_on_the_part_of_the_canvas_that_is_picture():
     image = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
     image[:, :, 16:48] = 200
     batch = {"image": image, "letterbox": torch.tensor([[0.32, 0.32, 0, 16, 200, 100]])}
-    one = Predictor(Fixed(), DataFacts(1, ("a",), (64, 64)), torch.device("cpu")).look(batch, ["a.png"])[0]
+    one = Predictor(Fixed(), DataFacts(1, ("a",), (64, 64)), torch.device("cpu")).look(
+        batch, ["a.png"]
+    )[0]
     assert one.picture.shape == (32, 64, 3)
     assert one.picture.min() == 200
     np.testing.assert_allclose(one.box_xyxy, [[16, 16, 48, 32]], atol=1e-4)
@@ -141,8 +157,12 @@ def test_boxes_are_shown_on_the_part_of_the_canvas_that_is_picture():
 
 def test_a_checkpoint_gives_back_the_model_that_was_saved(tmp_path):
     with seeded(3):
-        task = DetectorTask(DetectorSettings(model="big", width=8), DataFacts(5, ("a", "b"), (40, 48)))
-    path = save_checkpoint(tmp_path, prefixed("average", task.model.state_dict()), {"model": task.describe()})
+        task = DetectorTask(
+            DetectorSettings(model="big", width=8), DataFacts(5, ("a", "b"), (40, 48))
+        )
+    path = save_checkpoint(
+        tmp_path, prefixed("average", task.model.state_dict()), {"model": task.describe()}
+    )
     model, facts = restore_detector(load_checkpoint(path))
     picture = to_float(torch.randint(0, 255, (1, 3, 40, 48), dtype=torch.uint8))
     assert facts == task.facts
@@ -150,27 +170,46 @@ def test_a_checkpoint_gives_back_the_model_that_was_saved(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change", [{"kind": "huge"}, {"width": 10**9}, {"max_boxes": -1}, {"facts": {}}, {"width": "x"}, {"class_count": 7}],
+    "change",
+    [
+        {"kind": "huge"},
+        {"width": 10**9},
+        {"max_boxes": -1},
+        {"facts": {}},
+        {"width": "x"},
+        {"class_count": 7},
+    ],
     ids=["kind", "width", "slots", "no facts", "text", "another model"],
-)  # fmt: skip
+)
 def test_a_checkpoint_of_something_else_is_a_state_error(tmp_path, change):
     task = DetectorTask(DetectorSettings(model="big", width=8), DataFacts(5, ("a", "b"), (40, 48)))
-    path = save_checkpoint(tmp_path, prefixed("average", task.model.state_dict()), {"model": task.describe() | change})
+    path = save_checkpoint(
+        tmp_path, prefixed("average", task.model.state_dict()), {"model": task.describe() | change}
+    )
     with pytest.raises(StateError):
         restore_detector(load_checkpoint(path))
 
 
 def test_models_start_the_same_from_the_same_seed_and_leave_the_global_generator_alone():
     before = torch.get_rng_state()
-    one, two = (DetectorTask(DetectorSettings(model="tiny"), DataFacts(1, (), (64, 64))).model for _ in range(2))
+    one, two = (
+        DetectorTask(DetectorSettings(model="tiny"), DataFacts(1, (), (64, 64))).model
+        for _ in range(2)
+    )
     assert torch.equal(before, torch.get_rng_state())
-    assert all(torch.equal(value, two.state_dict()[name]) for name, value in one.state_dict().items())
+    assert all(
+        torch.equal(value, two.state_dict()[name]) for name, value in one.state_dict().items()
+    )
     assert make_model(kind="tiny").max_boxes == 1
 
 
 def test_another_max_boxes_than_the_store_s_is_an_error_that_names_both(small):
-    assert data_facts(small.split("train"), DetectorSettings(max_boxes=3)).canvas == SMALL.target_size
-    with pytest.raises(TrainingError, match=r"expected 3 \(the store\), found 9 \(detector.max_boxes\)"):
+    assert (
+        data_facts(small.split("train"), DetectorSettings(max_boxes=3)).canvas == SMALL.target_size
+    )
+    with pytest.raises(
+        TrainingError, match=r"expected 3 \(the store\), found 9 \(detector.max_boxes\)"
+    ):
         data_facts(small.split("train"), DetectorSettings(max_boxes=9))
 
 
@@ -194,24 +233,83 @@ def command(module, capsys, *argv, **sections):
 @pytest.mark.usefixtures("own_logging")
 def test_the_commands_train_and_look_on_a_real_version(small, tmp_path, capsys):
     def train(folder, *more):
-        return command(train_detector, capsys, "--detector.model", "big", "--detector.width", "8", "--detector.device", "cpu",
-                       "--detector.batch_size", "4", "--detector.evaluate_every", "9", "--detector.warehouse", str(small.folder),
-                       "--detector.output", str(tmp_path / folder), *more, detector="detector.task:DetectorSettings")  # fmt: skip
+        return command(
+            train_detector,
+            capsys,
+            "--detector.model",
+            "big",
+            "--detector.width",
+            "8",
+            "--detector.device",
+            "cpu",
+            "--detector.batch_size",
+            "4",
+            "--detector.evaluate_every",
+            "9",
+            "--detector.warehouse",
+            str(small.folder),
+            "--detector.output",
+            str(tmp_path / folder),
+            *more,
+            detector="detector.task:DetectorSettings",
+        )
 
     code, result, _ = train("whole", "--detector.epochs", "2")
     assert code == 0
-    assert {"ap50", "map50", "ap", "checkpoint", "samples_per_second", "t_load_share"} <= result.keys()
-    look = ["--infer.checkpoint", result["checkpoint"], "--infer.device", "cpu", "--infer.threshold", "0", "--infer.batch_size", "8"]
-    code, seen, _ = command(infer_view, capsys, *look, "--infer.input", str(small.folder), "--infer.output", str(tmp_path / "view"),
-                            infer="detector.view:InferSettings")  # fmt: skip
+    assert {
+        "ap50",
+        "map50",
+        "ap",
+        "checkpoint",
+        "samples_per_second",
+        "t_load_share",
+    } <= result.keys()
+    look = [
+        "--infer.checkpoint",
+        result["checkpoint"],
+        "--infer.device",
+        "cpu",
+        "--infer.threshold",
+        "0",
+        "--infer.batch_size",
+        "8",
+    ]
+    code, seen, _ = command(
+        infer_view,
+        capsys,
+        *look,
+        "--infer.input",
+        str(small.folder),
+        "--infer.output",
+        str(tmp_path / "view"),
+        infer="detector.view:InferSettings",
+    )
     assert (code, seen["pictures"]) == (0, len(small.split("val")))
     assert data_of(Path(seen["path"]).read_text())["pictures"][1]["truth"] is not None
     Image.new("RGB", (90, 60), (200, 30, 30)).save(tmp_path / "one.png")
-    code, seen, _ = command(infer_view, capsys, *look, "--infer.input", str(tmp_path / "one.png"), "--infer.output", str(tmp_path / "view"),
-                            infer="detector.view:InferSettings")  # fmt: skip
+    code, seen, _ = command(
+        infer_view,
+        capsys,
+        *look,
+        "--infer.input",
+        str(tmp_path / "one.png"),
+        "--infer.output",
+        str(tmp_path / "view"),
+        infer="detector.view:InferSettings",
+    )
     assert (code, seen["pictures"]) == (0, 1)
-    code, seen, err = command(infer_view, capsys, *look, "--infer.input", str(tmp_path / "one.png"), "--infer.threshold", "1",
-                              "--infer.output", str(tmp_path / "view"), infer="detector.view:InferSettings")  # fmt: skip
+    code, seen, err = command(
+        infer_view,
+        capsys,
+        *look,
+        "--infer.input",
+        str(tmp_path / "one.png"),
+        "--infer.threshold",
+        "1",
+        "--infer.output",
+        str(tmp_path / "view"),
+        infer="detector.view:InferSettings",
+    )
     assert (code, seen["boxes"]) == (0, 0)
     assert "no box scores 1 or more, the best 0." in err
     assert "--infer.threshold" in err
@@ -219,8 +317,15 @@ def test_the_commands_train_and_look_on_a_real_version(small, tmp_path, capsys):
 
 @pytest.mark.usefixtures("own_logging")
 def test_training_without_a_warehouse_names_build_zarr(tmp_path, capsys):
-    code, _, err = command(train_detector, capsys, "--detector.device", "cpu", "--detector.warehouse", str(tmp_path / "none"),
-                           detector="detector.task:DetectorSettings")  # fmt: skip
+    code, _, err = command(
+        train_detector,
+        capsys,
+        "--detector.device",
+        "cpu",
+        "--detector.warehouse",
+        str(tmp_path / "none"),
+        detector="detector.task:DetectorSettings",
+    )
     assert code == 1
     assert "build_zarr" in err
     assert "Traceback" not in err
@@ -231,10 +336,22 @@ def test_the_loader_s_state_carries_a_run_over_an_interruption_within_an_epoch(s
     from utils.training.ranks import Ranks
 
     def trainer(folder, stop=None, **changes):
-        settings = DetectorSettings(model="big", width=8, epochs=2, batch_size=4, device="cpu", evaluate_every=9, **changes)
+        settings = DetectorSettings(
+            model="big", width=8, epochs=2, batch_size=4, device="cpu", evaluate_every=9, **changes
+        )
         task = DetectorTask(settings, data_facts(small.split("train"), settings))
-        train, held_out = ChunkLoader(small.split("train"), 4), ChunkLoader(small.split("val"), 4, shuffle=False)
-        made = Trainer(task, settings, train, held_out, tmp_path / folder, ranks=Ranks(0, 1, torch.device("cpu")))
+        train, held_out = (
+            ChunkLoader(small.split("train"), 4),
+            ChunkLoader(small.split("val"), 4, shuffle=False),
+        )
+        made = Trainer(
+            task,
+            settings,
+            train,
+            held_out,
+            tmp_path / folder,
+            ranks=Ranks(0, 1, torch.device("cpu")),
+        )
         if stop is not None:
             whole, calls = task.loss, iter(range(10**6))
 

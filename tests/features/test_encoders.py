@@ -1,4 +1,7 @@
-"""Encoders from saved models: the numbers are `transformers`' own, and whatever is not whole is refused by name."""
+"""Encoders from saved models.
+
+The numbers are `transformers`' own, and whatever is not whole is refused by name.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,12 @@ from warehouse.errors import ConfigError
 
 def efficientnet(**changes: Any) -> transformers.EfficientNetModel:
     """A small one whose weights differ by the seed alone."""
-    settings: dict[str, Any] = {"width_coefficient": 0.25, "depth_coefficient": 0.1, "hidden_dim": 320, "image_size": 32} | changes
+    settings: dict[str, Any] = {
+        "width_coefficient": 0.25,
+        "depth_coefficient": 0.1,
+        "hidden_dim": 320,
+        "image_size": 32,
+    } | changes
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = transformers.EfficientNetModel(transformers.EfficientNetConfig(**settings))
@@ -44,17 +52,27 @@ def saved(tmp_path: Path) -> Path:
 
 
 def pictures(count: int = 3, side: int = 32) -> torch.Tensor:
-    return torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+    return torch.randint(
+        0,
+        256,
+        (count, 3, side, side),
+        dtype=torch.uint8,
+        generator=torch.Generator().manual_seed(2),
+    )
 
 
-def normalised(value: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
+def normalised(
+    value: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]
+) -> torch.Tensor:
     return (value / 255 - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1)
 
 
 def test_a_saved_model_gives_what_transformers_gives(saved: Path) -> None:
     encoder = open_encoder(str(saved))
     with torch.inference_mode():
-        said = efficientnet()(pixel_values=normalised(pictures(), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+        said = efficientnet()(
+            pixel_values=normalised(pictures(), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+        )
         found = encoder(pictures())
     torch.testing.assert_close(found.pooled, said.pooler_output.flatten(1), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(found.spatial, said.last_hidden_state, rtol=1e-4, atol=1e-4)
@@ -64,19 +82,32 @@ def test_a_saved_model_gives_what_transformers_gives(saved: Path) -> None:
 
 def test_pictures_of_another_size_are_resized_and_a_size_can_be_asked_for(saved: Path) -> None:
     with torch.inference_mode():
-        small = functional.interpolate(pictures(side=48).float(), (32, 32), mode="bilinear", antialias=True, align_corners=False)
-        one, other = open_encoder(str(saved))(pictures(side=48)), open_encoder(str(saved))(small / 255)
+        small = functional.interpolate(
+            pictures(side=48).float(),
+            (32, 32),
+            mode="bilinear",
+            antialias=True,
+            align_corners=False,
+        )
+        one, other = (
+            open_encoder(str(saved))(pictures(side=48)),
+            open_encoder(str(saved))(small / 255),
+        )
     torch.testing.assert_close(one.pooled, other.pooled, rtol=1e-4, atol=1e-4)
     assert open_encoder(str(saved), size=64).size == (64, 64)
 
 
 def test_the_normalisation_a_model_was_saved_with_is_used_and_told(saved: Path) -> None:
     plain = open_encoder(str(saved)).fingerprint()
-    (saved / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4]}))
+    (saved / "preprocessor_config.json").write_text(
+        json.dumps({"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4]})
+    )
     encoder = open_encoder(str(saved))
     with torch.inference_mode():
         said = efficientnet()(pixel_values=normalised(pictures(), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)))
-        torch.testing.assert_close(encoder(pictures()).pooled, said.pooler_output.flatten(1), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            encoder(pictures()).pooled, said.pooler_output.flatten(1), rtol=1e-4, atol=1e-4
+        )
     assert encoder.fingerprint()["preprocessing"]["mean"] == [0.5, 0.4, 0.3]
     assert encoder.fingerprint() != plain
     (saved / "preprocessor_config.json").write_text('{"image_mean": 3}')
@@ -95,27 +126,41 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder / "snapshots" / commit
 
 
-def test_a_hub_model_s_own_normalisation_is_used_too(hub: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (hub / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4]}))
+def test_a_hub_model_s_own_normalisation_is_used_too(
+    hub: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (hub / "preprocessor_config.json").write_text(
+        json.dumps({"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4]})
+    )
     encoder = open_encoder("lab/small", offline=True)
     with torch.inference_mode():
         said = efficientnet()(pixel_values=normalised(pictures(), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)))
-        torch.testing.assert_close(encoder(pictures()).pooled, said.pooler_output.flatten(1), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            encoder(pictures()).pooled, said.pooler_output.flatten(1), rtol=1e-4, atol=1e-4
+        )
     assert encoder.fingerprint()["preprocessing"]["std"] == [0.2, 0.3, 0.4]
     assert "ImageNet" not in caplog.text
 
 
-def test_a_hub_model_that_declares_none_is_normalised_by_imagenet_s_and_that_is_told(hub: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_hub_model_that_declares_none_is_normalised_by_imagenet_s_and_that_is_told(
+    hub: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     encoder = open_encoder("lab/small", offline=True)
     assert encoder.fingerprint()["preprocessing"]["mean"] == [0.485, 0.456, 0.406]
-    assert "lab/small: no preprocessor_config.json to be had, pictures are normalised by ImageNet's" in caplog.text
+    assert (
+        "lab/small: no preprocessor_config.json to be had, pictures are normalised by ImageNet's"
+        in caplog.text
+    )
 
 
 @pytest.mark.parametrize("offline", [True, False])
-def test_the_hub_is_asked_for_the_normalisation_only_where_it_may_be(hub: Path, monkeypatch: pytest.MonkeyPatch, offline: bool) -> None:
+def test_the_hub_is_asked_for_the_normalisation_only_where_it_may_be(
+    hub: Path, monkeypatch: pytest.MonkeyPatch, offline: bool
+) -> None:
     asked: list[tuple[str, str, bool]] = []
     monkeypatch.setattr(
-        "transformers.utils.cached_file", lambda name, file, *, local_files_only: asked.append((name, file, local_files_only))
+        "transformers.utils.cached_file",
+        lambda name, file, *, local_files_only: asked.append((name, file, local_files_only)),
     )
     mean, _ = _normalisation("lab/small", offline)
     assert (asked, mean) == ([("lab/small", "preprocessor_config.json", offline)], IMAGENET_MEAN)
@@ -125,9 +170,13 @@ def test_tokens_become_a_map_and_the_last_blocks_are_the_layers(tmp_path: Path) 
     vit().save_pretrained(tmp_path)
     encoder = open_encoder(str(tmp_path))
     with torch.inference_mode():
-        said = vit()(pixel_values=normalised(pictures(), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+        said = vit()(
+            pixel_values=normalised(pictures(), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+        )
         found = encoder(pictures())
-    torch.testing.assert_close(found.spatial.squeeze(-1).transpose(1, 2), said.last_hidden_state, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        found.spatial.squeeze(-1).transpose(1, 2), said.last_hidden_state, rtol=1e-4, atol=1e-4
+    )
     assert [type(block).__name__ for block in encoder.last_blocks(2)] == ["ViTLayer"] * 2
     with pytest.raises(ConfigError, match="expected 1 to 3, found 4"):
         encoder.last_blocks(4)
@@ -137,7 +186,11 @@ def test_other_weights_are_another_fingerprint(saved: Path) -> None:
     one = open_encoder(str(saved)).fingerprint()
     weights = load_file(saved / "model.safetensors")
     name = next(name for name, value in weights.items() if value.ndim == 4)
-    save_file(weights | {name: weights[name] + 1e-3}, saved / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        weights | {name: weights[name] + 1e-3},
+        saved / "model.safetensors",
+        metadata={"format": "pt"},
+    )
     other = open_encoder(str(saved)).fingerprint()
     assert one["weights_sha256"] != other["weights_sha256"]
     assert {**one, "weights_sha256": ""} == {**other, "weights_sha256": ""}
@@ -145,7 +198,9 @@ def test_other_weights_are_another_fingerprint(saved: Path) -> None:
 
 def incomplete(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
-    save_file(dict(list(weights.items())[1:]), folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        dict(list(weights.items())[1:]), folder / "model.safetensors", metadata={"format": "pt"}
+    )
 
 
 def pickled(folder: Path) -> None:
@@ -173,20 +228,30 @@ def without_weights(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
 
 
-@pytest.mark.parametrize("harm", [incomplete, pickled, cut, contradicting, too_small, without_weights])
+@pytest.mark.parametrize(
+    "harm", [incomplete, pickled, cut, contradicting, too_small, without_weights]
+)
 def test_a_model_that_is_not_whole_is_refused_and_never_random(harm: Any, saved: Path) -> None:
     harm(saved)
-    with pytest.raises(ConfigError, match=r"the encoder's (weights are not there|weights are incomplete|configuration contradicts itself).*"
-                                          "random:efficientnet_b0"):  # fmt: skip
+    with pytest.raises(
+        ConfigError,
+        match=r"the encoder's (weights are not there|weights are incomplete|configuration contradicts itself).*"
+        "random:efficientnet_b0",
+    ):
         open_encoder(str(saved))
 
 
 def test_a_size_that_the_model_cannot_take_is_refused(tmp_path: Path) -> None:
     vit().save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match=r"does not take pictures of this size.*expected null.*found 64: .*\(64\*64\)"):
+    with pytest.raises(
+        ConfigError,
+        match=r"does not take pictures of this size.*expected null.*found 64: .*\(64\*64\)",
+    ):
         open_encoder(str(tmp_path), size=64)
 
 
 def test_a_folder_without_a_model_says_what_it_should_hold(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no encoder in this folder.*config\.json and model\.safetensors"):
+    with pytest.raises(
+        ConfigError, match=r"no encoder in this folder.*config\.json and model\.safetensors"
+    ):
         open_encoder(str(tmp_path))

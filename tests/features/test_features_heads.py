@@ -14,7 +14,13 @@ from torch.nn import functional
 
 from features.head import Cached, HeadSettings, ablated, make_head, train_head
 from features.head_score import check_same_features, restore_head, score_head
-from features.metrics import auroc, calibration_error, classification_metrics, confusion_matrix, macro_f1
+from features.metrics import (
+    auroc,
+    calibration_error,
+    classification_metrics,
+    confusion_matrix,
+    macro_f1,
+)
 from utils.training.checkpoint import load_checkpoint, save_checkpoint
 from warehouse.errors import ConfigError, StateError
 
@@ -28,7 +34,10 @@ def clouds(count=60, classes=3, width=8, spread=0.4):
     for name in ("train", "val", "test"):
         wanted = np.arange(count) % classes
         rows = np.eye(width)[wanted] + spread * rng.standard_normal((count, width))
-        pooled[name], target[name] = torch.from_numpy(rows).float() * 1e-3 + 5, torch.from_numpy(wanted)
+        pooled[name], target[name] = (
+            torch.from_numpy(rows).float() * 1e-3 + 5,
+            torch.from_numpy(wanted),
+        )
     return Cached("v0", FACTS, tuple("abc")[:classes], pooled, target)
 
 
@@ -38,9 +47,14 @@ def test_figures_are_those_of_their_definitions():
     said = probability.argmax(axis=1)
     matrix = confusion_matrix(target, said, 4)
     assert matrix[2, 3] == sum(t == 2 and s == 3 for t, s in zip(target, said, strict=True))
-    hits = [2 * ((target == c) & (said == c)).sum() / ((target == c).sum() + (said == c).sum()) for c in range(4)]
+    hits = [
+        2 * ((target == c) & (said == c)).sum() / ((target == c).sum() + (said == c).sum())
+        for c in range(4)
+    ]
     assert macro_f1(matrix) == pytest.approx(np.mean(hits))
-    assert classification_metrics(probability, target)["accuracy"] == pytest.approx((target == said).mean())
+    assert classification_metrics(probability, target)["accuracy"] == pytest.approx(
+        (target == said).mean()
+    )
     score, positive = probability[:, 0].round(1), target == 0
     u = mannwhitneyu(score[positive], score[~positive]).statistic
     assert auroc(score, positive) == pytest.approx(u / (positive.sum() * (~positive).sum()))
@@ -54,17 +68,27 @@ def test_calibration_error_is_zero_for_the_calibrated_and_the_gap_for_the_boaste
 
 
 @settings(deadline=None, max_examples=60)
-@given(seed=st.integers(0, 10**6), count=st.integers(2, 60), classes=st.integers(2, 5), digits=st.sampled_from([1, 2, 9]))
+@given(
+    seed=st.integers(0, 10**6),
+    count=st.integers(2, 60),
+    classes=st.integers(2, 5),
+    digits=st.sampled_from([1, 2, 9]),
+)
 def test_figures_are_those_of_counting_one_by_one(seed, count, classes, digits):
     rng = np.random.default_rng(seed)
-    target, rough = rng.integers(0, classes, count), rng.dirichlet(np.ones(classes), count).round(digits) + 1e-3
+    target, rough = (
+        rng.integers(0, classes, count),
+        rng.dirichlet(np.ones(classes), count).round(digits) + 1e-3,
+    )
     probability = rough / rough.sum(axis=1, keepdims=True)
     found = classification_metrics(probability, target)
     areas = []
     for c in range(classes):
         ones, zeros = probability[target == c, c], probability[target != c, c]
         if len(ones) and len(zeros):
-            areas.append(np.mean([(one > zero) + (one == zero) / 2 for one in ones for zero in zeros]))
+            areas.append(
+                np.mean([(one > zero) + (one == zero) / 2 for one in ones for zero in zeros])
+            )
     assert found.get("auroc", -1) == pytest.approx(np.mean(areas) if areas else -1)
     said, top = probability.argmax(axis=1), probability.max(axis=1)
     gap = 0.0
@@ -88,7 +112,9 @@ def test_the_loss_is_pytorch_s_cross_entropy(tmp_path, smoothing, weighted):
     target = cached.target["train"].clone()
     target[:15] = 0  # classes of unequal size
     cached.target["train"] = target
-    wanted = HeadSettings(epochs=1, batch_size=60, label_smoothing=smoothing, class_weights=weighted)
+    wanted = HeadSettings(
+        epochs=1, batch_size=60, label_smoothing=smoothing, class_weights=weighted
+    )
     seen: list[float] = []
     train_head(wanted, cached, tmp_path, log_epoch=lambda _, figures: seen.append(figures["loss"]))
     head = make_head(wanted, 8, 3)
@@ -97,12 +123,23 @@ def test_the_loss_is_pytorch_s_cross_entropy(tmp_path, smoothing, weighted):
     weight = 60 / (3 * counts) if weighted else None
     with torch.no_grad():
         losses = functional.cross_entropy(
-            head(head.scaled(cached.pooled["train"])), target, weight, reduction="none", label_smoothing=smoothing
+            head(head.scaled(cached.pooled["train"])),
+            target,
+            weight,
+            reduction="none",
+            label_smoothing=smoothing,
         )
     assert seen == [pytest.approx(float(losses.mean()), rel=1e-5)]
 
 
-@pytest.mark.parametrize("change", [{}, {"kind": "mlp"}, {"mixup": 0.2, "noise": 0.1, "label_smoothing": 0.1, "class_weights": True}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"kind": "mlp"},
+        {"mixup": 0.2, "noise": 0.1, "label_smoothing": 0.1, "class_weights": True},
+    ],
+)
 def test_a_head_learns_clouds_twice_the_same(tmp_path, change):
     wanted = HeadSettings(epochs=30, batch_size=16, **change)
     one, again = (train_head(wanted, clouds(), tmp_path / name) for name in ("one", "again"))
@@ -116,8 +153,12 @@ def test_a_head_learns_clouds_twice_the_same(tmp_path, change):
 
 def test_accumulated_batches_are_one_big_batch(tmp_path):
     whole = train_head(HeadSettings(epochs=5, batch_size=60), clouds(), tmp_path / "whole")
-    parts = train_head(HeadSettings(epochs=5, batch_size=20, accumulate=3), clouds(), tmp_path / "parts")
-    one, other = (load_checkpoint(tmp_path / name).tensors["head.body.weight"] for name in ("whole", "parts"))
+    parts = train_head(
+        HeadSettings(epochs=5, batch_size=20, accumulate=3), clouds(), tmp_path / "parts"
+    )
+    one, other = (
+        load_checkpoint(tmp_path / name).tensors["head.body.weight"] for name in ("whole", "parts")
+    )
     assert whole["best_epoch"] == parts["best_epoch"]
     torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
 
@@ -131,19 +172,26 @@ def test_attention_finds_the_one_cell_that_tells(tmp_path):
         spatial[name], target[name] = torch.from_numpy(cells).half(), torch.from_numpy(wanted)
         pooled[name] = spatial[name].float().mean(dim=(2, 3))
     cached = Cached("v0", FACTS, ("a", "b"), pooled, target, spatial)
-    assert train_head(HeadSettings(kind="attention", epochs=30, batch_size=16), cached, tmp_path)["accuracy"] > 0.9
+    assert (
+        train_head(HeadSettings(kind="attention", epochs=30, batch_size=16), cached, tmp_path)[
+            "accuracy"
+        ]
+        > 0.9
+    )
 
 
 @pytest.mark.parametrize("kind", ["linear", "mlp"])
 def test_a_trained_head_is_scored_again_with_the_same_figures(tmp_path, kind):
     cached = replace(clouds(), source="a" * 64)
-    trained = train_head(HeadSettings(name="mine", kind=kind, epochs=5, class_weights=True), cached, tmp_path)
+    trained = train_head(
+        HeadSettings(name="mine", kind=kind, epochs=5, class_weights=True), cached, tmp_path
+    )
     saved = load_checkpoint(tmp_path)
     check_same_features(saved, cached)
     again = score_head(saved, cached, tmp_path / "score" / "confusion.png")
-    assert {key: again[key] for key in ("name", "accuracy", "macro_f1", "auroc", "ece", "held_out")} == {
-        key: trained[key] for key in ("name", "accuracy", "macro_f1", "auroc", "ece", "held_out")
-    }
+    assert {
+        key: again[key] for key in ("name", "accuracy", "macro_f1", "auroc", "ece", "held_out")
+    } == {key: trained[key] for key in ("name", "accuracy", "macro_f1", "auroc", "ece", "held_out")}
     assert (tmp_path / "score" / "confusion.png").stat().st_size > 1000
 
 
@@ -171,24 +219,40 @@ def test_a_checkpoint_that_is_no_head_s_is_refused(tmp_path):
     save_checkpoint(tmp_path, {"head.x": torch.zeros(1)}, {"model": {"kind": "tiny"}})
     with pytest.raises(StateError, match=r"not of a head.*infer_view"):
         check_same_features(load_checkpoint(tmp_path), clouds())
-    save_checkpoint(tmp_path, {"head.x": torch.zeros(1)}, {"model": {"kind": "head-mlp", "width": 0, "hidden": 3, "classes": ["a", "b"]}})
+    save_checkpoint(
+        tmp_path,
+        {"head.x": torch.zeros(1)},
+        {"model": {"kind": "head-mlp", "width": 0, "hidden": 3, "classes": ["a", "b"]}},
+    )
     with pytest.raises(StateError, match="width 0"):
         restore_head(load_checkpoint(tmp_path))
 
 
 def test_early_stopping_ends_before_the_last_epoch(tmp_path):
     seen: list[int] = []
-    train_head(HeadSettings(epochs=200, patience=3), clouds(spread=0.01), tmp_path, log_epoch=lambda epoch, _: seen.append(epoch))
+    train_head(
+        HeadSettings(epochs=200, patience=3),
+        clouds(spread=0.01),
+        tmp_path,
+        log_epoch=lambda epoch, _: seen.append(epoch),
+    )
     assert len(seen) < 50
 
 
 def test_ablations_are_runs_with_their_overrides():
     runs = ablated(HeadSettings(epochs=7))
-    assert [(run.name, run.kind, run.epochs) for run in runs] == [("linear", "linear", 7), ("mlp", "mlp", 7), ("mlp_mixup", "mlp", 7)]
+    assert [(run.name, run.kind, run.epochs) for run in runs] == [
+        ("linear", "linear", 7),
+        ("mlp", "mlp", 7),
+        ("mlp_mixup", "mlp", 7),
+    ]
     assert [run.name for run in ablated(HeadSettings(name="mine", ablations=[]))] == ["mine"]
 
 
-@pytest.mark.parametrize("change", [{"kinds": "mlp"}, {"epochs": 0}, {"ablations": 3}, {"checkpoint": "x"}, {"features": "x"}])
+@pytest.mark.parametrize(
+    "change",
+    [{"kinds": "mlp"}, {"epochs": 0}, {"ablations": 3}, {"checkpoint": "x"}, {"features": "x"}],
+)
 def test_an_ablation_that_is_none_is_refused(change):
     with pytest.raises(ConfigError, match=r"ablation"):
         ablated(HeadSettings(ablations=[change]))

@@ -1,4 +1,7 @@
-"""Micro-jobs: the queue, killed and damaged jobs, the published version against encoding in one go."""
+"""Micro-jobs.
+
+The queue, killed and damaged jobs, the published version against encoding in one go.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,11 @@ def tiny(seed=0):
 
 def prepared(source, folder, **options):
     """(plan, load, queue, root) of the small warehouse: 4 + 2 jobs."""
-    settings = FeatureSettings(output_root=str(folder / "out"), work=str(folder / "work"), **{"job_size": 8, "batch_size": 3, **options})
+    settings = FeatureSettings(
+        output_root=str(folder / "out"),
+        work=str(folder / "work"),
+        **{"job_size": 8, "batch_size": 3, **options},
+    )
     root = Path(settings.output_root)
     open_root(root)
     plan, load = plan_features(source, tiny(), settings)
@@ -61,8 +68,12 @@ def test_features_in_jobs_are_those_of_encoding_everything_at_once(small, tmp_pa
     for name in version.splits:
         with torch.inference_mode():
             said = encoder(torch.from_numpy(small.split(name).array("image")[:]))
-        np.testing.assert_allclose(version.split(name).array("feature")[:], said.pooled.numpy(), rtol=2e-3, atol=1e-5)
-        np.testing.assert_allclose(version.split(name).array("feature_map")[:], said.spatial.numpy(), rtol=2e-3, atol=1e-4)
+        np.testing.assert_allclose(
+            version.split(name).array("feature")[:], said.pooled.numpy(), rtol=2e-3, atol=1e-5
+        )
+        np.testing.assert_allclose(
+            version.split(name).array("feature_map")[:], said.spatial.numpy(), rtol=2e-3, atol=1e-4
+        )
     assert version.manifest.recipe["encoder"]["random"] is True
     assert version.manifest.warnings[-1].startswith("random features")
     old, new = (one.table("samples.parquet").drop_columns("sha256") for one in (small, version))
@@ -95,7 +106,9 @@ def die_in_job(source, folder, number):
 
 
 def test_a_killed_job_is_done_again_and_only_it(small, tmp_path):
-    process = multiprocessing.get_context("spawn").Process(target=die_in_job, args=(small.folder, tmp_path / "killed", 2))
+    process = multiprocessing.get_context("spawn").Process(
+        target=die_in_job, args=(small.folder, tmp_path / "killed", 2)
+    )
     process.start()
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
@@ -192,7 +205,9 @@ def test_exports_name_every_picture_once(small, tmp_path):
         _, parquet = export_queue(queue, small, plan.version, 8)
     version = Warehouse.open(root)
     rows = pq.read_table(parquet).to_pylist()
-    assert [name for row in rows for name in row["pictures"]] == small.table("samples.parquet")["source"].to_pylist()
+    assert [name for row in rows for name in row["pictures"]] == small.table("samples.parquet")[
+        "source"
+    ].to_pylist()
     assert all((root / row["features_path"]).is_file() for row in rows)
     assert export_npz(version, tmp_path) == 38
     with np.load(tmp_path / "features/encoder_tiny/img_val_000003.npz") as saved:
@@ -209,11 +224,15 @@ def test_boxes_name_their_picture():
 
 
 def test_random_efficientnet_follows_its_seed_and_says_what_it_is():
-    one, again, other = (open_encoder("random:efficientnet_b0", size=32, seed=seed) for seed in (1, 1, 2))
+    one, again, other = (
+        open_encoder("random:efficientnet_b0", size=32, seed=seed) for seed in (1, 1, 2)
+    )
     assert one.fingerprint() == again.fingerprint()
     assert one.fingerprint()["weights_sha256"] != other.fingerprint()["weights_sha256"]
     assert json.dumps(one.fingerprint()).count("random") == 2
-    pictures = torch.randint(0, 256, (2, 3, 40, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pictures = torch.randint(
+        0, 256, (2, 3, 40, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     with torch.inference_mode():
         said = one(pictures)
         alone = one(pictures[:1])

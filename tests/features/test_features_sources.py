@@ -26,7 +26,9 @@ def _own_cache(tmp_path, monkeypatch):
 
 
 def baked(source, output, **options):
-    settings = BuildSettings(input_root=str(source), output_root=str(output), **{"target_size": (32, 32), **options})
+    settings = BuildSettings(
+        input_root=str(source), output_root=str(output), **{"target_size": (32, 32), **options}
+    )
     output.mkdir()
     job = open_job(settings, RasterSettings())
     bake(job.plan, job.loader, output, workers=0, cluster=None, trace=False, on_plan=lambda _: None)
@@ -38,7 +40,9 @@ def class_folders(root, names=("9", "10", "cat"), each=10):
     for name in names:
         (root / name).mkdir(parents=True)
         for at in range(each):
-            Image.fromarray(rng.integers(0, 256, (20, 24, 3), np.uint8)).save(root / name / f"{at}.png")
+            Image.fromarray(rng.integers(0, 256, (20, 24, 3), np.uint8)).save(
+                root / name / f"{at}.png"
+            )
 
 
 def masked(root, values=(0, 255), count=10, size=(40, 24)):
@@ -46,8 +50,12 @@ def masked(root, values=(0, 255), count=10, size=(40, 24)):
     for folder in ("image", "label"):
         (root / folder).mkdir(parents=True)
     for at in range(count):
-        Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), np.uint8)).save(root / "image" / f"{at}.png")
-        Image.fromarray(rng.choice(np.array(values, np.uint8), (size[1], size[0]))).save(root / "label" / f"{at}.png")
+        Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), np.uint8)).save(
+            root / "image" / f"{at}.png"
+        )
+        Image.fromarray(rng.choice(np.array(values, np.uint8), (size[1], size[0]))).save(
+            root / "label" / f"{at}.png"
+        )
 
 
 def test_a_picture_s_class_is_its_folder_and_numbers_are_sorted_as_numbers(tmp_path):
@@ -60,7 +68,9 @@ def test_a_picture_s_class_is_its_folder_and_numbers_are_sorted_as_numbers(tmp_p
         sources = [row["source"] for row in rows if row["split"] == name]
         target = version.split(name).array("target")[:]
         assert target.dtype == np.int16
-        assert [version.manifest.class_names[at] for at in target] == [source.split("/")[0] for source in sources]
+        assert [version.manifest.class_names[at] for at in target] == [
+            source.split("/")[0] for source in sources
+        ]
     assert version.manifest.summary["all"]["per_class"] == {"9": 10, "10": 10, "cat": 10}
 
 
@@ -73,21 +83,27 @@ def test_every_class_is_shared_out_like_the_whole(tmp_path):
 
 def test_copies_of_a_picture_in_two_classes_stay_in_one_split():
     sources = [f"{name}/{at}.png" for name in "ab" for at in range(10)]
-    places = assign_splits(sources, [f"{at % 10}" for at in range(20)], BuildSettings(), [at // 10 for at in range(20)])
+    places = assign_splits(
+        sources, [f"{at % 10}" for at in range(20)], BuildSettings(), [at // 10 for at in range(20)]
+    )
     assert places.splits[:10] == places.splits[10:]
 
 
 def test_given_split_folders_around_classes_are_kept(tmp_path):
     class_folders(tmp_path / "in" / "train", each=3)
     class_folders(tmp_path / "in" / "val", each=2)
-    (tmp_path / "in" / "val" / "9" / "0.png").write_bytes((tmp_path / "in" / "train" / "9" / "0.png").read_bytes())
+    (tmp_path / "in" / "val" / "9" / "0.png").write_bytes(
+        (tmp_path / "in" / "train" / "9" / "0.png").read_bytes()
+    )
     version = baked(tmp_path / "in", tmp_path / "out", format="classes")
     assert {name: len(version.split(name)) for name in version.splits} == {"train": 9, "val": 6}
     assert version.manifest.class_names == ["9", "10", "cat"]
 
 
 @pytest.mark.parametrize(
-    ("where", "options"), [("stray.png", {}), ("cat/x.png", {"classes": ["9", "10"]})], ids=["no folder", "other class"]
+    ("where", "options"),
+    [("stray.png", {}), ("cat/x.png", {"classes": ["9", "10"]})],
+    ids=["no folder", "other class"],
 )
 def test_a_picture_without_a_class_is_refused_by_name(tmp_path, where, options):
     class_folders(tmp_path / "in", names=("9", "10"))
@@ -99,15 +115,25 @@ def test_a_picture_without_a_class_is_refused_by_name(tmp_path, where, options):
 
 def test_masks_follow_their_pictures_through_the_letterbox(tmp_path):
     masked(tmp_path / "in")
-    version = baked(tmp_path / "in", tmp_path / "out", format="masks", mask_values={0: 0, 255: 3}, target_size=(64, 80))
+    version = baked(
+        tmp_path / "in",
+        tmp_path / "out",
+        format="masks",
+        mask_values={0: 0, 255: 3},
+        target_size=(64, 80),
+    )
     assert verify(version)[1] == []
     rows = version.table("samples.parquet").to_pylist()
     for name in version.splits:
         mask = version.split(name).array("mask")[:]
         for at, row in enumerate(row for row in rows if row["split"] == name):
-            truth = np.asarray(Image.open(tmp_path / "in" / row["source"].replace("image", "label")))
+            truth = np.asarray(
+                Image.open(tmp_path / "in" / row["source"].replace("image", "label"))
+            )
             # 40 x 24 doubles to 80 x 48 and stands in the middle of 64 rows.
-            assert (mask[at, 8:56] == np.where(truth == 255, 3, 0).repeat(2, axis=0).repeat(2, axis=1)).all()
+            assert (
+                mask[at, 8:56] == np.where(truth == 255, 3, 0).repeat(2, axis=0).repeat(2, axis=1)
+            ).all()
             assert (mask[at, :8] == 255).all()
             assert (mask[at, 56:] == 255).all()
 
@@ -147,16 +173,25 @@ def test_sign_digits_and_membrane_are_read_whole(tmp_path):
     if not DATA.is_dir():
         pytest.skip("the folder of real data (../shared/data) is not here")
     signs = baked(DATA / "sign_digits", tmp_path / "signs", format="classes")
-    assert [np.bincount(signs.split(name).array("target")[:]).tolist() for name in signs.splits] == [[24] * 10, [3] * 10, [3] * 10]
+    assert [
+        np.bincount(signs.split(name).array("target")[:]).tolist() for name in signs.splits
+    ] == [[24] * 10, [3] * 10, [3] * 10]
     cells = baked(DATA / "membrane", tmp_path / "cells", format="masks", target_size=(512, 512))
     row = cells.table("samples.parquet").to_pylist()[0]
-    truth = cv2.imread(str(DATA / "membrane" / row["source"].replace("image", "label")), cv2.IMREAD_UNCHANGED)
+    truth = cv2.imread(
+        str(DATA / "membrane" / row["source"].replace("image", "label")), cv2.IMREAD_UNCHANGED
+    )
     assert (cells.split(row["split"]).array("mask")[0] == (truth == 255)).all()
 
 
 def test_a_mask_s_error_names_picture_and_mask(tmp_path):
     masked(tmp_path / "in", (0, 1))
-    settings = BuildSettings(input_root=str(tmp_path / "in"), output_root=str(tmp_path / "out"), format="masks", target_size=(32, 32))
+    settings = BuildSettings(
+        input_root=str(tmp_path / "in"),
+        output_root=str(tmp_path / "out"),
+        format="masks",
+        target_size=(32, 32),
+    )
     job = open_job(settings, RasterSettings())
     plan = job.plan({})
     with pytest.raises(PictureError, match=r"image/\d\.png.*label/\d\.png"):
@@ -167,7 +202,9 @@ def test_a_mask_s_error_names_picture_and_mask(tmp_path):
 def test_drawn_samples_of_both_kinds_build(tmp_path, kind, array):
     for name in ("one", "again"):
         make_sample(SampleSettings(kind=kind, count=12, size=(64, 96), output=str(tmp_path / name)))
-    one, again = (baked(tmp_path / name, tmp_path / f"out_{name}", format=kind) for name in ("one", "again"))
+    one, again = (
+        baked(tmp_path / name, tmp_path / f"out_{name}", format=kind) for name in ("one", "again")
+    )
     assert one.manifest.digest == again.manifest.digest
     values = np.concatenate([one.split(name).array(array)[:].reshape(-1) for name in one.splits])
     assert set(np.unique(values).tolist()) == ({0, 1, 2} if kind == "classes" else {0, 1, 255})

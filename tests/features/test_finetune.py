@@ -9,7 +9,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from finetune_fakes import CLASSES, TARGETS, FakeLoader, Quick, make_task, make_trainer, settings, told, toy_encoder
+from finetune_fakes import (
+    CLASSES,
+    TARGETS,
+    FakeLoader,
+    Quick,
+    make_task,
+    make_trainer,
+    settings,
+    told,
+    toy_encoder,
+)
 from torch.nn import functional
 
 from features.finetune import FinetuneSettings, FinetuneTask, trained_levels
@@ -40,20 +50,33 @@ def same_run(one: Path, other: Path) -> None:
     for kind in ("step", "epoch", "held_out"):
         assert told(one, kind) == told(other, kind)
     for part in (one, one / "training"):
-        first, second = load_checkpoint(part).tensors, load_checkpoint(other / part.relative_to(one)).tensors
+        first, second = (
+            load_checkpoint(part).tensors,
+            load_checkpoint(other / part.relative_to(one)).tensors,
+        )
         assert first.keys() == second.keys()
         assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
 def test_it_learns_and_tells_figures_of_the_split_that_decided_nothing(tmp_path):
-    changes = {"epochs": 10, "blocks": None, "norms": "trained", "backbone_rate": 1.0, "accumulate": 1, "rotate": 0, "zoom": 0}
+    changes = {
+        "epochs": 10,
+        "blocks": None,
+        "norms": "trained",
+        "backbone_rate": 1.0,
+        "accumulate": 1,
+        "rotate": 0,
+        "zoom": 0,
+    }
     result = make_trainer(tmp_path, make_task(tmp_path, FinetuneTask, **changes), **changes).run()
     assert result["accuracy"] >= 0.9
     best = load_checkpoint(tmp_path).meta["best"]
     assert (result["selection_accuracy"], result["best_epoch"]) == (best["accuracy"], best["epoch"])
     epochs = told(tmp_path, "epoch")
     assert best["accuracy"] == max(line["accuracy"] for line in epochs)
-    assert best["epoch"] == max(line["epoch"] for line in epochs if line["accuracy"] == best["accuracy"]), "the last of equals"
+    assert best["epoch"] == max(
+        line["epoch"] for line in epochs if line["accuracy"] == best["accuracy"]
+    ), "the last of equals"
     for path in (tmp_path / "confusion.png", tmp_path / "training" / "curve.png"):
         assert path.read_bytes()[:4] == b"\x89PNG"
     assert told(tmp_path, "held_out")[-1]["accuracy"] == result["accuracy"]
@@ -107,7 +130,9 @@ def test_a_resume_with_other_settings_names_what_differs(tmp_path):
     with pytest.raises(StateError, match=r"backbone_rate.*--finetune\.output"):
         make_trainer(tmp_path, epochs=2, backbone_rate=0.25).run()
     with pytest.raises(StateError, match="weights_sha256"):
-        make_trainer(tmp_path, make_task(tmp_path, encoder=toy_encoder(seed=1), epochs=2), epochs=2).run()
+        make_trainer(
+            tmp_path, make_task(tmp_path, encoder=toy_encoder(seed=1), epochs=2), epochs=2
+        ).run()
 
 
 @pytest.mark.parametrize("norms", ["frozen", "trained"])
@@ -119,11 +144,15 @@ def test_what_is_frozen_stays_as_it_was_bit_for_bit(tmp_path, norms):
         for name, value in before.items():
             moved = not torch.equal(value, tensors[f"{part}.network.{name}"])
             statistics = "running" in name or "batches" in name
-            assert moved == (name.startswith(("blocks.2", "top")) and (norms == "trained" or not statistics)), name
+            assert moved == (
+                name.startswith(("blocks.2", "top")) and (norms == "trained" or not statistics)
+            ), name
 
 
 def test_in_the_head_s_epochs_nothing_but_the_head_learns(tmp_path):
-    make_trainer(tmp_path, make_task(tmp_path, epochs=2), epochs=2, max_minutes=None, limit_batches=None)
+    make_trainer(
+        tmp_path, make_task(tmp_path, epochs=2), epochs=2, max_minutes=None, limit_batches=None
+    )
     task = make_task(tmp_path)
     batch = next(iter(FakeLoader("train")))
     for epoch, learns in ((0, False), (1, True)):
@@ -131,19 +160,49 @@ def test_in_the_head_s_epochs_nothing_but_the_head_learns(tmp_path):
         task.model.zero_grad(set_to_none=True)
         task.loss(task.model.train(), batch, epoch)[0].backward()
         assert task.model.head.weight.grad is not None
-        assert [parameter.grad is not None for parameter in task.tuned] == [learns] * len(task.tuned)
+        assert [parameter.grad is not None for parameter in task.tuned] == [learns] * len(
+            task.tuned
+        )
 
 
 def test_earlier_blocks_learn_slower_by_their_distance_from_the_end(tmp_path):
-    task = make_task(tmp_path, blocks=None, backbone_rate=0.5, block_decay=0.1, epochs=2, head_epochs=0, weight_decay=0.0)
-    trainer = make_trainer(tmp_path, task, blocks=None, backbone_rate=0.5, block_decay=0.1, epochs=2, head_epochs=0, weight_decay=0.0,
-                           warmup_steps=0, average=0.0, max_minutes=1e-9)  # fmt: skip
+    task = make_task(
+        tmp_path,
+        blocks=None,
+        backbone_rate=0.5,
+        block_decay=0.1,
+        epochs=2,
+        head_epochs=0,
+        weight_decay=0.0,
+    )
+    trainer = make_trainer(
+        tmp_path,
+        task,
+        blocks=None,
+        backbone_rate=0.5,
+        block_decay=0.1,
+        epochs=2,
+        head_epochs=0,
+        weight_decay=0.0,
+        warmup_steps=0,
+        average=0.0,
+        max_minutes=1e-9,
+    )
     before = {name: value.detach().clone() for name, value in task.model.named_parameters()}
     trainer.run()
     # Adam's first step is the learning rate for every weight that has a gradient.
-    step = {name: float((value.detach() - before[name]).abs().max()) for name, value in task.model.named_parameters()}
-    for name, share in {"head.weight": 1, "network.top.weight": 0.5, "network.blocks.2.0.weight": 0.5, "network.blocks.1.0.weight": 0.05,
-                        "network.blocks.0.0.weight": 0.005, "network.stem.weight": 0.0005}.items():  # fmt: skip
+    step = {
+        name: float((value.detach() - before[name]).abs().max())
+        for name, value in task.model.named_parameters()
+    }
+    for name, share in {
+        "head.weight": 1,
+        "network.top.weight": 0.5,
+        "network.blocks.2.0.weight": 0.5,
+        "network.blocks.1.0.weight": 0.05,
+        "network.blocks.0.0.weight": 0.005,
+        "network.stem.weight": 0.0005,
+    }.items():
         assert step[name] == pytest.approx(0.02 * share, rel=2e-2), name
 
 
@@ -191,18 +250,36 @@ def test_an_overrun_is_answered_once_by_halves_that_give_the_same_steps(tmp_path
     assert "2 samples at a time" in caplog.text
     assert (trainer.pieces, meter.trimmed, budget.peak_gb) == (2, 1, 10.0)
     for one, other in zip(told(tmp_path), told(whole), strict=True):
-        assert (one["step"], one["samples"], one["lr"]) == (other["step"], other["samples"], other["lr"])
+        assert (one["step"], one["samples"], one["lr"]) == (
+            other["step"],
+            other["samples"],
+            other["lr"],
+        )
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
     # What a resumed session starts with.
-    again = make_trainer(tmp_path, budget=MemoryBudget(4.0, torch.device("cpu"), Scripted()), epochs=4)
+    again = make_trainer(
+        tmp_path, budget=MemoryBudget(4.0, torch.device("cpu"), Scripted()), epochs=4
+    )
     again.run()
     assert again.pieces == 2
 
 
 def test_the_gradient_of_halves_is_that_of_the_whole_batch_by_definition(tmp_path):
-    """Against cross-entropy written out over both batches of the step, through a copy of the network."""
-    changes = {"head_epochs": 0, "label_smoothing": 0.0, "zoom": 0, "shift": 0, "rotate": 0, "contrast": 0, "brightness": 0, "flip_x": 0,
-               "blocks": None, "clip_norm": 1e9}  # fmt: skip
+    """Against cross-entropy written out over both batches of the step, through a copy of the
+    network.
+    """
+    changes = {
+        "head_epochs": 0,
+        "label_smoothing": 0.0,
+        "zoom": 0,
+        "shift": 0,
+        "rotate": 0,
+        "contrast": 0,
+        "brightness": 0,
+        "flip_x": 0,
+        "blocks": None,
+        "clip_norm": 1e9,
+    }
     task = make_task(tmp_path, **changes)
     batches = [batch for batch, _ in zip(FakeLoader("train"), range(2), strict=False)]
     oracle = make_task(tmp_path, **changes).model.eval().requires_grad_(True)
@@ -214,7 +291,12 @@ def test_the_gradient_of_halves_is_that_of_the_whole_batch_by_definition(tmp_pat
     class Stop(Exception):
         pass
 
-    trainer = make_trainer(tmp_path, task, budget=MemoryBudget(4.0, torch.device("cpu"), Scripted(0, 10**10)), **changes)
+    trainer = make_trainer(
+        tmp_path,
+        task,
+        budget=MemoryBudget(4.0, torch.device("cpu"), Scripted(0, 10**10)),
+        **changes,
+    )
 
     def spy(max_norm=None):
         seen.update({name: value.grad.clone() for name, value in task.model.named_parameters()})
@@ -231,7 +313,8 @@ def test_the_gradient_of_halves_is_that_of_the_whole_batch_by_definition(tmp_pat
 def test_a_second_overrun_and_one_of_single_samples_are_errors_that_say_what_to_do(tmp_path):
     budget = MemoryBudget(4.0, torch.device("cpu"), Scripted(10**10, 10**10))
     with pytest.raises(
-        TrainingError, match=r"over the memory budget: step 0, 2 at a time; found 10\.00 GB; raise --finetune\.memory_budget_gb"
+        TrainingError,
+        match=r"over the memory budget: step 0, 2 at a time; found 10\.00 GB; raise --finetune\.memory_budget_gb",
     ):
         make_trainer(tmp_path / "halves", budget=budget).run()
     budget = MemoryBudget(4.0, torch.device("cpu"), Scripted(10**10))
@@ -240,7 +323,10 @@ def test_a_second_overrun_and_one_of_single_samples_are_errors_that_say_what_to_
 
 
 def test_a_real_overrun_on_the_cpu_is_seen_and_halves_go_on_within_the_budget(tmp_path, caplog):
-    """The peak of whole batches and of halves is measured first; a limit between them must be kept by halving."""
+    """The peak of whole batches and of halves is measured first.
+
+    A limit between them must be kept by halving.
+    """
 
     class Hungry(Quick):
         """Holds 16 MB a sample: blocks so large that malloc asks the system for each."""
@@ -254,7 +340,12 @@ def test_a_real_overrun_on_the_cpu_is_seen_and_halves_go_on_within_the_budget(tm
 
     def run(folder, limit, pieces):
         budget = MemoryBudget(limit, torch.device("cpu"))
-        trainer = make_trainer(tmp_path / folder, make_task(tmp_path / folder, Hungry, **changes), budget=budget, **changes)
+        trainer = make_trainer(
+            tmp_path / folder,
+            make_task(tmp_path / folder, Hungry, **changes),
+            budget=budget,
+            **changes,
+        )
         trainer.pieces = pieces
         budget.meter.trim()
         budget.meter.reset()
@@ -280,19 +371,28 @@ def test_a_batch_of_one_moves_no_statistics(tmp_path):
     batch = next(iter(FakeLoader("train")))
     for count, moves in ((1, False), (4, True)):
         before = encoder.network.blocks[2][1].running_mean.clone()
-        task.loss(task.model.train(), {key: value[:count] for key, value in batch.items()}, 0)[0].backward()
+        task.loss(task.model.train(), {key: value[:count] for key, value in batch.items()}, 0)[
+            0
+        ].backward()
         assert torch.equal(before, encoder.network.blocks[2][1].running_mean) != moves
 
 
 def test_a_budget_below_the_model_s_own_size_is_an_error_before_any_step(tmp_path):
-    with pytest.raises(TrainingError, match=r"below the model's own size: finetune\.memory_budget_gb; expected at least \d"):
+    with pytest.raises(
+        TrainingError,
+        match=r"below the model's own size: finetune\.memory_budget_gb; expected at least \d",
+    ):
         make_trainer(tmp_path, budget=MemoryBudget(0.01, torch.device("cpu"))).run()
     assert not (tmp_path / "training").exists()
     task = make_task(tmp_path, blocks=1)
     held, coming = training_bytes(task.model, task.groups(0.0))
     own = 4 * sum(value.numel() for value in task.model.parameters())
-    assert own < held / 2 <= own + 4 * 60, "weights and their average; the norms' statistics are a few numbers more"
-    assert coming == 3 * 4 * (8 * 8 * 9 + 16 + 8 * 8 + 8 + 16 + 8 * CLASSES + CLASSES), "block, top, layer norm, head"
+    assert own < held / 2 <= own + 4 * 60, (
+        "weights and their average; the norms' statistics are a few numbers more"
+    )
+    assert coming == 3 * 4 * (8 * 8 * 9 + 16 + 8 * 8 + 8 + 16 + 8 * CLASSES + CLASSES), (
+        "block, top, layer norm, head"
+    )
 
 
 def test_the_process_is_what_is_watched_on_a_cpu():
@@ -316,22 +416,40 @@ def test_forgotten_activations_change_no_step(tmp_path, whole):
 
 @pytest.mark.parametrize(
     ("change", "match"),
-    [({"head_epochs": 10}, "fewer than epochs"), ({"recompute": True, "norms": "trained"}, "twice"), ({"blocks": 0}, "blocks"),
-     ({"memory_budget_gb": 0}, "memory_budget_gb"), ({"epochs": None}, "max_minutes")],
-)  # fmt: skip
+    [
+        ({"head_epochs": 10}, "fewer than epochs"),
+        ({"recompute": True, "norms": "trained"}, "twice"),
+        ({"blocks": 0}, "blocks"),
+        ({"memory_budget_gb": 0}, "memory_budget_gb"),
+        ({"epochs": None}, "max_minutes"),
+    ],
+)
 def test_settings_that_cannot_be_are_refused(change, match):
     with pytest.raises(ValueError, match=match):
         FinetuneSettings(**change)
     assert FinetuneSettings().training().output == "checkpoints/finetune/training"
 
 
-PLAIN = {"flip_x": 0, "flip_y": 0, "zoom": 0, "shift": 0, "rotate": 0, "contrast": 0, "brightness": 0}
+PLAIN = {
+    "flip_x": 0,
+    "flip_y": 0,
+    "zoom": 0,
+    "shift": 0,
+    "rotate": 0,
+    "contrast": 0,
+    "brightness": 0,
+}
 
 
 def test_augmentation_is_a_function_of_seed_epoch_and_sample_not_of_the_batch():
-    pictures, index = torch.rand(5, 3, 16, 20, generator=torch.Generator().manual_seed(0)), torch.tensor([4, 0, 9, 2, 7])
+    pictures, index = (
+        torch.rand(5, 3, 16, 20, generator=torch.Generator().manual_seed(0)),
+        torch.tensor([4, 0, 9, 2, 7]),
+    )
     both = augment_pictures(pictures, index, 3, PictureTraining())
-    torch.testing.assert_close(augment_pictures(pictures[2:3], index[2:3], 3, PictureTraining())[0], both[2])
+    torch.testing.assert_close(
+        augment_pictures(pictures[2:3], index[2:3], 3, PictureTraining())[0], both[2]
+    )
     assert not torch.equal(augment_pictures(pictures, index, 4, PictureTraining()), both)
     assert not torch.equal(augment_pictures(pictures, index, 3, PictureTraining(seed=1)), both)
     assert 0 <= float(both.min()) <= float(both.max()) <= 1
@@ -343,7 +461,12 @@ def test_a_flip_is_a_flip_and_the_borders_are_repeated(change, axis):
     pictures = torch.rand(2, 3, 16, 20, generator=torch.Generator().manual_seed(0))
     said = augment_pictures(pictures, torch.arange(2), 0, PictureTraining(**PLAIN | change))
     torch.testing.assert_close(said, pictures.flip(axis), atol=1e-5, rtol=1e-5)
-    flat = augment_pictures(torch.full((3, 3, 12, 12), 0.4), torch.arange(3), 0, PictureTraining(**PLAIN | {"rotate": 90, "zoom": 0.5}))
+    flat = augment_pictures(
+        torch.full((3, 3, 12, 12), 0.4),
+        torch.arange(3),
+        0,
+        PictureTraining(**PLAIN | {"rotate": 90, "zoom": 0.5}),
+    )
     torch.testing.assert_close(flat, torch.full_like(flat, 0.4))
 
 
@@ -361,7 +484,9 @@ def test_boxes_become_picture_labels_and_pictures_without_teach_nothing(small: W
     targets = picture_targets(small, "largest")
     mask, label = (small.split("train").array(name)[:] for name in ("box_mask", "label"))
     wanted = [int(label[at, 0]) if mask[at].any() else -1 for at in range(len(label))]
-    assert targets["train"].tolist() == wanted, "the boxes of one of these pictures are all of one class"
+    assert targets["train"].tolist() == wanted, (
+        "the boxes of one of these pictures are all of one class"
+    )
     task = make_task(tmp_path)
     batch = next(iter(FakeLoader("train")))
     task.targets = (torch.full((36,), -1), TARGETS["val"])
@@ -371,5 +496,10 @@ def test_boxes_become_picture_labels_and_pictures_without_teach_nothing(small: W
 
 def test_the_smallest_settings_are_those_of_the_design():
     shown = FinetuneSettings()
-    assert (shown.blocks, shown.batch_size, shown.memory_budget_gb, shown.resume) == (4, 4, 4.0, True)
+    assert (shown.blocks, shown.batch_size, shown.memory_budget_gb, shown.resume) == (
+        4,
+        4,
+        4.0,
+        True,
+    )
     assert settings().resume

@@ -19,13 +19,24 @@ NAN, INF = float("nan"), float("inf")
 @pytest.mark.parametrize(
     ("box", "label", "reason"),
     [
-        ((NAN, 0, 10, 10), 0, "nan"), ((0, 0, INF, 10), 0, "nan"), ((0, 0, 10, 10), -1, "unknown_class"), ((10, 0, 5, 10), 0, "reversed"),
-        ((0, 9, 10, 5), 0, "reversed"), ((5, 5, 5, 10), 0, "zero_area"), ((5, 5, 10, 5), 0, "zero_area"), ((100, 0, 120, 10), 0, "outside"),
-        ((-20, -20, -1, -1), 0, "outside"), ((0, 0, 1.9, 10), 0, "tiny"), ((99, 0, 130, 10), 0, "tiny"), ((10, 10, 20, 20), 0, "duplicate"),
+        ((NAN, 0, 10, 10), 0, "nan"),
+        ((0, 0, INF, 10), 0, "nan"),
+        ((0, 0, 10, 10), -1, "unknown_class"),
+        ((10, 0, 5, 10), 0, "reversed"),
+        ((0, 9, 10, 5), 0, "reversed"),
+        ((5, 5, 5, 10), 0, "zero_area"),
+        ((5, 5, 10, 5), 0, "zero_area"),
+        ((100, 0, 120, 10), 0, "outside"),
+        ((-20, -20, -1, -1), 0, "outside"),
+        ((0, 0, 1.9, 10), 0, "tiny"),
+        ((99, 0, 130, 10), 0, "tiny"),
+        ((10, 10, 20, 20), 0, "duplicate"),
     ],
-)  # fmt: skip
+)
 def test_each_fault_has_its_reason(box, label, reason):
-    clean = clean_boxes(np.array([(10, 10, 20, 20), box], np.float64), [0, label], [0, 0], SIZE, PLAN)
+    clean = clean_boxes(
+        np.array([(10, 10, 20, 20), box], np.float64), [0, label], [0, 0], SIZE, PLAN
+    )
     assert clean.dropped == ((1, reason),)
     assert clean.boxes_xyxy.tolist() == [[10, 10, 20, 20]]
 
@@ -46,7 +57,9 @@ def test_clipping_is_flagged_beyond_rounding_noise(outside, flagged):
     assert clean.clipped == flagged
 
 
-NUMBERS = st.one_of(st.floats(-150, 250), st.sampled_from([NAN, INF, -INF, 0.0, 100.0, 80.0, 1e308]))
+NUMBERS = st.one_of(
+    st.floats(-150, 250), st.sampled_from([NAN, INF, -INF, 0.0, 100.0, 80.0, 1e308])
+)
 
 
 @given(st.lists(st.tuples(NUMBERS, NUMBERS, NUMBERS, NUMBERS, st.integers(-1, 2)), max_size=12))
@@ -70,9 +83,15 @@ def test_boxes_turn_with_their_pixels(orientation):
     stored = np.zeros((30, 50), np.uint8)
     stored[4:11, 20:45] = 1
     turned = {
-        1: stored, 2: stored[:, ::-1], 3: stored[::-1, ::-1], 4: stored[::-1], 5: stored.T, 6: np.rot90(stored, -1),
-        7: stored[::-1, ::-1].T, 8: np.rot90(stored),
-    }[orientation]  # fmt: skip
+        1: stored,
+        2: stored[:, ::-1],
+        3: stored[::-1, ::-1],
+        4: stored[::-1],
+        5: stored.T,
+        6: np.rot90(stored, -1),
+        7: stored[::-1, ::-1].T,
+        8: np.rot90(stored),
+    }[orientation]
     y, x = np.nonzero(turned)
     box = orient_boxes(np.array([[20, 4, 45, 11]]), 50, 30, orientation)
     assert box.tolist() == [[x.min(), y.min(), x.max() + 1, y.max() + 1]]
@@ -85,5 +104,7 @@ def test_turning_leaves_a_reversed_box_reversed(orientation):
 
 
 def test_the_largest_boxes_are_kept_in_source_order():
-    boxes = np.array([[0, 0, 2, 2], [0, 0, 9, 9], [0, 0, 1, 1], [0, 0, 5, 5], [1, 1, 3, 3]], np.float64)
+    boxes = np.array(
+        [[0, 0, 2, 2], [0, 0, 9, 9], [0, 0, 1, 1], [0, 0, 5, 5], [1, 1, 3, 3]], np.float64
+    )
     assert keep_largest(boxes, 3).tolist() == [0, 1, 3]

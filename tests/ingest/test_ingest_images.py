@@ -1,4 +1,7 @@
-"""Whatever a picture is, it becomes upright uint8 RGB, or a typed error; never part of a picture."""
+"""Whatever a picture is, it becomes upright uint8 RGB, or a typed error.
+
+Never part of a picture.
+"""
 
 from __future__ import annotations
 
@@ -41,11 +44,17 @@ def test_lossless_formats_give_back_their_pixels(kind):
     np.testing.assert_array_equal(decoded(encoded(pixels, kind, **options)), pixels)
 
 
-@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}], ids=["baseline", "progressive", "not subsampled"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"progressive": True}, {"subsampling": 0}],
+    ids=["baseline", "progressive", "not subsampled"],
+)
 def test_jpeg_agrees_with_pillow(options):
     data = encoded(picture(101, 67), quality=95, **options)
     theirs = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
-    assert np.abs(decoded(data).astype(int) - theirs).max() <= 6  # two libjpegs may upsample colour differently
+    assert (
+        np.abs(decoded(data).astype(int) - theirs).max() <= 6
+    )  # two libjpegs may upsample colour differently
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -71,7 +80,9 @@ def test_every_exif_orientation_is_applied_and_recorded(kind, orientation):
 def test_other_modes_become_rgb(mode):
     image = Image.fromarray(picture()).convert(mode)
     kind = "TIFF" if mode == "CMYK" else "PNG"
-    reference = image.convert("RGBA").convert("RGB") if mode in ("P", "LA") else image.convert("RGB")
+    reference = (
+        image.convert("RGBA").convert("RGB") if mode in ("P", "LA") else image.convert("RGB")
+    )
     np.testing.assert_array_equal(decoded(saved(image, kind)), np.asarray(reference))
 
 
@@ -127,13 +138,22 @@ def test_content_counts_and_not_the_extension(tmp_path):
 
 def png(width: int, height: int, rows: bytes, bits: int = 8, colour: int = 2) -> bytes:
     def chunk(name: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        return (
+            struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        )
 
     head = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
 
 
-JPEG_100K = encoded(picture()).replace(struct.pack(">HH", 48, 64), struct.pack(">HH", 50_000, 50_000), 1)
+JPEG_100K = encoded(picture()).replace(
+    struct.pack(">HH", 48, 64), struct.pack(">HH", 50_000, 50_000), 1
+)
 BAD = {
     "an empty file": (b"", "empty_file"),
     "text": (b"not a picture at all, though named like one", "unreadable"),
@@ -143,7 +163,10 @@ BAD = {
     "a PNG cut in half": (encoded(picture(200, 200), "PNG")[:5000], "truncated"),
     "a header of 100,000 x 100,000 pixels": (png(100_000, 100_000, b"\0"), "too_large"),
     "a JPEG header of 50,000 x 50,000 pixels": (JPEG_100K, "too_large"),
-    "an icon, which is no accepted format": (saved(Image.fromarray(picture(32, 32)), "ICO"), "unreadable"),
+    "an icon, which is no accepted format": (
+        saved(Image.fromarray(picture(32, 32)), "ICO"),
+        "unreadable",
+    ),
     "an SVG": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "unreadable"),
 }
 
@@ -152,7 +175,10 @@ BAD = {
 def test_bad_pictures_raise_a_picture_error_with_name_and_reason(case, tmp_path):
     data, reason = BAD[case]
     (tmp_path / "bad.jpg").write_bytes(data)
-    for read in (lambda: decode_rgb(data, name="bad.jpg", max_pixels=LIMIT), lambda: probe(tmp_path, "bad.jpg", max_pixels=LIMIT)):
+    for read in (
+        lambda: decode_rgb(data, name="bad.jpg", max_pixels=LIMIT),
+        lambda: probe(tmp_path, "bad.jpg", max_pixels=LIMIT),
+    ):
         with pytest.raises(PictureError, match=r"bad\.jpg") as caught:
             read()
         assert caught.value.reason == reason
@@ -167,7 +193,17 @@ def test_bytes_missing_in_the_middle_of_a_jpeg_are_noticed_when_decoded():
 
 @given(
     st.binary(max_size=300),
-    st.sampled_from([b"", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"II*\0", b"BM", b"RIFF\0\0\0\0WEBP"]),
+    st.sampled_from(
+        [
+            b"",
+            b"\xff\xd8\xff\xe0",
+            b"\x89PNG\r\n\x1a\n",
+            b"GIF89a",
+            b"II*\0",
+            b"BM",
+            b"RIFF\0\0\0\0WEBP",
+        ]
+    ),
 )
 @settings(max_examples=200, deadline=None, derandomize=True)
 @pytest.mark.filterwarnings("ignore")
@@ -193,14 +229,27 @@ def test_decoders_are_named_with_their_versions():
 
 def record_of(path, sha256: str) -> PictureRecord:
     boxes = np.array([[8, 4, 40, 36], [0, 0, 64, 48]], np.float64)
-    return PictureRecord(path.name, "train", path.name, sha256, 64, 48, 1, boxes, np.array([1, 0], np.int16), np.array([0, 8], np.uint8))
+    return PictureRecord(
+        path.name,
+        "train",
+        path.name,
+        sha256,
+        64,
+        48,
+        1,
+        boxes,
+        np.array([1, 0], np.int16),
+        np.array([0, 8], np.uint8),
+    )
 
 
 def test_a_sample_has_exactly_the_rows_of_the_layout(tmp_path):
     import hashlib
 
     write_picture(tmp_path / "a.jpg")
-    record = record_of(tmp_path / "a.jpg", hashlib.sha256((tmp_path / "a.jpg").read_bytes()).hexdigest())
+    record = record_of(
+        tmp_path / "a.jpg", hashlib.sha256((tmp_path / "a.jpg").read_bytes()).hexdigest()
+    )
     chosen = BuildSettings(target_size=(32, 64), max_boxes=3)
     sample, seconds = load_sample(record, tmp_path, chosen, 2)
     assert {name: (array.shape, str(array.dtype)) for name, array in sample.items()} == {
@@ -212,12 +261,16 @@ def test_a_sample_has_exactly_the_rows_of_the_layout(tmp_path):
     assert sample["box_flags"].tolist() == [0, 8, 0]
     scale_x, scale_y, pad_x, pad_y, *_ = sample["letterbox"].astype(np.float64)
     pixels = sample["box"][:2].astype(np.float64) * [64, 32, 64, 32]
-    np.testing.assert_allclose((pixels - [pad_x, pad_y] * 2) / ([scale_x, scale_y] * 2), record.boxes_xyxy, atol=1e-4)
+    np.testing.assert_allclose(
+        (pixels - [pad_x, pad_y] * 2) / ([scale_x, scale_y] * 2), record.boxes_xyxy, atol=1e-4
+    )
 
 
 def test_a_file_that_changed_since_it_was_listed_is_refused(tmp_path):
     write_picture(tmp_path / "a.jpg")
-    with pytest.raises(SourceError, match=r"changed while being built: a.jpg; run the same command again"):
+    with pytest.raises(
+        SourceError, match=r"changed while being built: a.jpg; run the same command again"
+    ):
         load_sample(record_of(tmp_path / "a.jpg", "0" * 64), tmp_path, BuildSettings(), 2)
 
 
@@ -226,4 +279,6 @@ def test_a_link_out_of_the_root_is_not_followed(tmp_path):
     (tmp_path / "root").mkdir()
     (tmp_path / "root" / "a.jpg").symlink_to(tmp_path / "outside.jpg")
     with pytest.raises(SourceError, match="leads out of the input folder"):
-        load_sample(record_of(tmp_path / "root" / "a.jpg", "0" * 64), tmp_path / "root", BuildSettings(), 2)
+        load_sample(
+            record_of(tmp_path / "root" / "a.jpg", "0" * 64), tmp_path / "root", BuildSettings(), 2
+        )

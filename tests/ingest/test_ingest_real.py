@@ -1,4 +1,7 @@
-"""Real third-party sets: everything found is kept or rejected, and boxes survive the letterbox. Skipped where the data is absent."""
+"""Real third-party sets: everything found is kept or rejected, and boxes survive the letterbox.
+
+Skipped where the data is absent.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,9 @@ def truth(name) -> dict[str, list[list[float]]]:
     if name == "bccd":
         for path in (DATA / name / "Annotations").glob("*.xml"):
             for box in ElementTree.parse(path).getroot().iter("bndbox"):
-                found[path.stem].append([float(box.find(key).text) for key in ("xmin", "ymin", "xmax", "ymax")])
+                found[path.stem].append(
+                    [float(box.find(key).text) for key in ("xmin", "ymin", "xmax", "ymax")]
+                )
     elif name == "rbc_coco":
         for path in (DATA / name).glob("*/_annotations.coco.json"):
             content = json.loads(path.read_text())
@@ -55,8 +60,17 @@ def truth(name) -> dict[str, list[list[float]]]:
         for path in (DATA / name / "labels").rglob("*.txt"):
             with Image.open(next((DATA / name / "images").rglob(path.stem + ".jpg"))) as image:
                 width, height = image.size
-            for _, x, y, w, h in (map(float, line.split()) for line in path.read_text().splitlines()):
-                found[path.stem].append([(x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height])
+            for _, x, y, w, h in (
+                map(float, line.split()) for line in path.read_text().splitlines()
+            ):
+                found[path.stem].append(
+                    [
+                        (x - w / 2) * width,
+                        (y - h / 2) * height,
+                        (x + w / 2) * width,
+                        (y + h / 2) * height,
+                    ]
+                )
     return found
 
 
@@ -78,10 +92,19 @@ def test_boxes_read_back_through_the_letterbox_equal_the_annotations_within_half
     height, width = settings.target_size
     for record in result.records:
         sample, _ = load_sample(record, listing.root, settings, len(result.class_names))
-        scale_x, scale_y, pad_x, pad_y, raw_width, raw_height = sample["letterbox"].astype(np.float64)
-        pixels = sample["box"][sample["box_mask"]].astype(np.float64) * [width, height, width, height]
+        scale_x, scale_y, pad_x, pad_y, raw_width, raw_height = sample["letterbox"].astype(
+            np.float64
+        )
+        pixels = sample["box"][sample["box_mask"]].astype(np.float64) * [
+            width,
+            height,
+            width,
+            height,
+        ]
         back = (pixels - [pad_x, pad_y, pad_x, pad_y]) / [scale_x, scale_y, scale_x, scale_y]
-        given = np.array(expected[record.source.rsplit("/", 1)[-1].rsplit(".", 1)[0]]).reshape(-1, 4)
+        given = np.array(expected[record.source.rsplit("/", 1)[-1].rsplit(".", 1)[0]]).reshape(
+            -1, 4
+        )
         given = np.clip(given, 0, [raw_width, raw_height] * 2)
         assert len(back) + dropped[record.source] == len(given)
         distance = np.abs(back[:, None] - given[None]).max(axis=2)
@@ -98,7 +121,9 @@ def test_no_parent_of_augmented_copies_is_in_two_splits():
     _, _, result = scanned("rbc_coco")
     splits = defaultdict(set)
     for record in result.records:
-        splits[re.sub(r"\.rf\.[0-9a-f]+\.jpg$", "", record.source.rsplit("/", 1)[-1])].add(record.split)
+        splits[re.sub(r"\.rf\.[0-9a-f]+\.jpg$", "", record.source.rsplit("/", 1)[-1])].add(
+            record.split
+        )
     assert not [parent for parent, where in splits.items() if len(where) > 1]
 
 

@@ -36,7 +36,9 @@ def test_a_voc_folder_is_listed_sorted_with_the_hashes_of_its_files(tmp_path):
     assert listing.pictures == ("JPEGImages/a.jpg", "JPEGImages/b.jpg")
     assert listing.annotations == ("Annotations/a.xml", "Annotations/b.xml")
     for file in listing.files:
-        assert file.sha256 == hashlib.sha256((tmp_path / "set" / file.path).read_bytes()).hexdigest()
+        assert (
+            file.sha256 == hashlib.sha256((tmp_path / "set" / file.path).read_bytes()).hexdigest()
+        )
 
 
 def test_the_fingerprint_follows_names_and_contents_and_nothing_else(tmp_path):
@@ -70,7 +72,11 @@ def test_a_file_touched_just_now_is_never_taken_from_the_cache(tmp_path):
     assert listed(root)[0].fingerprint != before
 
 
-@pytest.mark.parametrize("content", [b"not a database, but long enough to look at" * 50, None], ids=["garbage", "a folder"])
+@pytest.mark.parametrize(
+    "content",
+    [b"not a database, but long enough to look at" * 50, None],
+    ids=["garbage", "a folder"],
+)
 def test_a_broken_cache_costs_a_warning_and_no_build(tmp_path, caplog, content):
     root = voc_set(tmp_path / "set", {"a": [BOX]})
     aged(root)
@@ -126,7 +132,15 @@ def test_no_input_root_names_the_flag():
 
 def test_hidden_files_masks_and_the_output_root_are_no_sources(tmp_path):
     root = tmp_path / "set"
-    for name in ("a.jpg", ".hidden.jpg", ".git/b.jpg", "__MACOSX/c.jpg", "SegmentationClass/d.png", "out/e.jpg", "sub/F.JPG"):
+    for name in (
+        "a.jpg",
+        ".hidden.jpg",
+        ".git/b.jpg",
+        "__MACOSX/c.jpg",
+        "SegmentationClass/d.png",
+        "out/e.jpg",
+        "sub/F.JPG",
+    ):
         write_picture(root / name)
     listing = list_sources(BuildSettings(input_root=str(root), output_root=str(root / "out")))
     assert listing.pictures == ("a.jpg", "sub/F.JPG")
@@ -137,7 +151,11 @@ def test_a_link_out_of_the_root_is_refused(tmp_path, kind):
     root = tmp_path / "set"
     write_picture(root / "a.jpg")
     write_picture(tmp_path / "outside" / "b.jpg")
-    target = {"file": tmp_path / "outside" / "b.jpg", "folder": tmp_path / "outside", "broken": tmp_path / "nowhere.jpg"}[kind]
+    target = {
+        "file": tmp_path / "outside" / "b.jpg",
+        "folder": tmp_path / "outside",
+        "broken": tmp_path / "nowhere.jpg",
+    }[kind]
     (root / "b.jpg").symlink_to(target)
     with pytest.raises(SourceError, match=r"a link leads (out of|nowhere)"):
         listed(root)
@@ -183,7 +201,10 @@ def coco(root) -> None:
 
 RECOGNISED = {
     "voc": lambda root: voc_set(root, {"a": [BOX]}),
-    "voc beside the pictures": lambda root: (write_picture(root / "a.jpg"), (root / "a.xml").write_text(voc_xml([BOX]))),
+    "voc beside the pictures": lambda root: (
+        write_picture(root / "a.jpg"),
+        (root / "a.xml").write_text(voc_xml([BOX])),
+    ),
     "yolo": yolo,
     "coco": coco,
     "folder": lambda root: (
@@ -207,7 +228,10 @@ def test_auto_recognises_the_format_and_says_so(tmp_path, caplog, name):
 def test_two_formats_at_once_are_ambiguous_until_one_is_chosen(tmp_path):
     yolo(tmp_path / "set")
     voc_set(tmp_path / "set", {"b": [BOX]})
-    with pytest.raises(SourceError, match=r"more than one format: .*voc and yolo; choose one with --build\.format voc"):
+    with pytest.raises(
+        SourceError,
+        match=r"more than one format: .*voc and yolo; choose one with --build\.format voc",
+    ):
         listed(tmp_path / "set")
     assert listed(tmp_path / "set", format="yolo")[0].annotations == ("labels/train/a.txt",)
 
@@ -222,16 +246,25 @@ def test_a_format_without_any_annotation_is_an_error(tmp_path, kind):
 @pytest.mark.parametrize(
     ("picture", "annotation"),
     [
-        ("a.jpg", "a.xml"), ("a.jpg", "Annotations/a.xml"), ("JPEGImages/a.jpg", "Annotations/a.xml"), ("images/x/a.jpg", "labels/x/a.xml"),
-        ("train/images/a.jpg", "train/labels/a.xml"), ("train/a.jpg", "labels/train/a.xml"), ("images/train/a.jpg", "Annotations/a.xml"),
-        ("train/a.jpg", "train/xml/a.xml"), ("a.b.c.jpg", "a.b.c.xml"),
+        ("a.jpg", "a.xml"),
+        ("a.jpg", "Annotations/a.xml"),
+        ("JPEGImages/a.jpg", "Annotations/a.xml"),
+        ("images/x/a.jpg", "labels/x/a.xml"),
+        ("train/images/a.jpg", "train/labels/a.xml"),
+        ("train/a.jpg", "labels/train/a.xml"),
+        ("images/train/a.jpg", "Annotations/a.xml"),
+        ("train/a.jpg", "train/xml/a.xml"),
+        ("a.b.c.jpg", "a.b.c.xml"),
     ],
-)  # fmt: skip
+)
 def test_annotations_are_found_beside_and_in_sibling_folders(picture, annotation):
     assert pair_by_stem([picture], [annotation]).annotation_of == {picture: annotation}
 
 
-@pytest.mark.parametrize(("picture", "annotation"), [("a.jpg", "b.xml"), ("train/a.jpg", "labels/val/a.xml"), ("x/a.jpg", "y/a.xml")])
+@pytest.mark.parametrize(
+    ("picture", "annotation"),
+    [("a.jpg", "b.xml"), ("train/a.jpg", "labels/val/a.xml"), ("x/a.jpg", "y/a.xml")],
+)
 def test_annotations_of_other_pictures_are_left_over(picture, annotation):
     pairs = pair_by_stem([picture], [annotation])
     assert not pairs.annotation_of

@@ -1,4 +1,7 @@
-"""found = kept + rejected, whatever the sources are; thresholds name counts, offenders and the flag."""
+"""found = kept + rejected, whatever the sources are.
+
+Thresholds name counts, offenders and the flag.
+"""
 
 from __future__ import annotations
 
@@ -45,8 +48,14 @@ def test_a_clean_folder_passes_without_a_word(tmp_path, caplog):
     assert not result.warnings
 
 
-@pytest.mark.parametrize("content", [b"", b"no picture", encoded(picture(300, 300))[:5000]], ids=["empty_file", "unreadable", "truncated"])
-def test_a_bad_picture_counts_as_invalid_and_is_named_with_the_flag(tmp_path, content, caplog, request):
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"no picture", encoded(picture(300, 300))[:5000]],
+    ids=["empty_file", "unreadable", "truncated"],
+)
+def test_a_bad_picture_counts_as_invalid_and_is_named_with_the_flag(
+    tmp_path, content, caplog, request
+):
     root = voc_set(tmp_path / "set", GOOD)
     (root / "JPEGImages" / "p03.jpg").write_bytes(content)
     message = refused(root)
@@ -70,14 +79,18 @@ def test_invalid_and_missing_sources_are_told_at_once(tmp_path):
 
 
 def test_a_picture_all_of_whose_boxes_are_bad_is_invalid_and_its_boxes_are_listed(tmp_path):
-    root = voc_set(tmp_path / "set", {**GOOD, "bad": [("dog", 5, 5, 5, 9), ("dog", "nan", 1, 2, 3)]})
+    root = voc_set(
+        tmp_path / "set", {**GOOD, "bad": [("dog", 5, 5, 5, 9), ("dog", "nan", 1, 2, 3)]}
+    )
     assert "JPEGImages/bad.jpg (no_valid_boxes: all of 2 boxes were bad)" in refused(root)
     lines = [(item.kind, item.reason) for item in passes(root, max_invalid=1).rejected]
     assert lines == [("box", "nan"), ("box", "zero_area"), ("picture", "no_valid_boxes")]
 
 
 def test_one_bad_box_among_good_ones_is_dropped_counted_and_listed(tmp_path):
-    root = voc_set(tmp_path / "set", {**GOOD, "some": [BOX, ("dog", 30, 5, 10, 9), ("dog", -20, 5, 30, 9)]})
+    root = voc_set(
+        tmp_path / "set", {**GOOD, "some": [BOX, ("dog", 30, 5, 10, 9), ("dog", -20, 5, 30, 9)]}
+    )
     result = passes(root)
     record = next(record for record in result.records if "some" in record.source)
     assert record.counts == {"reversed": 1, "clipped": 1}
@@ -147,7 +160,8 @@ def test_too_many_boxes_name_the_fullest_picture_and_the_number_that_serves_all(
     many = [("dog", x, 2, x + 10, 20) for x in range(20)]
     root = voc_set(tmp_path / "set", {**GOOD, "full": many[:5], "fuller": many[:9]})
     with pytest.raises(
-        AnnotationError, match=r"in 2 pictures: JPEGImages/fuller\.jpg; expected at most 4, found 9; use --build\.max_boxes 9"
+        AnnotationError,
+        match=r"in 2 pictures: JPEGImages/fuller\.jpg; expected at most 4, found 9; use --build\.max_boxes 9",
     ):
         scanned(root, max_boxes=4)
     assert passes(root, max_boxes=9).kept == 42
@@ -158,7 +172,10 @@ def test_truncation_keeps_the_largest_in_order_and_lists_the_rest(tmp_path):
     root = voc_set(tmp_path / "set", {"a": [("dog", 0, 0, size, size) for size in sizes]})
     result = passes(root, max_boxes=2, too_many_boxes="truncate")
     assert result.records[0].boxes_xyxy[:, 2].tolist() == [30, 20]
-    assert [item.detail for item in result.rejected] == ["box 0 dog: 0, 0, 10, 10", "box 2 dog: 0, 0, 5, 5"]
+    assert [item.detail for item in result.rejected] == [
+        "box 0 dog: 0, 0, 10, 10",
+        "box 2 dog: 0, 0, 5, 5",
+    ]
     assert {item.reason for item in result.rejected} == {"over_max_boxes"}
 
 
@@ -188,20 +205,35 @@ def test_a_picture_that_failed_while_being_baked_is_rejected_when_planned_again(
 def test_a_scan_is_the_same_for_any_number_of_workers(tmp_path):
     listing, chosen = listed(voc_set(tmp_path / "set", {**GOOD, "bad": [("dog", 5, 5, 5, 9)]}))
     one, four = scan(listing, chosen, workers=1), scan(listing, chosen, workers=4)
-    assert (one.rejected, one.counts, one.class_names) == (four.rejected, four.counts, four.class_names)
+    assert (one.rejected, one.counts, one.class_names) == (
+        four.rejected,
+        four.counts,
+        four.class_names,
+    )
     for a, b in zip(one.records, four.records, strict=True):
         assert (a.source, a.split, a.group) == (b.source, b.split, b.group)
         np.testing.assert_array_equal(a.boxes_xyxy, b.boxes_xyxy)
 
 
 FATES = st.lists(
-    st.sampled_from(["good", "empty", "no annotation", "no picture", "bad picture", "bad xml", "bad box"]), min_size=1, max_size=12
+    st.sampled_from(
+        ["good", "empty", "no annotation", "no picture", "bad picture", "bad xml", "bad box"]
+    ),
+    min_size=1,
+    max_size=12,
 )
 
 
 @given(FATES, st.booleans(), st.booleans())
-@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_found_is_kept_plus_rejected_for_any_mixture(tmp_path_factory, fates, skip_empty, missing_is_empty):
+@settings(
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+def test_found_is_kept_plus_rejected_for_any_mixture(
+    tmp_path_factory, fates, skip_empty, missing_is_empty
+):
     root = tmp_path_factory.mktemp("mix") / "set"
     write_picture(root / "JPEGImages" / "first.jpg", seed=99)
     (root / "Annotations").mkdir()
@@ -213,16 +245,27 @@ def test_found_is_kept_plus_rejected_for_any_mixture(tmp_path_factory, fates, sk
             (root / "JPEGImages" / f"{at}.jpg").write_bytes(b"\xff\xd8\xff\xe0")
         if fate != "no annotation":
             boxes = {"empty": [], "bad box": [("dog", 9, 9, 1, 1)]}.get(fate, [BOX])
-            (root / "Annotations" / f"{at}.xml").write_text("<oops" if fate == "bad xml" else voc_xml(boxes))
+            (root / "Annotations" / f"{at}.xml").write_text(
+                "<oops" if fate == "bad xml" else voc_xml(boxes)
+            )
     result = scanned(root, skip_empty=skip_empty, missing_is_empty=missing_is_empty)
     count = fates.count
-    assert result.found == 1 + len(fates) - count("no picture") == result.kept + result.rejected_pictures
+    assert (
+        result.found
+        == 1 + len(fates) - count("no picture")
+        == result.kept + result.rejected_pictures
+    )
     assert result.counts["invalid"] == count("bad picture") + count("bad xml") + count("bad box")
     assert result.counts["missing_pictures"] == count("no picture")
     absent = count("no annotation")
     assert result.counts["missing_annotations"] == (0 if missing_is_empty else absent)
-    assert result.counts["skipped"] == (count("empty") + (absent if missing_is_empty else 0) if skip_empty else 0)
+    assert result.counts["skipped"] == (
+        count("empty") + (absent if missing_is_empty else 0) if skip_empty else 0
+    )
     assert (
-        len({item.path for item in result.rejected if item.kind == "picture"} | {record.source for record in result.records})
+        len(
+            {item.path for item in result.rejected if item.kind == "picture"}
+            | {record.source for record in result.records}
+        )
         == result.found
     )

@@ -20,7 +20,9 @@ STEADY = settings(max_examples=150, deadline=None, derandomize=True)
 @given(SIDES, SIDES, TARGETS, MODES)
 @example(1, 400, (8, 8), "letterbox")
 @STEADY
-def test_the_picture_lies_centred_on_the_canvas_and_fills_one_side(raw_width, raw_height, target, mode):
+def test_the_picture_lies_centred_on_the_canvas_and_fills_one_side(
+    raw_width, raw_height, target, mode
+):
     height, width = target
     plan = plan_letterbox(raw_width, raw_height, target, mode)
     right, below = width - plan.pad_x - plan.new_width, height - plan.pad_y - plan.new_height
@@ -28,7 +30,10 @@ def test_the_picture_lies_centred_on_the_canvas_and_fills_one_side(raw_width, ra
     assert 0 <= right - plan.pad_x <= 1
     assert 0 <= below - plan.pad_y <= 1
     assert plan.new_width == width or plan.new_height == height
-    assert (plan.scale_x, plan.scale_y) == (plan.new_width / raw_width, plan.new_height / raw_height)
+    assert (plan.scale_x, plan.scale_y) == (
+        plan.new_width / raw_width,
+        plan.new_height / raw_height,
+    )
     if mode == "stretch":
         assert (plan.new_width, plan.new_height, plan.pad_x, plan.pad_y) == (width, height, 0, 0)
     else:
@@ -37,9 +42,13 @@ def test_the_picture_lies_centred_on_the_canvas_and_fills_one_side(raw_width, ra
         assert abs(plan.new_height - max(1, raw_height * exact)) <= 0.5 + 1e-9
 
 
-@given(st.integers(20, 300), st.integers(20, 300), TARGETS, MODES, st.randoms(use_true_random=False))
+@given(
+    st.integers(20, 300), st.integers(20, 300), TARGETS, MODES, st.randoms(use_true_random=False)
+)
 @STEADY
-def test_a_painted_rectangle_is_found_on_the_canvas_and_back_within_half_a_source_pixel(raw_width, raw_height, target, mode, random):
+def test_a_painted_rectangle_is_found_on_the_canvas_and_back_within_half_a_source_pixel(
+    raw_width, raw_height, target, mode, random
+):
     x1, y1 = random.randint(0, raw_width - 10), random.randint(0, raw_height - 10)
     x2, y2 = random.randint(x1 + 5, raw_width), random.randint(y1 + 5, raw_height)
     source = np.zeros((raw_height, raw_width, 3), np.uint8)
@@ -50,11 +59,17 @@ def test_a_painted_rectangle_is_found_on_the_canvas_and_back_within_half_a_sourc
     box = np.array([[x1, y1, x2, y2]], np.float64)
     back = to_source(to_canvas(box, plan, target).astype(np.float32), plan, target)
     assert np.abs(back - box).max() < 0.5
-    # Light is kept by both filters up to the border: its sums along each axis measure edges to a fraction of a pixel.
+    # Light is kept by both filters up to the border: its sums along each axis measure edges to a
+    # fraction of a pixel.
     light = canvas[1].astype(np.float64) / 255
     columns, rows = light.max(axis=0), light.max(axis=1)
-    for profile, low, high, scale, size in ((columns, x1, x2, plan.scale_x, target[1]), (rows, y1, y2, plan.scale_y, target[0])):
-        if profile.max() < 0.9:  # thinner than a canvas pixel along the other axis: the profile is no longer a step
+    for profile, low, high, scale, size in (
+        (columns, x1, x2, plan.scale_x, target[1]),
+        (rows, y1, y2, plan.scale_y, target[0]),
+    ):
+        if (
+            profile.max() < 0.9
+        ):  # thinner than a canvas pixel along the other axis: the profile is no longer a step
             continue
         pad = plan.pad_x if size == target[1] and profile is columns else plan.pad_y
         found_low, found_high = _edges(profile / profile.max())
@@ -76,11 +91,16 @@ def _edges(profile: np.ndarray) -> tuple[float, float]:
 @STEADY
 def test_boxes_go_to_the_canvas_and_back_within_rounding(raw_width, raw_height, target, mode):
     plan = plan_letterbox(raw_width, raw_height, target, mode)
-    boxes = np.array([[0, 0, raw_width, raw_height], [raw_width / 3, raw_height / 7, raw_width / 2, raw_height]], np.float64)
+    boxes = np.array(
+        [[0, 0, raw_width, raw_height], [raw_width / 3, raw_height / 7, raw_width / 2, raw_height]],
+        np.float64,
+    )
     norm = to_canvas(boxes, plan, target)
     assert norm.min() >= -1e-12
     assert norm.max() <= 1 + 1e-12
-    np.testing.assert_allclose(to_source(norm, plan, target), boxes, atol=1e-9 * max(raw_width, raw_height))
+    np.testing.assert_allclose(
+        to_source(norm, plan, target), boxes, atol=1e-9 * max(raw_width, raw_height)
+    )
     assert np.abs(to_source(norm.astype(np.float32), plan, target) - boxes).max() < 0.5
 
 
@@ -88,13 +108,25 @@ def test_the_row_holds_the_six_columns_of_the_store():
     row = plan_letterbox(200, 100, (64, 64), "letterbox").row()
     assert row.dtype == np.float32
     assert dict(zip(GEOMETRY, row.tolist(), strict=True)) == pytest.approx(
-        {"scale_x": 0.32, "scale_y": 0.32, "pad_x": 0, "pad_y": 16, "raw_width": 200, "raw_height": 100}
+        {
+            "scale_x": 0.32,
+            "scale_y": 0.32,
+            "pad_x": 0,
+            "pad_y": 16,
+            "raw_width": 200,
+            "raw_height": 100,
+        }
     )
 
 
 def test_the_border_has_the_padding_value_and_nothing_else_is_left_of_the_old_buffer():
     canvas = np.full((3, 64, 64), 200, np.uint8)
-    letterbox_into(np.zeros((20, 40, 3), np.uint8), plan_letterbox(40, 20, (64, 64), "letterbox"), canvas, pad_value=114)
+    letterbox_into(
+        np.zeros((20, 40, 3), np.uint8),
+        plan_letterbox(40, 20, (64, 64), "letterbox"),
+        canvas,
+        pad_value=114,
+    )
     assert set(np.unique(canvas[:, :16])) == {114}
     assert set(np.unique(canvas[:, 48:])) == {114}
     assert not canvas[:, 16:48].any()
@@ -108,7 +140,9 @@ def test_float_canvases_carry_the_same_picture_over_255(dtype):
     whole, part = np.empty((3, 32, 32), np.uint8), np.empty((3, 32, 32), dtype)
     letterbox_into(source, plan, whole, 114)
     letterbox_into(source, plan, part, 114, dtype)
-    np.testing.assert_allclose(part.astype(np.float64), whole / 255.0, atol=1e-3 if dtype == "float16" else 1e-6)
+    np.testing.assert_allclose(
+        part.astype(np.float64), whole / 255.0, atol=1e-3 if dtype == "float16" else 1e-6
+    )
 
 
 def test_shrinking_averages_areas_where_sampling_would_alias():

@@ -1,4 +1,7 @@
-"""Every way a raster source can be bad: a typed error that names the file and a remedy, and nothing published."""
+"""Every way a raster source can be bad.
+
+A typed error that names the file and a remedy, and nothing published.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,17 @@ import numpy as np
 import pytest
 import rasterio
 import xarray as xr
-from cube_fakes import DATES, EPSG, SERIES, build_cube, expected_series, job_of, scene, write_series, write_tif
+from cube_fakes import (
+    DATES,
+    EPSG,
+    SERIES,
+    build_cube,
+    expected_series,
+    job_of,
+    scene,
+    write_series,
+    write_tif,
+)
 
 from ingest.rasters.grids import read_extent
 from ingest.rasters.settings import RasterSettings
@@ -64,7 +77,12 @@ def nothing(root: Path) -> None:
 
 
 def feature(at: int, **change: Any) -> dict[str, Any]:
-    return {"features": [each | (change if number == at else {}) for number, each in enumerate(SERIES["features"])]}
+    return {
+        "features": [
+            each | (change if number == at else {})
+            for number, each in enumerate(SERIES["features"])
+        ]
+    }
 
 
 @pytest.mark.parametrize(
@@ -81,17 +99,35 @@ def feature(at: int, **change: Any) -> dict[str, Any]:
         (two_of_one_date, {}, "the date 2020-01-05.*found also"),
         (truncated, {}, "cannot be read.*s_20210520.tif"),
         (beheaded, {}, "cannot be read.*s_20210520.tif"),
-        (nothing, {"chunk": {"time": 3, "y": 64, "x": 8}, "shard": {}, "block": {}}, "fewer rows than one inner chunk.*found 50"),
-        (nothing, {"chunk": {"time": 3, "y": 8, "x": 72}, "shard": {}, "block": {}}, "fewer columns than one inner chunk.*found 70"),
-        (nothing, {"chunk": {"time": 9, "y": 8, "x": 8}, "shard": {}}, "fewer dates than one inner chunk.*found 7"),
+        (
+            nothing,
+            {"chunk": {"time": 3, "y": 64, "x": 8}, "shard": {}, "block": {}},
+            "fewer rows than one inner chunk.*found 50",
+        ),
+        (
+            nothing,
+            {"chunk": {"time": 3, "y": 8, "x": 72}, "shard": {}, "block": {}},
+            "fewer columns than one inner chunk.*found 70",
+        ),
+        (
+            nothing,
+            {"chunk": {"time": 9, "y": 8, "x": 8}, "shard": {}},
+            "fewer dates than one inner chunk.*found 7",
+        ),
         (nothing, feature(0, files="nowhere/*.tif"), "no raster matches"),
         (nothing, {"time": {"pattern": r"t_(?P<date>\d{8})"}}, "name holds no date"),
-        (nothing, feature(5, files="scenes/*.tif", codes=[0]), "static feature has more than one file"),
+        (
+            nothing,
+            feature(5, files="scenes/*.tif", codes=[0]),
+            "static feature has more than one file",
+        ),
         (nothing, {"guard": 9}, "no inner chunk is left for training"),
     ],
     ids=lambda value: value if isinstance(value, str) else getattr(value, "__name__", ""),
-)  # fmt: skip
-def test_a_bad_source_is_named_with_a_remedy_and_nothing_is_published(tmp_path: Path, spoil: Any, change: Any, words: str) -> None:
+)
+def test_a_bad_source_is_named_with_a_remedy_and_nothing_is_published(
+    tmp_path: Path, spoil: Any, change: Any, words: str
+) -> None:
     spoil(write_series(tmp_path / "in"))
     with pytest.raises(WarehouseError, match=words) as raised:
         build_cube(tmp_path / "in", tmp_path / "out", SERIES | change)
@@ -100,7 +136,9 @@ def test_a_bad_source_is_named_with_a_remedy_and_nothing_is_published(tmp_path: 
     assert not (tmp_path / "out/CURRENT").exists()
 
 
-def test_a_file_truncated_in_the_middle_of_a_build_is_named_and_the_rest_kept(tmp_path: Path) -> None:
+def test_a_file_truncated_in_the_middle_of_a_build_is_named_and_the_rest_kept(
+    tmp_path: Path,
+) -> None:
     root, output = write_series(tmp_path / "in"), tmp_path / "out"
     job = job_of(root, SERIES)
     job.plan({})
@@ -109,7 +147,12 @@ def test_a_file_truncated_in_the_middle_of_a_build_is_named_and_the_rest_kept(tm
         [job.loader(None)(chunk) for chunk in range(3)]  # type: ignore[arg-type]
     # Put right, the same command builds the same version as if nothing had been.
     write_tif(root / "scenes/s_20210520.tif", scene(4), nodata=0)
-    assert np.allclose(build_cube(root, output).split("train").array("data")[:, :50, :70], expected_series(), rtol=1e-6, equal_nan=True)
+    assert np.allclose(
+        build_cube(root, output).split("train").array("data")[:, :50, :70],
+        expected_series(),
+        rtol=1e-6,
+        equal_nan=True,
+    )
 
 
 def test_a_file_truncated_after_its_first_window_was_read_is_named(tmp_path: Path) -> None:
@@ -131,7 +174,9 @@ def test_a_zarr_source_that_changes_during_a_build_is_named(tmp_path: Path, chan
     write_extent(tmp_path / "box.geojson")
     place = {"y": 200 - 10 * (np.arange(20) + 0.5), "x": 10 * (np.arange(20) + 0.5)}
     reference = ((), 0, {"crs_wkt": rasterio.crs.CRS.from_epsg(EPSG).to_wkt()})
-    dataset = xr.Dataset({"lai": (("y", "x"), np.ones((20, 20), np.float32)), "spatial_ref": reference}, coords=place)
+    dataset = xr.Dataset(
+        {"lai": (("y", "x"), np.ones((20, 20), np.float32)), "spatial_ref": reference}, coords=place
+    )
     dataset.to_zarr(tmp_path / "a.zarr", zarr_format=3, consolidated=False)
     features = [{"name": "lai", "files": "a.zarr", "band": "lai", "static": True}]
     job = job_of(tmp_path, {"features": features, "chunk": {"time": 1, "y": 10, "x": 10}})
@@ -142,7 +187,10 @@ def test_a_zarr_source_that_changes_during_a_build_is_named(tmp_path: Path, chan
     else:
         raw = chunk.read_bytes()
         chunk.write_bytes(raw[:-3] if change == "cut" else raw + b"x")
-    with pytest.raises(SourceError, match=r"(changed|vanished) during the build.*a\.zarr/lai/c/0/0.*run the same command again"):
+    with pytest.raises(
+        SourceError,
+        match=r"(changed|vanished) during the build.*a\.zarr/lai/c/0/0.*run the same command again",
+    ):
         job.loader(None)(0)  # type: ignore[arg-type]
 
 
@@ -161,10 +209,16 @@ def test_a_truncated_npy_is_named(tmp_path: Path) -> None:
 def test_times_with_an_offset_are_utc(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.ones((2, 20, 20, 1), np.float32))
     # By the clock on the wall the second is earlier.
-    (tmp_path / "times.json").write_text(json.dumps(["2020-06-01T00:30:00+02:00", "2020-05-31T23:00:00Z"]))
+    (tmp_path / "times.json").write_text(
+        json.dumps(["2020-06-01T00:30:00+02:00", "2020-05-31T23:00:00Z"])
+    )
     write_extent(tmp_path / "box.geojson")
-    raster = {"grid": {"geojson": "box.geojson"}, "time": {"file": "times.json"}, "features": [{"name": "a", "files": "a.npy"}],
-              "chunk": {"time": 1, "y": 10, "x": 10}}  # fmt: skip
+    raster = {
+        "grid": {"geojson": "box.geojson"},
+        "time": {"file": "times.json"},
+        "features": [{"name": "a", "files": "a.npy"}],
+        "chunk": {"time": 1, "y": 10, "x": 10},
+    }
     cube = build_cube(tmp_path, tmp_path / "out", raster)
     assert cube.cube is not None
     assert cube.cube.times == ("2020-05-31T22:30:00", "2020-05-31T23:00:00")
@@ -179,11 +233,21 @@ def test_times_with_an_offset_are_utc(tmp_path: Path) -> None:
     ],
 )
 def test_bad_dates_inside_a_file(tmp_path: Path, times: list[str], words: str) -> None:
-    place = {"time": np.array(times, "datetime64[ns]"), "y": 200 - 10 * (np.arange(20) + 0.5), "x": 10 * (np.arange(20) + 0.5)}
+    place = {
+        "time": np.array(times, "datetime64[ns]"),
+        "y": 200 - 10 * (np.arange(20) + 0.5),
+        "x": 10 * (np.arange(20) + 0.5),
+    }
     reference = ((), 0, {"crs_wkt": rasterio.crs.CRS.from_epsg(EPSG).to_wkt()})
-    dataset = xr.Dataset({"lai": (("time", "y", "x"), np.ones((2, 20, 20), np.float32)), "spatial_ref": reference}, coords=place)
+    dataset = xr.Dataset(
+        {"lai": (("time", "y", "x"), np.ones((2, 20, 20), np.float32)), "spatial_ref": reference},
+        coords=place,
+    )
     dataset.to_netcdf(tmp_path / "a.nc", engine="h5netcdf")
-    raster = {"features": [{"name": "lai", "files": "a.nc", "band": "lai"}], "chunk": {"time": 1, "y": 10, "x": 10}}
+    raster = {
+        "features": [{"name": "lai", "files": "a.nc", "band": "lai"}],
+        "chunk": {"time": 1, "y": 10, "x": 10},
+    }
     with pytest.raises(SourceError, match=words) as raised:
         build_cube(tmp_path, tmp_path / "out", raster)
     assert raised.value.remedy
@@ -203,18 +267,24 @@ def test_empty_dates_can_be_kept(tmp_path: Path) -> None:
         (["2020-01-01", "2020-01-02"], "expected 3 dates"),
         (["2020-01-01", "soon", "later"], "does not parse.*times.json"),
     ],
-)  # fmt: skip
+)
 def test_bad_side_files_of_dates(tmp_path: Path, times: list[str], words: str) -> None:
     np.save(tmp_path / "a.npy", np.ones((3, 20, 20, 1), np.float32))
     (tmp_path / "times.json").write_text(json.dumps(times))
     write_extent(tmp_path / "box.geojson")
-    raster = {"grid": {"geojson": "box.geojson"}, "time": {"file": "times.json"}, "features": [{"name": "a", "files": "a.npy"}],
-              "chunk": {"time": 1, "y": 10, "x": 10}}  # fmt: skip
+    raster = {
+        "grid": {"geojson": "box.geojson"},
+        "time": {"file": "times.json"},
+        "features": [{"name": "a", "files": "a.npy"}],
+        "chunk": {"time": 1, "y": 10, "x": 10},
+    }
     with pytest.raises(SourceError, match=words):
         build_cube(tmp_path, tmp_path / "out", raster)
 
 
-def write_extent(path: Path, corners: Any = ((0, 0), (0, 200), (200, 200), (200, 0), (0, 0))) -> None:
+def write_extent(
+    path: Path, corners: Any = ((0, 0), (0, 200), (200, 200), (200, 0), (0, 0))
+) -> None:
     crs = {"type": "name", "properties": {"name": f"urn:ogc:def:crs:EPSG::{EPSG}"}}
     path.write_text(json.dumps({"type": "Polygon", "crs": crs, "coordinates": [corners]}))
 
@@ -245,10 +315,26 @@ def test_a_npy_needs_an_extent_and_numbers(tmp_path: Path) -> None:
     ("change", "words"),
     [
         ({"features": [{"name": "a", "files": "x", "kind": "categorical"}]}, "codes"),
-        ({"features": [{"name": "a", "files": "x", "kind": "categorical", "codes": [1], "resampling": "bilinear"}]}, "nearest or mode"),
+        (
+            {
+                "features": [
+                    {
+                        "name": "a",
+                        "files": "x",
+                        "kind": "categorical",
+                        "codes": [1],
+                        "resampling": "bilinear",
+                    }
+                ]
+            },
+            "nearest or mode",
+        ),
         ({"features": [{"name": "a", "files": "x", "resampling": "mode"}]}, "bilinear or average"),
         ({"features": [{"name": "a"}]}, "needs files"),
-        ({"features": [{"name": "a", "index": "ndvi", "red": "r", "nir": "n"}]}, "no feature above it"),
+        (
+            {"features": [{"name": "a", "index": "ndvi", "red": "r", "nir": "n"}]},
+            "no feature above it",
+        ),
         ({"features": [{"name": "a", "index": "ndvi", "red": 1}]}, "needs nir"),
         ({"features": [{"name": "a", "files": "x"}, {"name": "a", "files": "y"}]}, "two features"),
         ({"shard": {"y": 33}}, "multiple of chunk.y"),
@@ -256,7 +342,7 @@ def test_a_npy_needs_an_extent_and_numbers(tmp_path: Path) -> None:
         ({"grid": {"like": "a", "geojson": "b"}}, "nothing else"),
         ({"time": {"pattern": r"\d+"}}, "group"),
     ],
-)  # fmt: skip
+)
 def test_impossible_settings_are_refused(change: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         RasterSettings(**change)

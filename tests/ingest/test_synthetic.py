@@ -1,4 +1,7 @@
-"""The sample maker: the same files from the same seed, boxes that fit, and a folder that is not overwritten."""
+"""The sample maker.
+
+The same files from the same seed, boxes that fit, and a folder that is not overwritten.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,9 @@ def made(path, **options):
 
 def digests(root) -> dict[str, str]:
     return {
-        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(root.rglob("*")) if path.is_file()
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(root.rglob("*"))
+        if path.is_file()
     }
 
 
@@ -41,19 +46,28 @@ def test_each_form_is_recognised_and_builds_with_the_defaults(tmp_path, kind):
     for record in result.records:
         scene = draw_scene(0, int(record.source[-9:-4]), (96, 128))
         np.testing.assert_allclose(record.boxes_xyxy, scene.boxes_xyxy, atol=1e-3)
-        assert [result.class_names[label] for label in record.labels] == [CLASSES[label] for label in scene.labels]
+        assert [result.class_names[label] for label in record.labels] == [
+            CLASSES[label] for label in scene.labels
+        ]
 
 
 def test_the_same_seed_gives_the_same_files_and_another_seed_others(tmp_path):
     first = digests(made(tmp_path / "a", count=5, size=(64, 64)))
     assert first == digests(made(tmp_path / "b", count=5, size=(64, 64)))
     other = digests(made(tmp_path / "c", count=5, size=(64, 64), seed=1))
-    assert not set(first.values()) & {digest for name, digest in other.items() if name.endswith(".jpg")}
+    assert not set(first.values()) & {
+        digest for name, digest in other.items() if name.endswith(".jpg")
+    }
 
 
 def test_a_longer_set_begins_with_the_shorter_one(tmp_path):
-    short, long = digests(made(tmp_path / "a", count=3, size=(64, 64))), digests(made(tmp_path / "b", count=6, size=(64, 64)))
-    assert {name: digest for name, digest in short.items() if name != "sample.json"}.items() <= long.items()
+    short, long = (
+        digests(made(tmp_path / "a", count=3, size=(64, 64))),
+        digests(made(tmp_path / "b", count=6, size=(64, 64))),
+    )
+    assert {
+        name: digest for name, digest in short.items() if name != "sample.json"
+    }.items() <= long.items()
 
 
 def test_boxes_are_inside_tight_and_not_hidden():
@@ -80,13 +94,17 @@ def test_the_single_box_variant_has_one_box_and_one_class_everywhere(tmp_path):
 def test_an_earlier_sample_is_replaced_whole(tmp_path):
     made(tmp_path / "s", count=6, size=(64, 64))
     made(tmp_path / "s", count=2, size=(64, 64), format="yolo")
-    assert digests(tmp_path / "s") == digests(made(tmp_path / "t", count=2, size=(64, 64), format="yolo"))
+    assert digests(tmp_path / "s") == digests(
+        made(tmp_path / "t", count=2, size=(64, 64), format="yolo")
+    )
 
 
 def test_a_folder_it_did_not_make_is_left_alone(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
-    with pytest.raises(SourceError, match=r"not empty and holds no earlier sample: .*--sample\.output"):
+    with pytest.raises(
+        SourceError, match=r"not empty and holds no earlier sample: .*--sample\.output"
+    ):
         made(tmp_path / "mine", count=1)
     made(tmp_path / "s", count=1, size=(64, 64))
     (tmp_path / "s" / "thesis.txt").write_text("x")

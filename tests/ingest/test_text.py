@@ -1,4 +1,7 @@
-"""Text detection items: real ICDAR pictures, polygons of any length, EXIF, the cache, and input of no use."""
+"""Text detection items.
+
+Real ICDAR pictures, polygons of any length, EXIF, the cache, and input of no use.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,9 @@ def test_the_toy_set_is_read_by_name_not_by_place():
     items = TextItems(ICDAR, Path("textdet_test.json"), (384, 640))
     listed = json.loads((ICDAR / "textdet_test.json").read_text())["data_list"]
     assert (len(items), len(listed)) == (10, 10)
-    assert [entry["img_path"] for entry in listed] != sorted(entry["img_path"] for entry in listed), "the trap of this set"
+    assert [entry["img_path"] for entry in listed] != sorted(
+        entry["img_path"] for entry in listed
+    ), "the trap of this set"
     found = [items[at] for at in range(10)]
     assert sum(len(item["polygons"]) for item in found) == 82
     assert sum(int(item["ignore"].sum()) for item in found) == 61
@@ -49,17 +54,30 @@ def test_the_toy_set_is_read_by_name_not_by_place():
             there = np.c_[polygon, np.ones(len(polygon))] @ item["inverse"].T
             assert np.allclose(there[:, :2].reshape(-1), instance["polygon"], atol=1e-3)
             assert np.array_equal(there[:, 2], np.ones(len(polygon)))
-        assert (item["shape"], item["raw_size"], item["orientation"]) == ((384, 640), (720, 1280), 1)
+        assert (item["shape"], item["raw_size"], item["orientation"]) == (
+            (384, 640),
+            (720, 1280),
+            1,
+        )
         assert item["probability"].shape == item["threshold_mask"].shape == (96, 160)
 
 
 def mmocr(entries):
-    return json.dumps({"metainfo": {"dataset_type": "TextDetDataset"}, "data_list": entries}).encode()
+    return json.dumps(
+        {"metainfo": {"dataset_type": "TextDetDataset"}, "data_list": entries}
+    ).encode()
 
 
 def entry(path, polygons, size=(64, 48), **more):
-    instances = [{"polygon": polygon, "bbox": [0, 0, 1, 1], "bbox_label": 0, "ignore": False} for polygon in polygons]
-    return {"img_path": path, "instances": instances} | ({"width": size[0], "height": size[1]} if size else {}) | more
+    instances = [
+        {"polygon": polygon, "bbox": [0, 0, 1, 1], "bbox_label": 0, "ignore": False}
+        for polygon in polygons
+    ]
+    return (
+        {"img_path": path, "instances": instances}
+        | ({"width": size[0], "height": size[1]} if size else {})
+        | more
+    )
 
 
 def folder_of(root: Path, entries, pictures=("a.jpg",)) -> Path:
@@ -74,8 +92,18 @@ def opened(root: Path, **options) -> TextItems:
 
 
 def test_polygons_of_any_length_and_pictures_without_text(tmp_path):
-    circle = [round(value, 2) for t in np.arange(20) / 20 * math.tau for value in (32 + 12 * math.cos(t), 24 + 12 * math.sin(t))]
-    items = opened(folder_of(tmp_path, [entry("b.jpg", []), entry("a.jpg", [circle, [2, 2, 14, 2, 8, 14]])], ("a.jpg", "b.jpg")))
+    circle = [
+        round(value, 2)
+        for t in np.arange(20) / 20 * math.tau
+        for value in (32 + 12 * math.cos(t), 24 + 12 * math.sin(t))
+    ]
+    items = opened(
+        folder_of(
+            tmp_path,
+            [entry("b.jpg", []), entry("a.jpg", [circle, [2, 2, 14, 2, 8, 14]])],
+            ("a.jpg", "b.jpg"),
+        )
+    )
     assert [len(polygon) for polygon in items[1]["polygons"]] == [20, 3]
     assert items[0]["polygons"] == []
     assert items[0]["ignore"].shape == (0,)
@@ -89,14 +117,29 @@ def test_icdar_lines_with_a_mark_commas_and_ignored_text(tmp_path):
     assert [region.text for region in found.regions] == ["Genaxis, Theatre", "###", ""]
     assert [region.ignore for region in found.regions] == [False, True, False]
     assert found.regions[0].polygon.tolist() == [[377, 117], [463, 117], [465, 130], [378, 130]]
-    for name, line in (("img_2", "4,4,40,6,40,30,4,28,caf\u00e9"), ("img_10", "8,8,30,8,30,30,8,30,###")):
+    for name, line in (
+        ("img_2", "4,4,40,6,40,30,4,28,caf\u00e9"),
+        ("img_10", "8,8,30,8,30,30,8,30,###"),
+    ):
         write_picture(tmp_path / f"{name}.jpg", seed=len(name))
         (tmp_path / f"gt_{name}.txt").write_text(line, encoding="utf-8-sig")
     items = TextItems(tmp_path, Path(), (48, 64))
-    assert {item["source"]: item["text"] for item in (items[0], items[1])} == {"img_10.jpg": ["###"], "img_2.jpg": ["caf\u00e9"]}
-    json_items = opened(folder_of(tmp_path, [entry("img_2.jpg", [[4, 4, 40, 6, 40, 30, 4, 28]])], ()))
+    assert {item["source"]: item["text"] for item in (items[0], items[1])} == {
+        "img_10.jpg": ["###"],
+        "img_2.jpg": ["caf\u00e9"],
+    }
+    json_items = opened(
+        folder_of(tmp_path, [entry("img_2.jpg", [[4, 4, 40, 6, 40, 30, 4, 28]])], ())
+    )
     plain = next(item for item in (items[0], items[1]) if item["source"] == "img_2.jpg")
-    for key in ("image", "probability", "threshold", "probability_mask", "threshold_mask", "inverse"):
+    for key in (
+        "image",
+        "probability",
+        "threshold",
+        "probability_mask",
+        "threshold_mask",
+        "inverse",
+    ):
         assert np.array_equal(plain[key], json_items[0][key]), key
 
 
@@ -105,12 +148,19 @@ STORED = {1: None, 2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}
 
 
 # Where turning keeps the size nothing tells the frames apart: the picture as shown is meant.
-@pytest.mark.parametrize(("orientation", "frame"), [(way, "shown") for way in range(1, 9)] + [(way, "stored") for way in range(5, 9)])
+@pytest.mark.parametrize(
+    ("orientation", "frame"),
+    [(way, "shown") for way in range(1, 9)] + [(way, "stored") for way in range(5, 9)],
+)
 def test_polygons_follow_a_turned_picture(tmp_path, orientation, frame):
     upright = np.zeros((80, 120, 3), np.uint8)
     upright[10:30, 20:80] = 255
     image = Image.fromarray(upright)
-    stored = image if STORED[orientation] is None else image.transpose(Image.Transpose(STORED[orientation]))
+    stored = (
+        image
+        if STORED[orientation] is None
+        else image.transpose(Image.Transpose(STORED[orientation]))
+    )
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored.save(tmp_path / "a.png", exif=exif)
@@ -119,7 +169,12 @@ def test_polygons_follow_a_turned_picture(tmp_path, orientation, frame):
     size = image.size if frame == "shown" else stored.size
     root = folder_of(tmp_path, [entry("a.png", [[x1, y1, x2, y1, x2, y2, x1, y2]], size)], ())
     item = TextItems(root, Path("text.json"), (80, 120))[0]
-    assert sorted(map(tuple, item["polygons"][0].tolist())) == [(20, 10), (20, 30), (80, 10), (80, 30)]
+    assert sorted(map(tuple, item["polygons"][0].tolist())) == [
+        (20, 10),
+        (20, 30),
+        (80, 10),
+        (80, 30),
+    ]
     assert item["image"][0, 10:30, 20:80].min() == 255
     assert (item["orientation"], item["raw_size"]) == (orientation, (80, 120))
 
@@ -132,7 +187,13 @@ def test_a_cached_loader_gives_ragged_items_as_they_are_for_any_number_of_worker
     plain = [items[at] for at in range(len(items))]
     assert len({len(item["polygons"]) for item in plain}) > 3, "ragged"
     context = multiprocessing.get_context("fork") if workers else None
-    loader = CachedLoader(CachedDataset(items), batch_size=4, num_workers=workers, collate_fn=list, multiprocessing_context=context)
+    loader = CachedLoader(
+        CachedDataset(items),
+        batch_size=4,
+        num_workers=workers,
+        collate_fn=list,
+        multiprocessing_context=context,
+    )
     for _ in range(2):
         batches = list(loader)
         assert list(map(len, batches)) == [4, 4, 2]
@@ -154,14 +215,18 @@ def test_items_go_through_the_cache_unchanged_and_are_kept_for_the_next_run(tmp_
                     assert got[name].dtype == value.dtype
                     assert np.array_equal(got[name], value), name
                 elif name == "polygons":
-                    assert all(np.array_equal(one, two) for one, two in zip(got[name], value, strict=True))
+                    assert all(
+                        np.array_equal(one, two) for one, two in zip(got[name], value, strict=True)
+                    )
                 else:
                     assert type(got[name]) is type(value)
                     assert got[name] == value
             got["image"][:] = 0
             got["polygons"].clear()
         assert cached.cache.stats.misses == (2 if run == 0 else 0)
-    other = TextItems(ICDAR, Path("textdet_test.json"), (96, 160), TextMapSettings(shrink_ratio=0.5))
+    other = TextItems(
+        ICDAR, Path("textdet_test.json"), (96, 160), TextMapSettings(shrink_ratio=0.5)
+    )
     assert other.version == items.version
     assert fingerprint(other) != fingerprint(items)
 
@@ -176,7 +241,11 @@ BOW = [4, 4, 40, 30, 40, 4, 4, 30]
         (b"\xff\xfe", AnnotationError, "JSON does not parse"),
         (b"[" * 100_000, AnnotationError, "JSON does not parse"),
         (b'{"images": []}', AnnotationError, "data_list"),
-        (mmocr([entry("a.jpg", [[1, 1, 9, 9]])]), AnnotationError, r"three points.*data_list\[0\] \(a\.jpg\), instances\[0\].*4 numbers"),
+        (
+            mmocr([entry("a.jpg", [[1, 1, 9, 9]])]),
+            AnnotationError,
+            r"three points.*data_list\[0\] \(a\.jpg\), instances\[0\].*4 numbers",
+        ),
         (mmocr([entry("a.jpg", [[1, 1, 9, 9, 3, 3, 4]])]), AnnotationError, "7 numbers"),
         (mmocr([entry("a.jpg", ["1,1,9,9,3,4"])]), AnnotationError, "not a list of numbers"),
         (mmocr([entry("a.jpg", [[1, 1, math.nan, 9, 3, 4]])]), AnnotationError, "not a place"),
@@ -240,7 +309,9 @@ def test_faulty_polygons_may_be_masked_instead(tmp_path):
     assert item["probability"].any()
     already = entry("a.jpg", [BOW])
     already["instances"][0]["ignore"] = True
-    assert opened(folder_of(tmp_path, [already]))[0]["ignore"].tolist() == [True], "what is ignored anyway need not be mended"
+    assert opened(folder_of(tmp_path, [already]))[0]["ignore"].tolist() == [True], (
+        "what is ignored anyway need not be mended"
+    )
 
 
 @pytest.mark.parametrize("size", [(50, 64), (0, 64), (48,)])
@@ -269,13 +340,25 @@ def test_a_picture_that_changed_after_opening_is_refused(tmp_path):
 
 nested = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda part: st.lists(part, max_size=3) | st.dictionaries(st.sampled_from(["polygon", "ignore", "text", "x"]), part, max_size=3),
+    lambda part: (
+        st.lists(part, max_size=3)
+        | st.dictionaries(st.sampled_from(["polygon", "ignore", "text", "x"]), part, max_size=3)
+    ),
     max_leaves=8,
 )
 
 
 @settings(deadline=None, max_examples=150)
-@given(st.lists(st.fixed_dictionaries({"img_path": nested, "instances": st.lists(st.fixed_dictionaries({"polygon": nested}) | nested)})))
+@given(
+    st.lists(
+        st.fixed_dictionaries(
+            {
+                "img_path": nested,
+                "instances": st.lists(st.fixed_dictionaries({"polygon": nested}) | nested),
+            }
+        )
+    )
+)
 def test_any_json_is_read_or_refused_by_type(entries):
     try:
         found = parse_mmocr(mmocr(entries), "x.json")
@@ -285,7 +368,9 @@ def test_any_json_is_read_or_refused_by_type(entries):
 
 
 @settings(deadline=None, max_examples=150)
-@given(st.binary(max_size=60) | st.from_regex(r"(-?\d+,){6,9}.{0,5}", fullmatch=True).map(str.encode))
+@given(
+    st.binary(max_size=60) | st.from_regex(r"(-?\d+,){6,9}.{0,5}", fullmatch=True).map(str.encode)
+)
 def test_any_bytes_are_read_or_refused_by_type(data):
     with contextlib.suppress(AnnotationError):
         assert parse_icdar(data, "gt_a.txt", "a").source == "a"
@@ -295,7 +380,11 @@ def test_any_bytes_are_read_or_refused_by_type(data):
 def test_the_example_in_the_docs_runs(tmp_path, monkeypatch):
     shutil.copytree(ICDAR, tmp_path / "icdar_toy")
     monkeypatch.chdir(tmp_path)
-    (code,) = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[2] / "docs" / "text.md").read_text(), re.DOTALL)
+    (code,) = re.findall(
+        r"```python\n(.*?)```",
+        (Path(__file__).parents[2] / "docs" / "text.md").read_text(),
+        re.DOTALL,
+    )
     exec(compile(code, "docs/text.md", "exec"), {})
     with Image.open("text.png") as drawn:
         assert drawn.size[0] > 300

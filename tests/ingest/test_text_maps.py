@@ -19,11 +19,16 @@ def area_and_length(polygon):
     """By the shoelace formula, and Pythagoras."""
     corners = [*polygon, polygon[0]]
     pairs = list(itertools.pairwise(corners))
-    return abs(sum(ax * by - bx * ay for (ax, ay), (bx, by) in pairs)) / 2, sum(math.dist(a, b) for a, b in pairs)
+    return abs(sum(ax * by - bx * ay for (ax, ay), (bx, by) in pairs)) / 2, sum(
+        math.dist(a, b) for a, b in pairs
+    )
 
 
 def judge(polygon, x, y):
-    """(inside, distance to the border) of a point: the winding angle, and the nearest point of each side, one after the other."""
+    """(inside, distance to the border) of a point.
+
+    The winding angle, and the nearest point of each side, one after the other.
+    """
     angle, nearest = 0.0, math.inf
     for (ax, ay), (bx, by) in zip(polygon, [*polygon[1:], polygon[0]], strict=True):
         angle += math.remainder(math.atan2(by - y, bx - x) - math.atan2(ay - y, ax - x), math.tau)
@@ -39,14 +44,20 @@ def stars(draw):
     count = draw(st.integers(3, 8))
     turns = [(at + draw(st.floats(0.05, 0.95))) / count * math.tau for at in range(count)]
     radii = [draw(st.floats(4, 15)) for _ in range(count)]
-    return np.array([(20 + r * math.cos(t), 16 + r * math.sin(t)) for t, r in zip(turns, radii, strict=True)])
+    return np.array(
+        [(20 + r * math.cos(t), 16 + r * math.sin(t)) for t, r in zip(turns, radii, strict=True)]
+    )
 
 
 @settings(deadline=None, max_examples=25)
 @given(stars(), st.floats(0.1, 0.9))
 def test_maps_are_those_of_the_paper_at_every_pixel(polygon, ratio):
     maps = draw_text_maps(
-        [polygon], [False], (32, 40), within_xyxy=(0, 0, 40, 32), settings=TextMapSettings(stride=1, min_side=0, shrink_ratio=ratio)
+        [polygon],
+        [False],
+        (32, 40),
+        within_xyxy=(0, 0, 40, 32),
+        settings=TextMapSettings(stride=1, min_side=0, shrink_ratio=ratio),
     )
     area, length = area_and_length(polygon.tolist())
     distance = area * (1 - ratio**2) / length
@@ -58,7 +69,9 @@ def test_maps_are_those_of_the_paper_at_every_pixel(polygon, ratio):
             if abs(away - distance) > arc and not maps.too_small[0]:
                 assert maps.probability[row, column] == (inside and away > distance)
                 assert maps.threshold_mask[row, column] == (inside or away < distance)
-                assert maps.threshold[row, column] == pytest.approx(0.3 + 0.4 * max(0.0, 1 - away / distance), abs=1e-5)
+                assert maps.threshold[row, column] == pytest.approx(
+                    0.3 + 0.4 * max(0.0, 1 - away / distance), abs=1e-5
+                )
             if maps.too_small[0] and away > 1e-6:
                 assert maps.probability_mask[row, column] == (not inside)
     assert maps.probability_mask.all() != maps.too_small[0]
@@ -74,8 +87,16 @@ def test_a_rectangle_by_hand():
     assert np.argwhere(maps.probability).min(axis=0).tolist() == [16, 16]
     assert np.argwhere(maps.probability).max(axis=0).tolist() == [23, 43]
     assert maps.probability.sum() == 8 * 28
-    quarter = draw_text_maps([4 * rectangle], [False], (160, 240), within_xyxy=(0, 0, 240, 160), settings=TextMapSettings())
-    assert np.array_equal(quarter.probability, maps.probability), "a quarter of the size, with an offset that scales along"
+    quarter = draw_text_maps(
+        [4 * rectangle],
+        [False],
+        (160, 240),
+        within_xyxy=(0, 0, 240, 160),
+        settings=TextMapSettings(),
+    )
+    assert np.array_equal(quarter.probability, maps.probability), (
+        "a quarter of the size, with an offset that scales along"
+    )
     assert np.allclose(quarter.threshold, maps.threshold)
     assert maps.threshold.min() == np.float32(0.3)
     assert maps.threshold[20, 9] == pytest.approx(0.3 + 0.4 * (1 - 0.5 / 5.6))
@@ -86,7 +107,13 @@ def test_ignored_and_too_small_text_is_masked_whole_and_nothing_else():
         return np.array([(x, y), (x + side, y), (x + side, y + side), (x, y + side)], np.float64)
 
     polygons = [square(8, 8, 40), square(60, 8, 16), square(60, 40, 7), square(84, 8, 12)]
-    maps = draw_text_maps(polygons, [False, True, False, False], (64, 96), within_xyxy=(0, 0, 96, 64), settings=TextMapSettings())
+    maps = draw_text_maps(
+        polygons,
+        [False, True, False, False],
+        (64, 96),
+        within_xyxy=(0, 0, 96, 64),
+        settings=TextMapSettings(),
+    )
     assert maps.too_small.tolist() == [False, False, True, False]
     masked = np.zeros((16, 24), bool)
     masked[2:6, 15:19] = True
@@ -99,17 +126,30 @@ def test_ignored_and_too_small_text_is_masked_whole_and_nothing_else():
 
 
 def test_no_counted_text_is_taught_as_background():
-    thin = np.array([(8.0, 13.5), (80, 13.5), (80, 22), (8, 22)])  # its kernel, 1.4 pixels high in the map, may miss every centre
+    thin = np.array(
+        [(8.0, 13.5), (80, 13.5), (80, 22), (8, 22)]
+    )  # its kernel, 1.4 pixels high in the map, may miss every centre
     for shift in np.arange(0, 4, 0.25):
-        maps = draw_text_maps([thin + np.array((0, shift))], [False], (64, 96), within_xyxy=(0, 0, 96, 64), settings=TextMapSettings())
+        maps = draw_text_maps(
+            [thin + np.array((0, shift))],
+            [False],
+            (64, 96),
+            within_xyxy=(0, 0, 96, 64),
+            settings=TextMapSettings(),
+        )
         assert maps.probability.any() != maps.too_small[0]
         assert maps.too_small[0] == (not maps.probability_mask.all())
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.lists(st.tuples(stars(), st.floats(-30, 30), st.floats(-30, 30), st.booleans()), max_size=4))
+@given(
+    st.lists(st.tuples(stars(), st.floats(-30, 30), st.floats(-30, 30), st.booleans()), max_size=4)
+)
 def test_text_that_leaves_the_picture_is_clipped_to_it(parts):
-    polygons, ignore = [star + np.array((x, y)) for star, x, y, _ in parts], [flag for *_, flag in parts]
+    polygons, ignore = (
+        [star + np.array((x, y)) for star, x, y, _ in parts],
+        [flag for *_, flag in parts],
+    )
     maps = draw_text_maps(polygons, ignore, (32, 40), within_xyxy=(8, 4, 32, 28), settings=FINE)
     border = np.ones((32, 40), bool)
     border[4:28, 8:32] = False

@@ -1,4 +1,7 @@
-"""What a user sees: every refusal is one line with file and remedy and the right exit code, and nothing is left behind."""
+"""What a user sees.
+
+Every refusal is one line with file and remedy and the right exit code, and nothing is left behind.
+"""
 
 from __future__ import annotations
 
@@ -30,20 +33,28 @@ def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
     def call(script: Any, *argv: str) -> Outcome:
         names = re.findall(r"(\w+)=\"\w+(?:\.\w+)*:\w+\"", Path(script.__file__).read_text())
         try:
-            code = run(script.main, script.__doc__, argv=argv, **{name: SECTIONS[name] for name in names})
+            code = run(
+                script.main, script.__doc__, argv=argv, **{name: SECTIONS[name] for name in names}
+            )
         except SystemExit as stop:
             code = int(stop.code or 0)
         out, err = capsys.readouterr()
         assert "Traceback" not in err
         lines = out.strip().splitlines()
-        return code, json.loads(lines[-1]) if lines else None, err.strip().splitlines()[-1] if err.strip() else ""
+        return (
+            code,
+            json.loads(lines[-1]) if lines else None,
+            err.strip().splitlines()[-1] if err.strip() else "",
+        )
 
     return call
 
 
 def picture(path: Path, seed: int = 0, size: tuple[int, int] = (40, 30)) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3)).astype(np.uint8)).save(path, quality=90)
+    Image.fromarray(
+        np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3)).astype(np.uint8)
+    ).save(path, quality=90)
 
 
 def voc(path: Path, boxes: list[tuple[Any, Any, Any, Any]], name: str = "cell") -> None:
@@ -51,7 +62,9 @@ def voc(path: Path, boxes: list[tuple[Any, Any, Any, Any]], name: str = "cell") 
         f"<object><name>{name}</name><bndbox><xmin>{a}</xmin><ymin>{b}</ymin><xmax>{c}</xmax><ymax>{d}</ymax></bndbox></object>\n"
         for a, b, c, d in boxes
     )
-    path.write_text(f"<annotation><size><width>40</width><height>30</height></size>\n{objects}</annotation>")
+    path.write_text(
+        f"<annotation><size><width>40</width><height>30</height></size>\n{objects}</annotation>"
+    )
 
 
 @pytest.fixture
@@ -82,7 +95,9 @@ def build(command: Command, folder: Path, *flags: str) -> Outcome:
 
 def nothing_published(folder: Path) -> bool:
     root = folder.parent / "root"
-    return not root.exists() or not [path for path in root.iterdir() if path.name == "CURRENT" or path.name.startswith("v")]
+    return not root.exists() or not [
+        path for path in root.iterdir() if path.name == "CURRENT" or path.name.startswith("v")
+    ]
 
 
 def test_a_good_folder_builds_is_found_again_and_cleared(command: Command, folder: Path) -> None:
@@ -126,10 +141,14 @@ def broken_xml(folder: Path) -> None:
 
 
 def entity_bomb(folder: Path) -> None:
-    (folder / "p3.xml").write_text('<!DOCTYPE a [<!ENTITY x "y"><!ENTITY z "&x;&x;">]><annotation>&z;</annotation>')
+    (folder / "p3.xml").write_text(
+        '<!DOCTYPE a [<!ENTITY x "y"><!ENTITY z "&x;&x;">]><annotation>&z;</annotation>'
+    )
 
 
-@pytest.mark.parametrize("damage", [cut, blank, mislabelled, broken_xml, entity_bomb], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "damage", [cut, blank, mislabelled, broken_xml, entity_bomb], ids=lambda f: f.__name__
+)
 def test_an_unusable_picture_or_annotation_is_named_with_the_flag_that_allows_it(
     command: Command, folder: Path, damage: Callable[[Path], None]
 ) -> None:
@@ -144,13 +163,19 @@ def test_an_unusable_picture_or_annotation_is_named_with_the_flag_that_allows_it
     assert code == 0
     assert result is not None
     assert (result["found"], result["kept"], result["rejected"]) == (6, 5, 1)
-    lines = [json.loads(line) for line in (Path(result["path"]) / "rejected.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (Path(result["path"]) / "rejected.jsonl").read_text().splitlines()
+    ]
     assert [line["kind"] for line in lines] == ["picture"]
 
 
 BAD_BOXES = {
-    "nan": ("nan", 1, 20, 20), "reversed": (20, 20, 5, 5), "outside": (100, 100, 120, 130), "zero_area": (5, 5, 5, 20),
-}  # fmt: skip
+    "nan": ("nan", 1, 20, 20),
+    "reversed": (20, 20, 5, 5),
+    "outside": (100, 100, 120, 130),
+    "zero_area": (5, 5, 5, 20),
+}
 
 
 @pytest.mark.parametrize("kind", BAD_BOXES)
@@ -159,8 +184,13 @@ def test_a_bad_box_is_dropped_counted_and_listed(command: Command, folder: Path,
     code, result, _ = build(command, folder)
     assert code == 0
     assert result is not None
-    lines = [json.loads(line) for line in (Path(result["path"]) / "rejected.jsonl").read_text().splitlines()]
-    assert [(line["kind"], line["reason"], Path(line["path"]).stem) for line in lines] == [("box", kind, "p2")]
+    lines = [
+        json.loads(line)
+        for line in (Path(result["path"]) / "rejected.jsonl").read_text().splitlines()
+    ]
+    assert [(line["kind"], line["reason"], Path(line["path"]).stem) for line in lines] == [
+        ("box", kind, "p2")
+    ]
     assert Warehouse.open(result["path"]).manifest.summary["all"]["dropped"] == {kind: 1}
 
 
@@ -172,21 +202,34 @@ def test_a_picture_of_bad_boxes_only_counts_as_invalid(command: Command, folder:
     assert "p2" in last
 
 
-def test_an_unknown_class_is_listed_when_the_classes_are_fixed(command: Command, folder: Path) -> None:
+def test_an_unknown_class_is_listed_when_the_classes_are_fixed(
+    command: Command, folder: Path
+) -> None:
     voc(folder / "p2.xml", [(2, 3, 20, 25)], name="alien")
     code, _, last = build(command, folder, "--build.classes", '["cell"]')
     assert code == 1
     assert "p2" in last
 
 
-def test_a_missing_annotation_is_named_with_the_flags_that_allow_it(command: Command, folder: Path) -> None:
+def test_a_missing_annotation_is_named_with_the_flags_that_allow_it(
+    command: Command, folder: Path
+) -> None:
     (folder / "p1.xml").unlink()
     code, _, last = build(command, folder)
     assert code == 1
     assert "p1" in last
     assert "max_missing" in last
     assert build(command, folder, "--build.max_missing", "1")[0] == 0
-    kept = build(command, folder, "--build.missing_is_empty", "true", "--build.max_empty_ratio", "0.5", "--build.max_missing", "1")[1]
+    kept = build(
+        command,
+        folder,
+        "--build.missing_is_empty",
+        "true",
+        "--build.max_empty_ratio",
+        "0.5",
+        "--build.max_missing",
+        "1",
+    )[1]
     assert kept is not None
     assert kept["kept"] == 6
 
@@ -199,7 +242,9 @@ def test_an_annotation_without_its_picture_is_named(command: Command, folder: Pa
     assert "max_missing" in last
 
 
-def test_too_many_boxes_names_the_picture_and_the_number_needed(command: Command, folder: Path) -> None:
+def test_too_many_boxes_names_the_picture_and_the_number_needed(
+    command: Command, folder: Path
+) -> None:
     voc(folder / "p4.xml", [(at, at, at + 9, at + 9) for at in range(20)])
     code, _, last = build(command, folder)
     assert code == 1
@@ -215,7 +260,9 @@ def test_too_many_empty_pictures_are_refused(command: Command, folder: Path) -> 
     assert "max_empty_ratio" in last
 
 
-def test_no_pictures_names_the_folder_and_what_was_looked_for(command: Command, tmp_path: Path) -> None:
+def test_no_pictures_names_the_folder_and_what_was_looked_for(
+    command: Command, tmp_path: Path
+) -> None:
     (tmp_path / "pictures").mkdir()
     code, _, last = build(command, tmp_path / "pictures")
     assert code == 1
@@ -254,7 +301,10 @@ def test_a_version_edited_by_hand_is_not_served(command: Command, folder: Path) 
 def test_verify_names_a_truncated_chunk_and_exits_1(command: Command, folder: Path) -> None:
     result = build(command, folder)[1]
     assert result is not None
-    assert command(verify_zarr, "--verify.path", result["path"])[:2] == (0, {"ok": True, "files": 40, "bad": []})
+    assert command(verify_zarr, "--verify.path", result["path"])[:2] == (
+        0,
+        {"ok": True, "files": 40, "bad": []},
+    )
     path = "warehouse.zarr/train/image/c/0/0/0/0"
     os.truncate(Path(result["path"]) / path, 50)
     code, report, _ = command(verify_zarr, "--verify.path", result["path"])
@@ -262,8 +312,12 @@ def test_verify_names_a_truncated_chunk_and_exits_1(command: Command, folder: Pa
     assert report == {"ok": False, "files": 40, "bad": [path]}
 
 
-@pytest.mark.parametrize("script", [inspect_zarr, verify_zarr, export_summary], ids=lambda s: s.__name__.split(".")[1])
-def test_without_a_warehouse_the_build_is_named(command: Command, tmp_path: Path, script: Any) -> None:
+@pytest.mark.parametrize(
+    "script", [inspect_zarr, verify_zarr, export_summary], ids=lambda s: s.__name__.split(".")[1]
+)
+def test_without_a_warehouse_the_build_is_named(
+    command: Command, tmp_path: Path, script: Any
+) -> None:
     code, _, last = command(script, "--build.output_root", str(tmp_path))
     assert code == 1
     assert "scripts.build_zarr" in last
@@ -277,19 +331,33 @@ def test_an_output_root_that_is_a_file_is_refused(command: Command, folder: Path
     assert "--build.output_root" in last
 
 
-def test_inspection_draws_and_the_exported_tables_answer_the_readme_s_query(command: Command, folder: Path, tmp_path: Path) -> None:
+def test_inspection_draws_and_the_exported_tables_answer_the_readme_s_query(
+    command: Command, folder: Path, tmp_path: Path
+) -> None:
     import duckdb
 
     result = build(command, folder)[1]
     assert result is not None
-    code, report, _ = command(inspect_zarr, "--inspect.path", result["path"], "--inspect.output", str(tmp_path / "sheet.png"))
+    code, report, _ = command(
+        inspect_zarr,
+        "--inspect.path",
+        result["path"],
+        "--inspect.output",
+        str(tmp_path / "sheet.png"),
+    )
     assert code == 0
     assert report is not None
     with Image.open(report["sheet"]) as sheet:
         assert sheet.size[0] > 256
-    code, report, _ = command(export_summary, "--export.path", result["path"], "--export.output", str(tmp_path / "tables"))
+    code, report, _ = command(
+        export_summary, "--export.path", result["path"], "--export.output", str(tmp_path / "tables")
+    )
     assert code == 0
-    query = re.search(r"duckdb\.sql\(\"\"\"(.*?)\"\"\"", (Path(__file__).parents[2] / "README.md").read_text(), re.DOTALL)
+    query = re.search(
+        r"duckdb\.sql\(\"\"\"(.*?)\"\"\"",
+        (Path(__file__).parents[2] / "README.md").read_text(),
+        re.DOTALL,
+    )
     assert query, "the README shows a DuckDB query"
     rows = duckdb.sql(query[1].replace("artifacts/export", str(tmp_path / "tables"))).fetchall()
     assert sum(row[1] for row in rows) == 6

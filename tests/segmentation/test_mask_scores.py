@@ -1,4 +1,6 @@
-"""Dice, IoU and boundary F1 from bands, against readings of their definitions on the whole picture; masks as PNG; sheets and page."""
+"""Dice, IoU and boundary F1 from bands, against readings of their definitions on the whole picture;
+masks as PNG; sheets and page.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ from segmentation.mask_sheet import draw_curve, draw_sheet, write_mask, write_pa
 UNKNOWN = 255
 
 
-def labels(shape: tuple[int, int], seed: int, classes: int, *, unknown: float = 0.0) -> NDArray[np.uint8]:
+def labels(
+    shape: tuple[int, int], seed: int, classes: int, *, unknown: float = 0.0
+) -> NDArray[np.uint8]:
     """Blocks of classes, so that there are boundaries and insides, with single strange pixels."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, classes, (-(-shape[0] // 5), -(-shape[1] // 5)), np.uint8)
@@ -37,7 +41,9 @@ def pixels_of(path: Path) -> NDArray[np.uint8]:
         return np.asarray(image)
 
 
-def tally_of(said: NDArray[np.uint8], truth: NDArray[np.uint8], classes: int, tolerance: float = 2.0) -> MaskTally:
+def tally_of(
+    said: NDArray[np.uint8], truth: NDArray[np.uint8], classes: int, tolerance: float = 2.0
+) -> MaskTally:
     tally = MaskTally(classes, tolerance)
     tally.add(said.__getitem__, truth.__getitem__, len(said))
     return tally
@@ -48,7 +54,11 @@ def edge(label: NDArray[np.uint8], index: int) -> NDArray[np.bool_]:
     out = np.zeros(label.shape, bool)
     for y, x in np.argwhere(label == index):
         for b, a in ((y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)):
-            if 0 <= b < label.shape[0] and 0 <= a < label.shape[1] and label[b, a] not in (index, UNKNOWN):
+            if (
+                0 <= b < label.shape[0]
+                and 0 <= a < label.shape[1]
+                and label[b, a] not in (index, UNKNOWN)
+            ):
                 out[y, x] = True
     return out
 
@@ -61,12 +71,22 @@ def near_share(own: NDArray[np.bool_], other: NDArray[np.bool_], tolerance: floa
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(1, 40), st.integers(1, 30), st.integers(2, 4), st.integers(0, 10**6), st.sampled_from([0, 0.5, 1, 1.5, 2, 3.7]),
-       st.sampled_from([0.0, 0.2]), st.integers(1, 50))  # fmt: skip
+@given(
+    st.integers(1, 40),
+    st.integers(1, 30),
+    st.integers(2, 4),
+    st.integers(0, 10**6),
+    st.sampled_from([0, 0.5, 1, 1.5, 2, 3.7]),
+    st.sampled_from([0.0, 0.2]),
+    st.integers(1, 50),
+)
 def test_figures_are_those_of_their_definitions_however_the_picture_is_banded(
     height: int, width: int, classes: int, seed: int, tolerance: float, unknown: float, band: int
 ) -> None:
-    said, truth = labels((height, width), seed, classes), labels((height, width), seed + 1, classes, unknown=unknown)
+    said, truth = (
+        labels((height, width), seed, classes),
+        labels((height, width), seed + 1, classes, unknown=unknown),
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mask_scores, "BAND", band)
         scores = tally_of(said, truth, classes, tolerance).scores()
@@ -78,7 +98,10 @@ def test_figures_are_those_of_their_definitions_however_the_picture_is_banded(
         assert scores["dice"][str(index)] == pytest.approx(2 * both / sizes if sizes else 1)
         assert scores["iou"][str(index)] == pytest.approx(both / either if either else 1)
         said_edge, true_edge = edge(said, index) & known, edge(truth, index) & known
-        precision, recall = near_share(said_edge, true_edge, tolerance), near_share(true_edge, said_edge, tolerance)
+        precision, recall = (
+            near_share(said_edge, true_edge, tolerance),
+            near_share(true_edge, said_edge, tolerance),
+        )
         expected = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
         if not said_edge.any() and not true_edge.any():
             expected = 1.0
@@ -87,7 +110,11 @@ def test_figures_are_those_of_their_definitions_however_the_picture_is_banded(
 
 def test_a_mask_like_the_truth_scores_one_and_its_opposite_nothing() -> None:
     truth = labels((60, 70), 0, 2)
-    assert {value for key in ("dice", "iou", "boundary_f1") for value in tally_of(truth, truth, 2).scores()[key].values()} == {1.0}
+    assert {
+        value
+        for key in ("dice", "iou", "boundary_f1")
+        for value in tally_of(truth, truth, 2).scores()[key].values()
+    } == {1.0}
     scores = tally_of(1 - truth, truth, 2).scores()
     assert scores["dice"] == scores["iou"] == {"0": 0.0, "1": 0.0}
 
@@ -116,7 +143,9 @@ def test_pictures_add_up_pixel_by_pixel() -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 50), st.integers(1, 50), st.integers(1, 20))
-def test_a_mask_written_in_bands_is_read_by_pillow(tmp_path_factory: Any, height: int, width: int, band: int) -> None:
+def test_a_mask_written_in_bands_is_read_by_pillow(
+    tmp_path_factory: Any, height: int, width: int, band: int
+) -> None:
     values = np.random.default_rng(0).integers(0, 256, (height, width), np.uint8)
     path = tmp_path_factory.mktemp("png") / "mask.png"
     write_mask(path, (values[at : at + band] for at in range(0, height, band)), width, height)
@@ -145,8 +174,22 @@ def test_a_sheet_shows_picture_truth_prediction_and_errors(tmp_path: Path) -> No
 
 def test_the_page_escapes_names_and_says_which_pictures_have_no_truth(tmp_path: Path) -> None:
     scores = tally_of(labels((20, 20), 0, 2), labels((20, 20), 1, 2), 2).scores()
-    pictures = [{"name": "<b>.png", "split": "test", "sheet": "sheets/a&b.png", "size": "20 x 20", "scores": scores},
-                {"name": "free.png", "split": "predict", "sheet": "sheets/free.png", "size": "20 x 20", "scores": None}]  # fmt: skip
+    pictures = [
+        {
+            "name": "<b>.png",
+            "split": "test",
+            "sheet": "sheets/a&b.png",
+            "size": "20 x 20",
+            "scores": scores,
+        },
+        {
+            "name": "free.png",
+            "split": "predict",
+            "sheet": "sheets/free.png",
+            "size": "20 x 20",
+            "scores": None,
+        },
+    ]
     write_page(tmp_path / "index.html", pictures, {"test": scores}, 2)
     text = (tmp_path / "index.html").read_text()
     assert "&lt;b&gt;.png (test, 20 x 20)" in text
@@ -157,14 +200,32 @@ def test_the_page_escapes_names_and_says_which_pictures_have_no_truth(tmp_path: 
 
 
 def test_a_curve_is_drawn_also_of_epochs_that_were_not_scored(tmp_path: Path) -> None:
-    draw_curve([{"epoch": 1, "loss": 0.7}, {"epoch": 2, "loss": 0.4, "dice_0": 0.8, "dice_1": 0.9}], tmp_path / "curve.png", 2)
+    draw_curve(
+        [{"epoch": 1, "loss": 0.7}, {"epoch": 2, "loss": 0.4, "dice_0": 0.8, "dice_1": 0.9}],
+        tmp_path / "curve.png",
+        2,
+    )
     assert pixels_of(tmp_path / "curve.png").std() > 10
 
 
 def test_pictures_get_file_names_of_their_own() -> None:
-    sources = ["images/a.png", "images/b.png", "images/a.jpg", "x y/ä.png", "../../c.png", "a b/c.png", "a_b/c.png", "A_B/c.png",
-               "deep/" * 60 + "a.png", "deep/" * 60 + "b.png", ".png"]  # fmt: skip
+    sources = [
+        "images/a.png",
+        "images/b.png",
+        "images/a.jpg",
+        "x y/ä.png",
+        "../../c.png",
+        "a b/c.png",
+        "a_b/c.png",
+        "A_B/c.png",
+        "deep/" * 60 + "a.png",
+        "deep/" * 60 + "b.png",
+        ".png",
+    ]
     names = picture_names(sources)
     assert names["images/b.png"] == "images_b"
     assert len({name.lower() for name in names.values()}) == len(sources)
-    assert all(name == Path(name).name and not name.startswith(".") and len(name) < 200 for name in names.values())
+    assert all(
+        name == Path(name).name and not name.startswith(".") and len(name) < 200
+        for name in names.values()
+    )

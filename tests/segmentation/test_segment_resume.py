@@ -1,4 +1,7 @@
-"""segment_patches killed, stopped, run in portions and by two at once: it ends in the same bytes."""
+"""segment_patches killed, stopped, run in portions and by two at once.
+
+It ends in the same bytes.
+"""
 
 from __future__ import annotations
 
@@ -27,10 +30,15 @@ pytest_plugins = ["segment_fixtures"]
 
 
 def die(argv: list[str], where: str, number: int, threads: int) -> None:
-    """The command, killed as by `kill -9` within training step or prediction job `number` of this process."""
-    # Sums depend on how many threads share them, and what other tests left in the environment decides over a new process's.
+    """The command, killed as by `kill -9` within training step or prediction job `number` of this
+    process.
+    """
+    # Sums depend on how many threads share them, and what other tests left in the environment
+    # decides over a new process's.
     torch.set_num_threads(threads)
-    kind, name = (SegmentTask, "loss") if where == "train" else (mask_jobs.ProbabilityLoader, "__call__")
+    kind, name = (
+        (SegmentTask, "loss") if where == "train" else (mask_jobs.ProbabilityLoader, "__call__")
+    )
     real, calls = getattr(kind, name), iter(range(10_000))
 
     def fatal(self: Any, *args: Any) -> Any:
@@ -42,14 +50,27 @@ def die(argv: list[str], where: str, number: int, threads: int) -> None:
     call(*argv)
 
 
-def test_killed_twice_in_training_and_twice_in_jobs_it_ends_in_the_same_bytes(pictures: Path, finished: Path, tmp_path: Path) -> None:
+def test_killed_twice_in_training_and_twice_in_jobs_it_ends_in_the_same_bytes(
+    pictures: Path, finished: Path, tmp_path: Path
+) -> None:
     output = tmp_path / "out"
     # Imports are made once, in a process that has no threads; each run begins from there.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["scripts.segment_patches", "segmentation.task", "segmentation.mask_jobs", "segmentation.mask_results",
-                                    "ingest.pictures.patches", "utils.loader", "rasterio"])  # fmt: skip
+    context.set_forkserver_preload(
+        [
+            "scripts.segment_patches",
+            "segmentation.task",
+            "segmentation.mask_jobs",
+            "segmentation.mask_results",
+            "ingest.pictures.patches",
+            "utils.loader",
+            "rasterio",
+        ]
+    )
     for where, number in (("train", 17), ("train", 8), ("predict", 2), ("predict", 1)):
-        process = context.Process(target=die, args=(flags(pictures, output), where, number, torch.get_num_threads()))
+        process = context.Process(
+            target=die, args=(flags(pictures, output), where, number, torch.get_num_threads())
+        )
         process.start()
         process.join(120)
         assert process.exitcode == -signal.SIGKILL
@@ -58,7 +79,9 @@ def test_killed_twice_in_training_and_twice_in_jobs_it_ends_in_the_same_bytes(pi
     # Twice a job was killed; the second process did one job more before it was.
     assert sorted(row["attempts"] for row in queue_rows(output))[-2:] == [2, 2]
     assert sum(row["attempts"] - 1 for row in queue_rows(output)) == 2
-    whole, again = (load_checkpoint(folder / "checkpoint").part("average") for folder in (finished, output))
+    whole, again = (
+        load_checkpoint(folder / "checkpoint").part("average") for folder in (finished, output)
+    )
     assert all(torch.equal(value, again[name]) for name, value in whole.items())
     assert digest(output) == digest(finished)
     for part in ("masks", "stitched", "sheets"):
@@ -84,9 +107,13 @@ def test_a_few_jobs_at_a_time_end_in_the_same_version(
     assert not (tmp_path / "out" / "checkpoint").exists(), "a given checkpoint is not trained on"
 
 
-def test_stitching_that_was_stopped_goes_on_with_the_next_picture(pictures: Path, finished: Path, tmp_path: Path,
-                                                                  segment: Callable[..., Outcome],
-                                                                  monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_stitching_that_was_stopped_goes_on_with_the_next_picture(
+    pictures: Path,
+    finished: Path,
+    tmp_path: Path,
+    segment: Callable[..., Outcome],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     shutil.copytree(finished, tmp_path / "out")
     shutil.rmtree(results(tmp_path / "out"))
     real, done = mask_results.stitch, []
@@ -102,15 +129,20 @@ def test_stitching_that_was_stopped_goes_on_with_the_next_picture(pictures: Path
     assert (code, result) == (130, None)
     assert last == "interrupted; run the same command again to go on"
     first = list(done)
-    monkeypatch.setattr(mask_results, "stitch", lambda *args, **more: done.append(args[1].name) or real(*args, **more))
+    monkeypatch.setattr(
+        mask_results,
+        "stitch",
+        lambda *args, **more: done.append(args[1].name) or real(*args, **more),
+    )
     assert segment(pictures, tmp_path / "out")[0] == 0
     assert len(done) == len(set(done)) == 7
     assert done[:3] == first
     assert files(results(tmp_path / "out") / "masks") == files(results(finished) / "masks")
 
 
-def test_of_two_commands_that_stitch_at_once_each_picture_is_stitched_by_one(finished: Path, tmp_path: Path,
-                                                                             monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_of_two_commands_that_stitch_at_once_each_picture_is_stitched_by_one(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     output, begun, real = tmp_path / "out", [], mask_results.stitch
     shutil.copytree(finished, output)
     shutil.rmtree(results(output))
@@ -130,7 +162,9 @@ def test_of_two_commands_that_stitch_at_once_each_picture_is_stitched_by_one(fin
 
     def one(_: int) -> Any:
         patches = Warehouse.open(output / "patches")
-        return mask_results.stitch_pictures(patches, probabilities, output, blend="ramp", tolerance=2).scores
+        return mask_results.stitch_pictures(
+            patches, probabilities, output, blend="ramp", tolerance=2
+        ).scores
 
     monkeypatch.setattr(mask_results, "stitch", held)
     monkeypatch.setattr(durable, "lock", noted)
@@ -139,7 +173,13 @@ def test_of_two_commands_that_stitch_at_once_each_picture_is_stitched_by_one(fin
     assert len(begun) == len(set(begun)) == 7
     assert scores[0] == scores[1]
     assert files(results(output) / "stitched") == files(results(finished) / "stitched")
-    assert sorted(path.name for path in results(output).iterdir()) == ["index.html", "masks", "scores.json", "sheets", "stitched"]
+    assert sorted(path.name for path in results(output).iterdir()) == [
+        "index.html",
+        "masks",
+        "scores.json",
+        "sheets",
+        "stitched",
+    ]
 
 
 def test_probabilities_may_be_deleted_and_are_predicted_anew_only_where_a_picture_is_not_stitched(

@@ -1,4 +1,8 @@
-"""Stitching: weights that sum to one, bands against the whole picture at once, MONAI's constant blending, results whole or absent."""
+"""Stitching.
+
+Weights that sum to one, bands against the whole picture at once, MONAI's constant blending, results
+whole or absent.
+"""
 
 from __future__ import annotations
 
@@ -23,25 +27,39 @@ from warehouse.errors import StoreError
 Grid = tuple[int, int, int, int]
 few = settings(max_examples=30, deadline=None)
 ROUNDING = 2e-5
-"""Of sums in float32 over as many patches as may lie over a pixel: hundreds, where the overlap is nearly the patch."""
+"""Of sums in float32 over as many patches as may lie over a pixel.
+
+Hundreds, where the overlap is nearly the patch.
+"""
 
 
 @st.composite
 def grids(draw: Any, most: int = 50) -> Grid:
     """(height, width, size, overlap), also with overlaps of more than half a patch."""
     size = draw(st.integers(3, 24))
-    return draw(st.integers(size, most)), draw(st.integers(size, most)), size, draw(st.integers(0, size - 2))
+    return (
+        draw(st.integers(size, most)),
+        draw(st.integers(size, most)),
+        size,
+        draw(st.integers(0, size - 2)),
+    )
 
 
-def pieces(grid: Grid, classes: int = 2, seed: int = 0) -> tuple[NDArray[np.float32], list[tuple[int, int, int, int]]]:
-    """A random probability map for every patch of the grid [patches, classes, size, size], and the patches' boxes."""
+def pieces(
+    grid: Grid, classes: int = 2, seed: int = 0
+) -> tuple[NDArray[np.float32], list[tuple[int, int, int, int]]]:
+    """A random probability map for every patch of the grid [patches, classes, size, size], and the
+    patches' boxes.
+    """
     height, width, size, overlap = grid
     boxes = [box for _, _, box in patch_boxes(width, height, size, overlap)]
     raw = np.random.default_rng(seed).random((len(boxes), classes, size, size), np.float32)
     return raw / raw.sum(axis=1, keepdims=True), boxes
 
 
-def merged(grid: Grid, parts: NDArray[Any], blend: Any = "ramp", masks: Any = None) -> tuple[NDArray[Any], NDArray[Any] | None, list[int]]:
+def merged(
+    grid: Grid, parts: NDArray[Any], blend: Any = "ramp", masks: Any = None
+) -> tuple[NDArray[Any], NDArray[Any] | None, list[int]]:
     """(probability [classes, height, width], truth, lines of each band) of a Stitcher."""
     height, width, size, overlap = grid
     out = np.full((parts.shape[1], height, width), np.nan, np.float32)
@@ -54,7 +72,16 @@ def merged(grid: Grid, parts: NDArray[Any], blend: Any = "ramp", masks: Any = No
         if known is not None:
             known[y : y + len(truth)] = truth
 
-    stitcher = Stitcher(height, width, size=size, overlap=overlap, classes=parts.shape[1], emit=emit, blend=blend, truth=masks is not None)
+    stitcher = Stitcher(
+        height,
+        width,
+        size=size,
+        overlap=overlap,
+        classes=parts.shape[1],
+        emit=emit,
+        blend=blend,
+        truth=masks is not None,
+    )
     assert stitcher.patches == len(parts)
     for at, part in enumerate(parts):
         stitcher.add(part, None if masks is None else masks[at])
@@ -77,11 +104,16 @@ def test_weights_sum_to_one_at_every_pixel(grid: Grid, blend: Any) -> None:
 @few
 @given(grids(), st.sampled_from(["ramp", "constant"]))
 def test_patches_of_one_picture_give_the_picture_back(grid: Grid, blend: Any) -> None:
-    """Also where the last patches were shifted inward and three or four overlap: weights are a partition of one in two dimensions."""
+    """Also where the last patches were shifted inward and three or four overlap.
+
+    Weights are a partition of one in two dimensions.
+    """
     height, width, _, _ = grid
     picture = np.random.default_rng(1).random((3, height, width), np.float32)
     _, boxes = pieces(grid)
-    found, _, _ = merged(grid, np.stack([picture[:, y1:y2, x1:x2] for x1, y1, x2, y2 in boxes]), blend)
+    found, _, _ = merged(
+        grid, np.stack([picture[:, y1:y2, x1:x2] for x1, y1, x2, y2 in boxes]), blend
+    )
     np.testing.assert_allclose(found, picture, rtol=0, atol=ROUNDING)
 
 
@@ -106,7 +138,10 @@ def test_bands_are_the_whole_picture_merged_at_once(grid: Grid, blend: Any, line
             for axis, (low, high, end) in enumerate(((y1, y2, height), (x1, x2, width))):
                 near = np.full(size, overlap + 1.0)
                 near = np.minimum(near, np.arange(1, size + 1) if low > 0 else near)
-                far = np.minimum(np.full(size, overlap + 1.0), np.arange(size, 0, -1) if high < end else overlap + 1)
+                far = np.minimum(
+                    np.full(size, overlap + 1.0),
+                    np.arange(size, 0, -1) if high < end else overlap + 1,
+                )
                 along = near * far
                 ramp = ramp * (along[:, None] if axis == 0 else along[None])
         total[:, y1:y2, x1:x2] += part * ramp
@@ -120,9 +155,17 @@ def test_bands_are_the_whole_picture_merged_at_once(grid: Grid, blend: Any, line
 
 
 @few
-@given(st.integers(16, 60), st.integers(16, 60), st.sampled_from([0, 1, 2, 4, 7, 8, 12, 15]), st.integers(1, 5))
+@given(
+    st.integers(16, 60),
+    st.integers(16, 60),
+    st.sampled_from([0, 1, 2, 4, 7, 8, 12, 15]),
+    st.integers(1, 5),
+)
 def test_constant_blending_is_monai_s(height: int, width: int, overlap: int, lines: int) -> None:
-    """The same patches in the same order; the same bits where 1, 2, 4, ... patches overlap, to rounding where 3 or 6 do."""
+    """The same patches in the same order.
+
+    The same bits where 1, 2, 4, ... patches overlap, to rounding where 3 or 6 do.
+    """
     from monai.inferers import sliding_window_inference
 
     grid = (height, width, 16, overlap)
@@ -136,7 +179,9 @@ def test_constant_blending_is_monai_s(height: int, width: int, overlap: int, lin
         given_boxes.extend(corners)
         return torch.from_numpy(found)
 
-    theirs = sliding_window_inference(place, (16, 16), 4, model, overlap=overlap / 16, mode="constant")[0].numpy()
+    theirs = sliding_window_inference(
+        place, (16, 16), 4, model, overlap=overlap / 16, mode="constant"
+    )[0].numpy()
     assert given_boxes == [(y, x) for x, y, _, _ in boxes]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stitching, "LINES", lines)
@@ -151,7 +196,9 @@ def test_constant_blending_is_monai_s(height: int, width: int, overlap: int, lin
 
 @few
 @given(grids(), st.integers(1, 30))
-def test_masks_are_put_together_and_stay_unknown_where_there_are_none(grid: Grid, lines: int) -> None:
+def test_masks_are_put_together_and_stay_unknown_where_there_are_none(
+    grid: Grid, lines: int
+) -> None:
     height, width, _, _ = grid
     parts, boxes = pieces(grid)
     mask = np.random.default_rng(2).integers(0, 2, (height, width), np.uint8)
@@ -166,19 +213,31 @@ def test_masks_are_put_together_and_stay_unknown_where_there_are_none(grid: Grid
 
 def written(target: Path, grid: Grid, parts: Any, **more: Any) -> Path:
     height, width, size, overlap = grid
-    return stitch(parts, target, height=height, width=width, size=size, overlap=overlap, classes=2, **more)
+    return stitch(
+        parts, target, height=height, width=width, size=size, overlap=overlap, classes=2, **more
+    )
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
-def test_a_stitched_picture_is_a_zarr_group_of_probabilities_labels_and_truth(tmp_path: Path) -> None:
+def test_a_stitched_picture_is_a_zarr_group_of_probabilities_labels_and_truth(
+    tmp_path: Path,
+) -> None:
     grid = (LINES + 40, 90, 64, 16)
     parts, boxes = pieces(grid)
     masks = np.random.default_rng(3).integers(0, 2, (grid[0], grid[1]), np.uint8)
-    cuts = [(part, masks[y1:y2, x1:x2]) for part, (x1, y1, x2, y2) in zip(parts, boxes, strict=True)]
-    group = open_stitched(written(tmp_path / "a.zarr", grid, cuts, truth=True, attributes={"source": "a.png"}))
+    cuts = [
+        (part, masks[y1:y2, x1:x2]) for part, (x1, y1, x2, y2) in zip(parts, boxes, strict=True)
+    ]
+    group = open_stitched(
+        written(tmp_path / "a.zarr", grid, cuts, truth=True, attributes={"source": "a.png"})
+    )
     whole, _, _ = merged(grid, parts)
     np.testing.assert_array_equal(group["probability"][:], whole.astype(np.float16))
     np.testing.assert_array_equal(group["label"][:], whole.argmax(axis=0))
@@ -186,11 +245,15 @@ def test_a_stitched_picture_is_a_zarr_group_of_probabilities_labels_and_truth(tm
     assert group["probability"].metadata.dimension_names == ("class", "y", "x")
     assert group["probability"].chunks == (2, LINES, 90)
     assert group.attrs["source"] == "a.png"
-    assert set(open_stitched(written(tmp_path / "b.zarr", grid, [(part, None) for part in parts]))) == {"probability", "label"}
+    assert set(
+        open_stitched(written(tmp_path / "b.zarr", grid, [(part, None) for part in parts]))
+    ) == {"probability", "label"}
 
 
 @pytest.mark.parametrize(("change", "words"), [(-1, "are missing"), (1, "more patches than")])
-def test_a_wrong_number_of_patches_is_an_error_and_leaves_no_result(tmp_path: Path, change: int, words: str) -> None:
+def test_a_wrong_number_of_patches_is_an_error_and_leaves_no_result(
+    tmp_path: Path, change: int, words: str
+) -> None:
     grid = (40, 50, 16, 4)
     parts, _ = pieces(grid)
     wrong = parts[:-1] if change < 0 else np.concatenate([parts, parts[:1]])

@@ -1,4 +1,6 @@
-"""Items that follow from their number, a dataset that counts what it computes, and what makes two items the same."""
+"""Items that follow from their number, a dataset that counts what it computes, and what makes two
+items the same.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,11 @@ def same(one, two):
     if isinstance(one, list | tuple):
         return len(one) == len(two) and all(map(same, one, two))
     if isinstance(one, torch.Tensor):
-        return one.dtype == two.dtype and one.shape == two.shape and one.contiguous().numpy(force=True).tobytes() == two.numpy().tobytes()
+        return (
+            one.dtype == two.dtype
+            and one.shape == two.shape
+            and one.contiguous().numpy(force=True).tobytes() == two.numpy().tobytes()
+        )
     if isinstance(one, np.ndarray | np.generic):
         return one.dtype == two.dtype and one.shape == two.shape and one.tobytes() == two.tobytes()
     return one == two or (isinstance(one, float) and math.isnan(one) and math.isnan(two))

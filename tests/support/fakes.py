@@ -1,4 +1,7 @@
-"""A small version without ingest: samples whose pixels follow from their number, so that any reader has an independent oracle."""
+"""A small version without ingest.
+
+Samples whose pixels follow from their number, so that any reader has an independent oracle.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,14 @@ def sample(number: int, settings: BuildSettings = SMALL) -> dict[str, np.ndarray
     label = np.where(mask, number % 2, -1).astype(np.int16)
     flags = np.where(mask, 4 * (number % 2), 0).astype(np.uint8)
     letterbox = np.array([1, 1, 0, 0, width, height], np.float32)
-    return {"image": image, "box": box, "box_mask": mask, "box_flags": flags, "label": label, "letterbox": letterbox}
+    return {
+        "image": image,
+        "box": box,
+        "box_mask": mask,
+        "box_flags": flags,
+        "label": label,
+        "letterbox": letterbox,
+    }
 
 
 class Load:
@@ -50,10 +60,20 @@ class Load:
 
 
 def numbers(split: str, count: int) -> list[int]:
-    return list(range(1000 * ("train", "val", "test").index(split), 1000 * ("train", "val", "test").index(split) + count))
+    return list(
+        range(
+            1000 * ("train", "val", "test").index(split),
+            1000 * ("train", "val", "test").index(split) + count,
+        )
+    )
 
 
-def plan_of(counts: dict[str, int], settings: BuildSettings = SMALL, leave_out: tuple[int, ...] = (), **recipe: Any) -> BuildPlan:
+def plan_of(
+    counts: dict[str, int],
+    settings: BuildSettings = SMALL,
+    leave_out: tuple[int, ...] = (),
+    **recipe: Any,
+) -> BuildPlan:
     splits, facts = [], []
     for name, count in counts.items():
         payloads = [number for number in numbers(name, count) if number not in leave_out]
@@ -74,14 +94,45 @@ def plan_of(counts: dict[str, int], settings: BuildSettings = SMALL, leave_out: 
             for n in payloads
         )
         labels = [np.full(n % 4, n % 2, np.int16) for n in payloads]
-        facts += [PictureFacts(name, "pictures", label, np.full(len(label), 4.0)) for label in labels]
-        splits.append(SplitPlan(name, tuple(picture_arrays(len(payloads), settings)), tuple(payloads), tuple(map(str, payloads)), rows))
-    full = {"format_version": FORMAT_VERSION, "settings": settings.content(), "counts": counts} | recipe
+        facts += [
+            PictureFacts(name, "pictures", label, np.full(len(label), 4.0)) for label in labels
+        ]
+        splits.append(
+            SplitPlan(
+                name,
+                tuple(picture_arrays(len(payloads), settings)),
+                tuple(payloads),
+                tuple(map(str, payloads)),
+                rows,
+            )
+        )
+    full = {
+        "format_version": FORMAT_VERSION,
+        "settings": settings.content(),
+        "counts": counts,
+    } | recipe
     version, key = version_name(full)
     by_split = summarise_by(facts, ["a", "b"], "split")
-    summary = {"all": summarise(facts, ["a", "b"]), "splits": by_split, "folders": summarise_by(facts, ["a", "b"], "folder")}
+    summary = {
+        "all": summarise(facts, ["a", "b"]),
+        "splits": by_split,
+        "folders": summarise_by(facts, ["a", "b"], "folder"),
+    }
     total = sum(counts.values())
-    return BuildPlan(version, key, full, {}, toolchain(), tuple(splits), ("a", "b"), total, total - len(leave_out), (), summary, by_split)
+    return BuildPlan(
+        version,
+        key,
+        full,
+        {},
+        toolchain(),
+        tuple(splits),
+        ("a", "b"),
+        total,
+        total - len(leave_out),
+        (),
+        summary,
+        by_split,
+    )
 
 
 def build(
@@ -98,7 +149,18 @@ def build(
     open_root(root)
 
     def make_plan(unreadable: dict[str, PictureError]) -> BuildPlan:
-        return plan_of(counts, settings, tuple(int(Path(name).stem) for name in unreadable), **recipe)
+        return plan_of(
+            counts, settings, tuple(int(Path(name).stem) for name in unreadable), **recipe
+        )
 
-    bake(make_plan, lambda _: Load(settings, bad), root, workers=workers, cluster=None, trace=True, on_plan=lambda _: None, clear=clear)
+    bake(
+        make_plan,
+        lambda _: Load(settings, bad),
+        root,
+        workers=workers,
+        cluster=None,
+        trace=True,
+        on_plan=lambda _: None,
+        clear=clear,
+    )
     return Warehouse.open(root)

@@ -1,4 +1,6 @@
-"""A toy encoder of three blocks, pictures whose stripes tell their class, and a fine-tuning run on them, all in memory."""
+"""A toy encoder of three blocks, pictures whose stripes tell their class, and a fine-tuning run on
+them, all in memory.
+"""
 
 from __future__ import annotations
 
@@ -24,13 +26,22 @@ TARGETS = {name: torch.arange(count) % CLASSES for name, count in COUNTS.items()
 
 
 class Toy(nn.Module):
-    """[B, 3, H, W] -> [B, width, H/2, W/2]: a stem, three blocks with batch norms, and a convolution after them."""
+    """[B, 3, H, W] -> [B, width, H/2, W/2].
+
+    A stem, three blocks with batch norms, and a convolution after them.
+    """
 
     def __init__(self, width: int = 8) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, width, 3, 2, 1)
         self.blocks = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(), nn.Dropout(0.5)) for _ in range(3)
+            nn.Sequential(
+                nn.Conv2d(width, width, 3, 1, 1, bias=False),
+                nn.BatchNorm2d(width),
+                nn.ReLU(),
+                nn.Dropout(0.5),
+            )
+            for _ in range(3)
         )
         self.top = nn.Conv2d(width, width, 1)
 
@@ -44,24 +55,44 @@ class Toy(nn.Module):
 
 def toy_trunk(recipe: dict[str, Any]) -> dict[str, Any]:
     network = Toy(int(recipe["width"]))
-    return {"name": "toy", "network": network, "blocks": list(network.blocks), "recipe": recipe, "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    return {
+        "name": "toy",
+        "network": network,
+        "blocks": list(network.blocks),
+        "recipe": recipe,
+        "mean": (0.5,) * 3,
+        "std": (0.5,) * 3,
+    }
 
 
 OURS = {"toy": toy_trunk}
 
 
-def toy_encoder(width: int = 8, *, size: int = 16, random: bool = False, seed: int = 0) -> NetworkEncoder:
+def toy_encoder(
+    width: int = 8, *, size: int = 16, random: bool = False, seed: int = 0
+) -> NetworkEncoder:
     about = toy_trunk({"kind": "toy", "width": width})
     he_init(about["network"], seed)
-    return NetworkEncoder("toy", about["network"], about["blocks"], size=(size, size), random=random, mean=about["mean"], std=about["std"],
-                          recipe=about["recipe"])  # fmt: skip
+    return NetworkEncoder(
+        "toy",
+        about["network"],
+        about["blocks"],
+        size=(size, size),
+        random=random,
+        mean=about["mean"],
+        std=about["std"],
+        recipe=about["recipe"],
+    )
 
 
 def pictures(name: str, size: int = 16) -> Tensor:
     """uint8 [n, 3, size, size]: stripes of period 2, 4 or 8 with noise."""
     rng = np.random.default_rng([len(name), size])
     at = np.arange(size)
-    rows = [120 * ((at // 2 ** int(target)) % 2)[None, :, None] + rng.integers(0, 100, (3, size, size)) for target in TARGETS[name]]
+    rows = [
+        120 * ((at // 2 ** int(target)) % 2)[None, :, None] + rng.integers(0, 100, (3, size, size))
+        for target in TARGETS[name]
+    ]
     return torch.from_numpy(np.stack(rows).astype(np.uint8))
 
 
@@ -70,7 +101,9 @@ class FakeLoader:
 
     def __init__(self, name: str, batch_size: int = 4, size: int = 16) -> None:
         self.pictures = pictures(name, size)
-        self.sampler = ChunkBatchSampler([COUNTS[name]], batch_size, shuffle=name == "train", seed=3)
+        self.sampler = ChunkBatchSampler(
+            [COUNTS[name]], batch_size, shuffle=name == "train", seed=3
+        )
         self.set_epoch, self.state_dict, self.load_state_dict = (
             getattr(self.sampler, key) for key in ("set_epoch", "state_dict", "load_state_dict")
         )
@@ -84,7 +117,10 @@ class FakeLoader:
 
 
 class Quick(FinetuneTask):
-    """Without pictures, which take longer than the training. `on_loss(call)` is told before each batch's loss."""
+    """Without pictures, which take longer than the training.
+
+    `on_loss(call)` is told before each batch's loss.
+    """
 
     calls = 0
 
@@ -104,30 +140,66 @@ class Quick(FinetuneTask):
 
 
 def settings(**changes: Any) -> FinetuneTraining:
-    small = {"epochs": 3, "head_epochs": 1, "batch_size": 4, "accumulate": 2, "warmup_steps": 2, "lr": 0.02, "device": "cpu", "blocks": 2,
-             "backbone_rate": 0.5, "resume": True}  # fmt: skip
+    small = {
+        "epochs": 3,
+        "head_epochs": 1,
+        "batch_size": 4,
+        "accumulate": 2,
+        "warmup_steps": 2,
+        "lr": 0.02,
+        "device": "cpu",
+        "blocks": 2,
+        "backbone_rate": 0.5,
+        "resume": True,
+    }
     return FinetuneTraining(**small | changes)
 
 
-def make_task(folder: Path, kind: type[FinetuneTask] = Quick, encoder: NetworkEncoder | None = None, size: int = 16, *,
-              save_memory: bool = False, **changes: Any) -> FinetuneTask:  # fmt: skip
+def make_task(
+    folder: Path,
+    kind: type[FinetuneTask] = Quick,
+    encoder: NetworkEncoder | None = None,
+    size: int = 16,
+    *,
+    save_memory: bool = False,
+    **changes: Any,
+) -> FinetuneTask:
     chosen = settings(**changes)
     steps = -(-len(FakeLoader("train", chosen.batch_size, size)) // chosen.accumulate)
-    return kind(chosen, encoder or toy_encoder(size=size), "abc", (TARGETS["train"], TARGETS["val"]), steps=steps, folder=folder,
-                final=("test", FakeLoader("test", 4, size), TARGETS["test"]), save_memory=save_memory)  # fmt: skip
+    return kind(
+        chosen,
+        encoder or toy_encoder(size=size),
+        "abc",
+        (TARGETS["train"], TARGETS["val"]),
+        steps=steps,
+        folder=folder,
+        final=("test", FakeLoader("test", 4, size), TARGETS["test"]),
+        save_memory=save_memory,
+    )
 
 
 def make_trainer(
-    folder: Path, task: FinetuneTask | None = None, size: int = 16, budget: MemoryBudget | None = None, **changes: Any
+    folder: Path,
+    task: FinetuneTask | None = None,
+    size: int = 16,
+    budget: MemoryBudget | None = None,
+    **changes: Any,
 ) -> Trainer:
     task = task or make_task(folder, size=size, **changes)
     chosen = settings(**changes)
     loaders = FakeLoader("train", chosen.batch_size, size), FakeLoader("val", 4, size)
-    return Trainer(task, chosen, *loaders, folder / "training", ranks=ALONE, budget=budget, save_steps=2)
+    return Trainer(
+        task, chosen, *loaders, folder / "training", ranks=ALONE, budget=budget, save_steps=2
+    )
 
 
 def told(folder: Path, kind: str = "step") -> list[dict[str, Any]]:
     """Lines of the log without what differs from run to run."""
-    lines = [json.loads(line) for line in (folder / "training" / "log.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if not key.startswith("t_") and key != "seconds"} for line in lines
-            if line["kind"] == kind]  # fmt: skip
+    lines = [
+        json.loads(line) for line in (folder / "training" / "log.jsonl").read_text().splitlines()
+    ]
+    return [
+        {key: value for key, value in line.items() if not key.startswith("t_") and key != "seconds"}
+        for line in lines
+        if line["kind"] == kind
+    ]

@@ -36,13 +36,19 @@ def write_picture(path: Path, width: int = 64, height: int = 48, seed: int = 0) 
     path.write_bytes(encoded(picture(width, height, seed), quality=95))
 
 
-def voc_xml(boxes: Sequence[tuple[str, Any, Any, Any, Any]], size: tuple[int, int] | None = (64, 48), extra: str = "") -> str:
+def voc_xml(
+    boxes: Sequence[tuple[str, Any, Any, Any, Any]],
+    size: tuple[int, int] | None = (64, 48),
+    extra: str = "",
+) -> str:
     declared = f"<size><width>{size[0]}</width><height>{size[1]}</height></size>" if size else ""
     items = "".join(
         f"<object><name>{name}</name>{extra}<bndbox><xmin>{x1}</xmin><ymin>{y1}</ymin><xmax>{x2}</xmax><ymax>{y2}</ymax></bndbox></object>"
         for name, x1, y1, x2, y2 in boxes
     )
-    return f"<annotation>\n<filename>../../etc/passwd</filename>\n{declared}\n{items}\n</annotation>\n"
+    return (
+        f"<annotation>\n<filename>../../etc/passwd</filename>\n{declared}\n{items}\n</annotation>\n"
+    )
 
 
 def voc_set(root: Path, boxes: dict[str, Sequence[tuple[str, Any, Any, Any, Any]]]) -> Path:
@@ -54,13 +60,19 @@ def voc_set(root: Path, boxes: dict[str, Sequence[tuple[str, Any, Any, Any, Any]
     return root
 
 
-def coco_json(path: Path, images: Sequence[Any], categories: Sequence[Any], annotations: Sequence[Any]) -> None:
+def coco_json(
+    path: Path, images: Sequence[Any], categories: Sequence[Any], annotations: Sequence[Any]
+) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"images": images, "categories": categories, "annotations": annotations}))
+    path.write_text(
+        json.dumps({"images": images, "categories": categories, "annotations": annotations})
+    )
 
 
 def settings_for(root: Path, **options: Any) -> BuildSettings:
-    return BuildSettings(input_root=str(root), output_root=str(root.parent / "warehouse"), **options)
+    return BuildSettings(
+        input_root=str(root), output_root=str(root.parent / "warehouse"), **options
+    )
 
 
 def listed(root: Path, **options: Any) -> tuple[SourceListing, BuildSettings]:

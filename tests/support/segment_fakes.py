@@ -15,9 +15,20 @@ from warehouse import Warehouse
 
 Outcome = tuple[int, dict[str, Any] | None, str]
 SIZE, OVERLAP = 32, 8
-SMALL = {"patch_size": SIZE, "overlap": OVERLAP, "width": 4, "levels": 2, "epochs": 3, "warmup_steps": 3, "device": "cpu"}
-SECTIONS = {"segment": "segmentation.task:SegmentSettings", "loader": "utils.loader:LoaderSettings",
-            "experiments": "utils.tracking.experiments:ExperimentSettings"}  # fmt: skip
+SMALL = {
+    "patch_size": SIZE,
+    "overlap": OVERLAP,
+    "width": 4,
+    "levels": 2,
+    "epochs": 3,
+    "warmup_steps": 3,
+    "device": "cpu",
+}
+SECTIONS = {
+    "segment": "segmentation.task:SegmentSettings",
+    "loader": "utils.loader:LoaderSettings",
+    "experiments": "utils.tracking.experiments:ExperimentSettings",
+}
 
 
 def flags(folder: Path, output: Path, **more: Any) -> list[str]:
@@ -39,7 +50,11 @@ def digest(output: Path) -> str:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def pixels_of(path: Path) -> Any:

@@ -1,4 +1,7 @@
-"""Fixtures of the tests of segment_patches, a plugin of pytest: small pictures, the command, a finished run."""
+"""Fixtures of the tests of segment_patches, a plugin of pytest.
+
+Small pictures, the command, a finished run.
+"""
 
 from __future__ import annotations
 
@@ -34,10 +37,16 @@ def segment(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Outcom
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six colour pictures of 70 x 90 with masks, of sides that are no multiple of anything, and one of 100 x 64 without a mask."""
+    """Six colour pictures of 70 x 90 with masks, of sides that are no multiple of anything, and one
+    of 100 x 64 without a mask.
+    """
     root = tmp_path_factory.mktemp("pictures") / "in"
     make_sample(SampleSettings(kind="masks", count=6, size=(70, 90), output=str(root)))
-    make_sample(SampleSettings(kind="masks", count=1, size=(100, 64), seed=5, output=str(root.parent / "more")))
+    make_sample(
+        SampleSettings(
+            kind="masks", count=1, size=(100, 64), seed=5, output=str(root.parent / "more")
+        )
+    )
     shutil.copy(root.parent / "more" / "images" / "scene_00000.png", root / "images" / "free.png")
     return root
 

@@ -1,4 +1,7 @@
-"""The loader of a cached dataset: the order and the items of a plain one for any number of workers, and no work that was done before."""
+"""The loader of a cached dataset.
+
+The order and the items of a plain one for any number of workers, and no work that was done before.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,11 @@ def as_it_is(batch):
 
 
 def loader_of(dataset, workers=2, *, limit=1 << 30, **options):
-    options = {"batch_size": 5, "collate_fn": as_it_is, "multiprocessing_context": FORK if workers else None} | options
+    options = {
+        "batch_size": 5,
+        "collate_fn": as_it_is,
+        "multiprocessing_context": FORK if workers else None,
+    } | options
     return CachedLoader(CachedDataset(dataset, limit_bytes=limit), num_workers=workers, **options)
 
 
@@ -40,7 +47,12 @@ def test_batches_are_a_plain_loader_s_in_every_epoch(tmp_path, workers, share):
         _ = whole[index]
     order = torch.randperm(23, generator=torch.Generator().manual_seed(1)).tolist()
     plain = list(DataLoader(Polygons(23), batch_size=5, sampler=order, collate_fn=as_it_is))
-    loader = loader_of(Polygons(23, tmp_path / "calls"), workers, limit=int(whole.cache.stats.bytes * share), sampler=order)
+    loader = loader_of(
+        Polygons(23, tmp_path / "calls"),
+        workers,
+        limit=int(whole.cache.stats.bytes * share),
+        sampler=order,
+    )
     sizes = []
     for _ in range(3):
         assert same(list(loader), plain)
@@ -61,7 +73,12 @@ def test_batches_are_a_plain_loader_s_in_every_epoch(tmp_path, workers, share):
 
 def test_spawned_workers_fill_the_same_cache_and_the_log_here_says_so_once(tmp_path, caplog):
     caplog.set_level("INFO")
-    loader = loader_of(Polygons(9, tmp_path / "calls"), 1, multiprocessing_context=multiprocessing.get_context("spawn"), batch_size=None)
+    loader = loader_of(
+        Polygons(9, tmp_path / "calls"),
+        1,
+        multiprocessing_context=multiprocessing.get_context("spawn"),
+        batch_size=None,
+    )
     for _ in range(2):
         assert all(same(item, polygons(index)) for index, item in enumerate(loader))
     assert (tmp_path / "calls").stat().st_size == 9 + 2
@@ -78,7 +95,9 @@ def test_the_second_epoch_is_twenty_times_faster_with_workers_too():
     assert seconds[0] > 20 * min(seconds[1:])
 
 
-@pytest.mark.parametrize(("kind", "workers"), [("CachedLoader", 0), ("CachedLoader", 2), ("DataLoader", 2)])
+@pytest.mark.parametrize(
+    ("kind", "workers"), [("CachedLoader", 0), ("CachedLoader", 2), ("DataLoader", 2)]
+)
 def test_the_benchmark_s_rows_are_of_one_file_and_of_equal_items(kind, workers):
     row = measure(kind, workers, Pictures(20, rounds=1), repeats=1)
     assert row["file_bytes"] == pytest.approx(20 * 197_000, rel=0.05)
@@ -100,7 +119,11 @@ def test_what_is_handed_out_cannot_change_the_cache():
 def test_any_order_and_batch_size_is_a_plain_loader_s(order, size, drop_last):
     drop_last = drop_last and size is not None
     positive = [index % 7 for index in order]
-    plain = list(DataLoader(Polygons(7), batch_size=size, sampler=positive, drop_last=drop_last, collate_fn=as_it_is))
+    plain = list(
+        DataLoader(
+            Polygons(7), batch_size=size, sampler=positive, drop_last=drop_last, collate_fn=as_it_is
+        )
+    )
     loader = loader_of(Polygons(7), 0, batch_size=size, sampler=order, drop_last=drop_last)
     for _ in range(2):
         assert same(list(loader), plain)
@@ -123,12 +146,16 @@ def test_without_a_collate_function_it_is_data_loader_s(size):
 
 
 def test_an_epoch_that_ends_early_and_repeated_numbers_do_no_harm(tmp_path):
-    loader = loader_of(Polygons(30, tmp_path / "calls"), batch_size=None, sampler=[*range(30), 3, 3, 29])
+    loader = loader_of(
+        Polygons(30, tmp_path / "calls"), batch_size=None, sampler=[*range(30), 3, 3, 29]
+    )
     for at, _ in enumerate(loader):
         if at == 4:
             break
     for _ in range(2):
-        assert all(same(item, polygons(index)) for index, item in zip(loader.sampler, loader, strict=True))
+        assert all(
+            same(item, polygons(index)) for index, item in zip(loader.sampler, loader, strict=True)
+        )
     assert loader.dataset.cache.stats.items == 30
     assert loader._workers is None
 

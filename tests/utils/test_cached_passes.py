@@ -32,7 +32,10 @@ class Loader:
         while self.at < self.count:
             self.made.append(self.at)
             self.at += 1
-            yield {"index": torch.tensor([2 * self.at, 2 * self.at + 1]), "x": torch.full((2, 100), self.at + 10.0 * self.epoch)}
+            yield {
+                "index": torch.tensor([2 * self.at, 2 * self.at + 1]),
+                "x": torch.full((2, 100), self.at + 10.0 * self.epoch),
+            }
 
 
 def passes(loader, epoch=0):
@@ -62,7 +65,10 @@ def test_a_pass_that_ends_early_goes_on_where_it_ended():
 
 def test_a_split_that_does_not_fit_is_left_alone_or_kept_in_part():
     left, part = Loader(), Loader()
-    alone, cached = CachedPasses(left, None, 2000, "held-out"), CachedPasses(part, True, 2200, "held-out")
+    alone, cached = (
+        CachedPasses(left, None, 2000, "held-out"),
+        CachedPasses(part, True, 2200, "held-out"),
+    )
     for _ in range(2):
         assert passes(alone) == passes(cached) == [1, 2, 3, 4, 5]
     assert left.made == [0, 1, 2, 3, 4] * 2
@@ -80,7 +86,10 @@ def test_a_split_that_the_loader_holds_decoded_is_kept_once_and_said_to_be(caplo
     caplog.set_level("INFO")
     loader, asked = Loader(), Loader()
     loader.store = asked.store = "memory"
-    cached, twice = CachedPasses(loader, None, 1 << 20, "held-out"), CachedPasses(asked, True, 1 << 20, "held-out")
+    cached, twice = (
+        CachedPasses(loader, None, 1 << 20, "held-out"),
+        CachedPasses(asked, True, 1 << 20, "held-out"),
+    )
     for _ in range(2):
         assert passes(cached) == passes(twice) == [1, 2, 3, 4, 5]
     assert cached.cache is None

@@ -9,14 +9,25 @@ import pytest
 import torch
 from torch import nn
 
-from utils.training.checkpoint import load_checkpoint, load_module, optimizer_tensors, prefixed, restore_optimizer, save_checkpoint
+from utils.training.checkpoint import (
+    load_checkpoint,
+    load_module,
+    optimizer_tensors,
+    prefixed,
+    restore_optimizer,
+    save_checkpoint,
+)
 from warehouse.errors import ConfigError, CorruptError, StateError, TrainingError
 
 ESCAPING = '{"format": 1, "file": "../x.safetensors", "size": 1, "sha256": "", "meta": {}}'
 
 
 def saved(folder: Path, value: float = 1.0) -> Path:
-    return save_checkpoint(folder, {"model.weight": torch.full((3, 2), value), "model.steps": torch.tensor(7)}, {"step": 7})
+    return save_checkpoint(
+        folder,
+        {"model.weight": torch.full((3, 2), value), "model.steps": torch.tensor(7)},
+        {"step": 7},
+    )
 
 
 def tensor_file(folder: Path) -> Path:
@@ -41,7 +52,9 @@ def test_tensors_and_meta_come_back_as_they_went(tmp_path):
 def test_the_same_state_gives_the_same_bytes(tmp_path):
     for name in ("one", "two"):
         saved(tmp_path / name)
-    assert (tmp_path / "one" / "checkpoint.json").read_bytes() == (tmp_path / "two" / "checkpoint.json").read_bytes()
+    assert (tmp_path / "one" / "checkpoint.json").read_bytes() == (
+        tmp_path / "two" / "checkpoint.json"
+    ).read_bytes()
     assert tensor_file(tmp_path / "one").read_bytes() == tensor_file(tmp_path / "two").read_bytes()
 
 
@@ -85,7 +98,9 @@ def test_a_folder_without_a_checkpoint_names_the_command_that_makes_one(tmp_path
         load_checkpoint(tmp_path / "nothing")
 
 
-@pytest.mark.parametrize("keep", [0, 1, 0.5, -1], ids=["empty", "one byte", "half", "all but one byte"])
+@pytest.mark.parametrize(
+    "keep", [0, 1, 0.5, -1], ids=["empty", "one byte", "half", "all but one byte"]
+)
 def test_a_truncated_tensor_file_is_refused_by_name(tmp_path, keep):
     saved(tmp_path)
     path = tensor_file(tmp_path)
@@ -106,9 +121,10 @@ def test_every_flipped_bit_in_the_tensors_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "null", "NaN", "[" * 100_000, '{"format": 1}', ESCAPING],
+    "text",
+    ["", "{", "[]", "null", "NaN", "[" * 100_000, '{"format": 1}', ESCAPING],
     ids=["empty", "torn", "list", "null", "nan", "deep", "bare", "path that escapes"],
-)  # fmt: skip
+)
 def test_an_index_that_is_not_ours_is_a_typed_error(tmp_path, text):
     saved(tmp_path)
     (tmp_path / "checkpoint.json").write_text(text)
@@ -144,8 +160,11 @@ def test_weights_that_are_not_finite_are_refused_with_the_tensors_name(tmp_path,
 def test_weights_of_another_model_are_refused_and_change_nothing(tmp_path):
     module = nn.Linear(2, 3)
     before = module.weight.detach().clone()
-    for tensors in ({"weight": torch.zeros(3, 2)}, {"weight": torch.zeros(2, 2), "bias": torch.zeros(3)},
-                    {"weight": torch.zeros(3, 2), "bias": torch.zeros(3), "extra": torch.zeros(1)}):  # fmt: skip
+    for tensors in (
+        {"weight": torch.zeros(3, 2)},
+        {"weight": torch.zeros(2, 2), "bias": torch.zeros(3)},
+        {"weight": torch.zeros(3, 2), "bias": torch.zeros(3), "extra": torch.zeros(1)},
+    ):
         with pytest.raises(StateError, match="another model"):
             load_module(module, tensors, tmp_path)
     assert torch.equal(module.weight, before)
@@ -161,7 +180,12 @@ def test_optimizer_state_continues_where_it_stopped(tmp_path):
     optimizer = torch.optim.AdamW(module.parameters(), lr=0.1)
     for _ in range(3):
         step(module, optimizer)
-    save_checkpoint(tmp_path, prefixed("model", module.state_dict()) | prefixed("optimizer", optimizer_tensors(optimizer)), {})
+    save_checkpoint(
+        tmp_path,
+        prefixed("model", module.state_dict())
+        | prefixed("optimizer", optimizer_tensors(optimizer)),
+        {},
+    )
     back = load_checkpoint(tmp_path)
     other = nn.Linear(2, 2)
     resumed = torch.optim.AdamW(other.parameters(), lr=0.1)
@@ -171,7 +195,9 @@ def test_optimizer_state_continues_where_it_stopped(tmp_path):
     step(other, resumed)
     assert torch.equal(module.weight, other.weight)
     with pytest.raises(StateError):
-        restore_optimizer(torch.optim.AdamW(nn.Linear(5, 1).parameters()), back.part("optimizer"), tmp_path)
+        restore_optimizer(
+            torch.optim.AdamW(nn.Linear(5, 1).parameters()), back.part("optimizer"), tmp_path
+        )
 
 
 def test_an_output_that_is_a_file_is_a_typed_error(tmp_path):

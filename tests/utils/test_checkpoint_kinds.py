@@ -1,4 +1,7 @@
-"""A checkpoint given to the wrong command: the kind found and the command that takes it, in a line."""
+"""A checkpoint given to the wrong command.
+
+The kind found and the command that takes it, in a line.
+"""
 
 from __future__ import annotations
 
@@ -25,13 +28,19 @@ def saved(folder: Path, model: Any) -> Path:
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        ({"kind": "vqvae"}, r"expected kind tiny or big, found kind 'vqvae'; .*compress_zarr --compress\.checkpoint .*/c; train"),
+        (
+            {"kind": "vqvae"},
+            r"expected kind tiny or big, found kind 'vqvae'; .*compress_zarr --compress\.checkpoint .*/c; train",
+        ),
         ({"kind": "head-linear"}, "found kind 'head-linear'"),
-        ({"kind": "finetuned"}, r"found kind 'finetuned'; .*extract_features --features\.encoder .*/c; train"),
+        (
+            {"kind": "finetuned"},
+            r"found kind 'finetuned'; .*extract_features --features\.encoder .*/c; train",
+        ),
         ({}, "found no kind of model"),
         (None, "found no kind of model"),
     ],
-)  # fmt: skip
+)
 def test_infer_view_says_what_else_it_was_given(tmp_path: Path, model: Any, words: str) -> None:
     with pytest.raises(StateError, match=f"not of a detector.*{words}") as raised:
         restore_detector(load_checkpoint(saved(tmp_path / "c", model)))
@@ -55,7 +64,10 @@ def test_a_resume_names_the_first_thing_that_differs_not_the_whole_model() -> No
         ({"kind": "big", "a": 1}, "model.kind; expected vqvae, found big"),
         (now | {"width": 64}, "model.width; expected 32, found 64"),
         (now | {"features": other}, "model.features.1.name; expected class, found cover"),
-        ({key: value for key, value in now.items() if key != "width"}, "model.width; expected 32, found null"),
+        (
+            {key: value for key, value in now.items() if key != "width"},
+            "model.width; expected 32, found null",
+        ),
     ):
         with pytest.raises(StateError, match=re.escape(words)) as raised:
             same_run(then, {"model": (now, model)}, "train again")
@@ -65,7 +77,9 @@ def test_a_resume_names_the_first_thing_that_differs_not_the_whole_model() -> No
 
 json_values = st.recursive(
     st.none() | st.integers() | st.text(max_size=3),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=2), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=2), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 

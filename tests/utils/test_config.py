@@ -40,7 +40,13 @@ def test_layers_the_later_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("WAREHOUSE_BUILD__MAX_BOXES", "20")
     monkeypatch.setenv("WAREHOUSE_BUILD__PAD_VALUE", "30")
     build = load("--build.pad_value", "33", text=text, tmp_path=tmp_path)
-    assert (build.seed, build.max_boxes, build.pad_value, build.max_invalid, build.max_missing) == (1, 20, 33, 4, 0)
+    assert (build.seed, build.max_boxes, build.pad_value, build.max_invalid, build.max_missing) == (
+        1,
+        20,
+        33,
+        4,
+        0,
+    )
 
 
 @pytest.mark.parametrize(
@@ -57,19 +63,28 @@ def test_layers_the_later_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ("WAREHOUSE_BUILD__CLASSES", "null", "classes", None),
     ],
 )
-def test_environment_names(monkeypatch: pytest.MonkeyPatch, name: str, value: str, key: str, expected: Any) -> None:
+def test_environment_names(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, key: str, expected: Any
+) -> None:
     monkeypatch.setenv(name, value)
     assert getattr(load(), key) == expected
 
 
 def test_mappings_and_lists_are_replaced_whole(tmp_path: Path) -> None:
-    assert load(text="build: {splits: {train: 0.5, val: 0.5}, classes: [a]}", tmp_path=tmp_path).splits == {"train": 0.5, "val": 0.5}
-    assert load("--build.classes", '["b"]', text="build: {classes: [a, c]}", tmp_path=tmp_path).classes == ["b"]
+    assert load(
+        text="build: {splits: {train: 0.5, val: 0.5}, classes: [a]}", tmp_path=tmp_path
+    ).splits == {"train": 0.5, "val": 0.5}
+    assert load(
+        "--build.classes", '["b"]', text="build: {classes: [a, c]}", tmp_path=tmp_path
+    ).classes == ["b"]
 
 
 @pytest.mark.parametrize("number", ["1e-4", "1E-4", "1.e-4", ".1e-3", "0.0001"])
 def test_a_number_in_exponent_form_is_a_number(tmp_path: Path, number: str) -> None:
-    assert load(text=f"build: {{max_empty_ratio: {number}}}", tmp_path=tmp_path).max_empty_ratio == 1e-4
+    assert (
+        load(text=f"build: {{max_empty_ratio: {number}}}", tmp_path=tmp_path).max_empty_ratio
+        == 1e-4
+    )
 
 
 def test_a_switch_needs_no_value_and_null_is_none() -> None:
@@ -127,7 +142,9 @@ def test_other_commands_sections_may_stand_in_the_file(tmp_path: Path) -> None:
 
 @given(st.binary(max_size=200))
 @settings(max_examples=150, deadline=None)
-def test_any_bytes_as_config_are_settings_or_a_typed_error(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+def test_any_bytes_as_config_are_settings_or_a_typed_error(
+    tmp_path_factory: pytest.TempPathFactory, data: bytes
+) -> None:
     path = tmp_path_factory.mktemp("yaml") / "c.yaml"
     path.write_bytes(data)
     with contextlib.suppress(ConfigError):
@@ -139,15 +156,28 @@ SCRIPTS = sorted(path.stem for path in (ROOT / "scripts").glob("*.py") if path.s
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_command_has_help_and_version(script: str) -> None:
-    for flag, needle in (("--help", f"usage: python -m scripts.{script}"), ("--version", "tensor-warehouse")):
-        done = subprocess.run([sys.executable, "-m", f"scripts.{script}", flag], capture_output=True, text=True, check=False, cwd=ROOT)
+    for flag, needle in (
+        ("--help", f"usage: python -m scripts.{script}"),
+        ("--version", "tensor-warehouse"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", f"scripts.{script}", flag],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=ROOT,
+        )
         assert (done.returncode, done.stderr) == (0, "")
         assert needle in done.stdout
 
 
 def test_an_unknown_flag_is_argument_syntax_and_names_the_nearest() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "scripts.build_zarr", "--build.target_sise", "3"], capture_output=True, text=True, check=False, cwd=ROOT
+        [sys.executable, "-m", "scripts.build_zarr", "--build.target_sise", "3"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
     )
     assert done.returncode == 2
     assert "did you mean '--build.target_size'" in done.stderr

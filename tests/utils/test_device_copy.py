@@ -1,4 +1,7 @@
-"""The order of things on the way to a GPU, with a device that copies as late as it may; CudaDevice itself needs a GPU."""
+"""The order of things on the way to a GPU, with a device that copies as late as it may.
+
+CudaDevice itself needs a GPU.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:batch_size")
 
 
 class LateDevice:
-    """Like a GPU with a slow bus: a copy reads its host memory only when somebody waits for its event (or a later one)."""
+    """Like a GPU with a slow bus.
+
+    A copy reads its host memory only when somebody waits for its event (or a later one).
+    """
 
     def __init__(self) -> None:
         self.queue: deque[LateEvent] = deque()
@@ -39,8 +45,14 @@ class LateDevice:
 
     def copy(self, host: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], LateEvent]:
         copies = {name: torch.full_like(tensor, 77) for name, tensor in host.items()}
-        # Views of the same memory, as a DMA engine has them: they keep nothing alive that the copier lets go of.
-        event = LateEvent(self, {name: tensor.data_ptr() for name, tensor in host.items()}, copies, host["index"].tolist())
+        # Views of the same memory, as a DMA engine has them: they keep nothing alive that the
+        # copier lets go of.
+        event = LateEvent(
+            self,
+            {name: tensor.data_ptr() for name, tensor in host.items()},
+            copies,
+            host["index"].tolist(),
+        )
         self.queue.append(event)
         self.log.append(f"copy {event.index}")
         return copies, event
@@ -51,8 +63,20 @@ class LateDevice:
 
 
 class LateEvent:
-    def __init__(self, device: LateDevice, sources: dict[str, int], copies: dict[str, torch.Tensor], index: list[int]) -> None:
-        self.device, self.sources, self.copies, self.index, self.done = device, sources, copies, index, False
+    def __init__(
+        self,
+        device: LateDevice,
+        sources: dict[str, int],
+        copies: dict[str, torch.Tensor],
+        index: list[int],
+    ) -> None:
+        self.device, self.sources, self.copies, self.index, self.done = (
+            device,
+            sources,
+            copies,
+            index,
+            False,
+        )
 
     def query(self) -> bool:
         return self.done
@@ -78,11 +102,15 @@ def collect(items: Iterator[Any], into: list[Any]) -> None:
 
 
 @pytest.mark.parametrize(("engine", "workers"), [("inline", 0), ("thread", 2), ("spawn", 2)])
-def test_late_copies_still_find_their_batches_in_the_ring(small: Warehouse, engine: Any, workers: int) -> None:
+def test_late_copies_still_find_their_batches_in_the_ring(
+    small: Warehouse, engine: Any, workers: int
+) -> None:
     """A slot that came back before its copy was made would hold a later batch, or 77 would be left."""
     device = LateDevice()
     with (
-        ChunkLoader(small.split("train"), 2, engine=engine, num_workers=workers, store="mmap", device=device) as loader,
+        ChunkLoader(
+            small.split("train"), 2, engine=engine, num_workers=workers, store="mmap", device=device
+        ) as loader,
         ChunkLoader(small.split("train"), 2, engine="inline", store="mmap") as plain,
     ):
         for epoch in range(2):
@@ -101,8 +129,19 @@ def host(number: int) -> dict[str, torch.Tensor]:
 
 def test_the_next_copy_is_under_way_when_a_batch_is_handed_over() -> None:
     device = LateDevice()
-    assert [number for number, _ in DeviceCopier(device, None).run(iter(range(3)), host)] == [0, 1, 2]
-    assert device.log == ["copy [0]", "copy [1]", "hand over [0]", "copy [2]", "hand over [1]", "hand over [2]"]
+    assert [number for number, _ in DeviceCopier(device, None).run(iter(range(3)), host)] == [
+        0,
+        1,
+        2,
+    ]
+    assert device.log == [
+        "copy [0]",
+        "copy [1]",
+        "hand over [0]",
+        "copy [2]",
+        "hand over [1]",
+        "hand over [2]",
+    ]
 
 
 @pytest.mark.parametrize("count", [0, 1])
@@ -111,7 +150,10 @@ def test_short_epochs_end(count: int) -> None:
 
 
 def test_host_memory_is_held_until_its_event_and_no_longer() -> None:
-    """Weak references to the host tensors: alive while a copy is queued, never more than COPIES_PENDING of them."""
+    """Weak references to the host tensors.
+
+    Alive while a copy is queued, never more than COPIES_PENDING of them.
+    """
     import weakref
 
     device, refs = LateDevice(), []
@@ -161,9 +203,14 @@ def test_an_error_comes_after_the_batches_before_it() -> None:
 def test_damage_and_break_leave_a_loader_that_goes_on(tmp_path: Path) -> None:
     warehouse = build(tmp_path)
     device = LateDevice()
-    with ChunkLoader(warehouse.split("train"), 4, engine="thread", store="mmap", shuffle=False, device=device) as loader:
+    with ChunkLoader(
+        warehouse.split("train"), 4, engine="thread", store="mmap", shuffle=False, device=device
+    ) as loader:
         for batch in loader:
-            assert np.array_equal(batch["image"][0].numpy(), sample(numbers("train", 29)[int(batch["index"][0])])["image"])
+            assert np.array_equal(
+                batch["image"][0].numpy(),
+                sample(numbers("train", 29)[int(batch["index"][0])])["image"],
+            )
             break
         path = warehouse.store / "train/image/c/2/0/0/0"
         good = path.read_bytes()
@@ -171,7 +218,9 @@ def test_damage_and_break_leave_a_loader_that_goes_on(tmp_path: Path) -> None:
         seen: list[Any] = []
         with pytest.raises(CorruptError, match="image/c/2"):
             collect((batch["index"].tolist() for batch in loader), seen)
-        assert seen == [list(range(at, at + 4)) for at in range(0, 16, 4)], "what came before the damage is delivered"
+        assert seen == [list(range(at, at + 4)) for at in range(0, 16, 4)], (
+            "what came before the damage is delivered"
+        )
         assert loader.state_dict()["position"] == 4
         path.write_bytes(good)
         assert sum(len(batch["index"]) for batch in loader) == 29
@@ -197,7 +246,9 @@ def test_a_device_torch_does_not_know_is_refused(small: Warehouse) -> None:
 @pytest.mark.parametrize("engine", ["inline", "thread", "spawn"])
 def test_batches_on_a_gpu_are_those_of_the_host(small: Warehouse, engine: Any) -> None:
     with (
-        ChunkLoader(small.split("train"), 2, engine=engine, num_workers=2, store="mmap", device="cuda") as loader,
+        ChunkLoader(
+            small.split("train"), 2, engine=engine, num_workers=2, store="mmap", device="cuda"
+        ) as loader,
         ChunkLoader(small.split("train"), 2, engine="inline", store="mmap") as plain,
     ):
         assert isinstance(loader.copier, DeviceCopier)

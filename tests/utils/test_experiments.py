@@ -1,4 +1,8 @@
-"""The experiment book: nothing lost among ten processes, faults typed, training never held up, and runs told apart afterwards."""
+"""The experiment book.
+
+Nothing lost among ten processes, faults typed, training never held up, and runs told apart
+afterwards.
+"""
 
 from __future__ import annotations
 
@@ -33,12 +37,21 @@ class ScoredTask(FakeTask):
 
 
 def book_of(tmp_path, **changes):
-    return ExperimentSettings(**{"db": str(tmp_path / "experiments" / "experiments.db"), "wait_s": 0.2} | changes)
+    return ExperimentSettings(
+        **{"db": str(tmp_path / "experiments" / "experiments.db"), "wait_s": 0.2} | changes
+    )
 
 
 def train(tmp_path, output="out", task=None, book=None, **changes):
-    trainer = Trainer(task or ScoredTask(), settings(**changes), FakeLoader(), FakeLoader(), tmp_path / output, ranks=ALONE,
-                      book=book or book_of(tmp_path))  # fmt: skip
+    trainer = Trainer(
+        task or ScoredTask(),
+        settings(**changes),
+        FakeLoader(),
+        FakeLoader(),
+        tmp_path / output,
+        ranks=ALONE,
+        book=book or book_of(tmp_path),
+    )
     return trainer.run()
 
 
@@ -51,14 +64,22 @@ def test_a_trainer_writes_settings_figures_artefacts_versions_and_host(tmp_path)
     with read(tmp_path) as book:
         (row,) = book.runs()
         steps, losses, times = book.metric(1, "loss", "step")
-        assert (row["state"], row["trainer"], row["name"], row["step"]) == ("done", "fake", "Fake", 18)
+        assert (row["state"], row["trainer"], row["name"], row["step"]) == (
+            "done",
+            "fake",
+            "Fake",
+            18,
+        )
         assert row["pid"] == os.getpid()
         assert len(row["code_commit"]) >= 40
         assert json.loads(row["machine"])["torch"]
         assert book.params(1)["batch_size"] == 4
         assert book.params(1)["model.kind"] == "fake"
         lines = told(tmp_path / "out")
-        assert (steps, losses) == ([line["step"] for line in lines], [line["loss"] for line in lines])
+        assert (steps, losses) == (
+            [line["step"] for line in lines],
+            [line["loss"] for line in lines],
+        )
         assert times == sorted(times)
         scores = [line["score"] for line in told(tmp_path / "out", "epoch")]
         assert book.metric(1, "score")[1] == scores
@@ -81,7 +102,13 @@ def test_the_best_checkpoint_is_kept_though_training_goes_on(tmp_path):
     assert len(list(kept.iterdir())) == 2
     with read(tmp_path) as book:
         assert best_run(book, book.runs(), None) == {
-            "id": 1, "name": "Fake", "metric": "score", "value": 1.0, "step": 12, "checkpoint": str(kept)}  # fmt: skip
+            "id": 1,
+            "name": "Fake",
+            "metric": "score",
+            "value": 1.0,
+            "step": 12,
+            "checkpoint": str(kept),
+        }
 
 
 @pytest.mark.parametrize("stop_at", [4, 9])
@@ -98,7 +125,10 @@ def test_a_resumed_run_goes_on_in_its_entry_and_tells_each_step_once(tmp_path, s
     with read(tmp_path) as book:
         (row,) = book.runs()
         assert (row["state"], row["resumed"], row["error"]) == ("done", 1, None)
-        assert book.metric(1, "loss", "step")[:2] == ([line["step"] for line in told(tmp_path / "out")], [line["loss"] for line in told(tmp_path / "out")])  # fmt: skip  # noqa: E501
+        assert book.metric(1, "loss", "step")[:2] == (
+            [line["step"] for line in told(tmp_path / "out")],
+            [line["loss"] for line in told(tmp_path / "out")],
+        )
 
 
 def test_a_failed_run_says_why(tmp_path):
@@ -109,13 +139,21 @@ def test_a_failed_run_says_why(tmp_path):
     with pytest.raises(RuntimeError, match="cable"):
         train(tmp_path, task=ScoredTask(fail))
     with read(tmp_path) as book:
-        assert (book.runs()[0]["state"], book.runs()[0]["error"]) == ("failed", "the cable came loose")
+        assert (book.runs()[0]["state"], book.runs()[0]["error"]) == (
+            "failed",
+            "the cable came loose",
+        )
         assert book.metric(1, "loss", "step")[0] == [1, 2, 3, 4, 5, 6]
 
 
 def write_much(path, number, steps, ready):
     ready.wait(60)
-    with open_run(ExperimentSettings(db=path, wait_s=60), trainer="many", name=f"n{number}", params={"number": number}) as one:
+    with open_run(
+        ExperimentSettings(db=path, wait_s=60),
+        trainer="many",
+        name=f"n{number}",
+        params={"number": number},
+    ) as one:
         for step in range(1, steps + 1):
             one.log("step", step, {"loss": number + step / 1000, "lr": 0.1})
             if step % 100 == 0:
@@ -126,7 +164,9 @@ def write_much(path, number, steps, ready):
 def test_ten_processes_at_once_lose_nothing(tmp_path):
     spawn = multiprocessing.get_context("fork")
     path, steps, ready = str(tmp_path / "e" / "experiments.db"), 3000, spawn.Barrier(10)
-    started = [spawn.Process(target=write_much, args=(path, number, steps, ready)) for number in range(10)]
+    started = [
+        spawn.Process(target=write_much, args=(path, number, steps, ready)) for number in range(10)
+    ]
     for process in started:
         process.start()
     for process in started:
@@ -140,7 +180,9 @@ def test_ten_processes_at_once_lose_nothing(tmp_path):
             assert row["name"] == f"n{number}"
             assert row["state"] == "done"
             assert book.metric(row["id"], "loss", "step")[:2] == (
-                list(range(1, steps + 1)), [number + step / 1000 for step in range(1, steps + 1)])  # fmt: skip
+                list(range(1, steps + 1)),
+                [number + step / 1000 for step in range(1, steps + 1)],
+            )
             assert len(book.metric(row["id"], "loss")[0]) == steps // 100
     connection = sqlite3.connect(path)
     assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
@@ -168,7 +210,9 @@ print("written", flush=True); time.sleep(60)
 
 
 def test_a_step_costs_less_than_a_tenth_of_a_millisecond(tmp_path):
-    figures = dict.fromkeys(("loss", "lr", "cls", "l1", "giou", "t_load", "t_fwd", "t_bwd", "t_opt"), 0.5)
+    figures = dict.fromkeys(
+        ("loss", "lr", "cls", "l1", "giou", "t_load", "t_fwd", "t_bwd", "t_opt"), 0.5
+    )
     one = open_run(book_of(tmp_path), trainer="t", name="n", params={})
     start = time.perf_counter()
     for step in range(20_000):
@@ -182,12 +226,31 @@ def test_a_step_costs_less_than_a_tenth_of_a_millisecond(tmp_path):
 
 def test_numbers_of_any_kind_are_kept_and_others_left_out(tmp_path):
     with open_run(
-        book_of(tmp_path, every=2), trainer="t", name="n", params={"a": {"b": [1, None]}, "c": "x'); DROP TABLE runs; --"}
+        book_of(tmp_path, every=2),
+        trainer="t",
+        name="n",
+        params={"a": {"b": [1, None]}, "c": "x'); DROP TABLE runs; --"},
     ) as one:
         for step in range(1, 5):
-            one.log("step", step, {"loss": float("nan"), "big": float("inf"), "count": 3, "word": "x", "flag": True, "x'; --": 1.0})
+            one.log(
+                "step",
+                step,
+                {
+                    "loss": float("nan"),
+                    "big": float("inf"),
+                    "count": 3,
+                    "word": "x",
+                    "flag": True,
+                    "x'; --": 1.0,
+                },
+            )
     with read(tmp_path) as book:
-        assert book.metric_names(1) == [("step", "big"), ("step", "count"), ("step", "loss"), ("step", "x'; --")]
+        assert book.metric_names(1) == [
+            ("step", "big"),
+            ("step", "count"),
+            ("step", "loss"),
+            ("step", "x'; --"),
+        ]
         steps, values, _ = book.metric(1, "loss", "step")
         assert steps == [2, 4]
         assert values[0] != values[0]
@@ -204,7 +267,9 @@ def hold(path):
 def test_a_book_locked_at_the_start_is_a_typed_error_and_nothing_is_trained(tmp_path):
     train(tmp_path, "first", epochs=1)
     held = hold(book_of(tmp_path).db)
-    with pytest.raises(DatabaseError, match=r"locked: .*experiments\.db; found another process .*; wait"):
+    with pytest.raises(
+        DatabaseError, match=r"locked: .*experiments\.db; found another process .*; wait"
+    ):
         train(tmp_path, "second", epochs=1)
     held.close()
     assert not (tmp_path / "second").exists()
@@ -259,7 +324,12 @@ def damaged(path):
     ("make", "match"),
     [
         (lambda path: path.write_bytes(b"PK\3\4" + bytes(5000)), "not a database"),
-        (lambda path: path.write_text("just some words, but long enough to be read as a header of something" * 20), "not a database"),
+        (
+            lambda path: path.write_text(
+                "just some words, but long enough to be read as a header of something" * 20
+            ),
+            "not a database",
+        ),
         (newer, "newer schema.*expected at most 1, found 99; update"),
         (foreign, "a database, but no experiment book"),
         (changed, "was changed: .*table params"),
@@ -298,7 +368,12 @@ def command(capsys, monkeypatch, tmp_path):
 
     def call(*argv):
         names = {name: SECTIONS[name] for name in ("runs", "experiments")}
-        code = run(inspect_runs.main, inspect_runs.__doc__, argv=["--experiments.db", book_of(tmp_path).db, *argv], **names)
+        code = run(
+            inspect_runs.main,
+            inspect_runs.__doc__,
+            argv=["--experiments.db", book_of(tmp_path).db, *argv],
+            **names,
+        )
         out, err = capsys.readouterr()
         return code, json.loads(out.splitlines()[-1]) if out else None, err
 
@@ -350,7 +425,9 @@ def test_an_export_to_mlflow_holds_the_same_figures(tmp_path):
         assert export_mlflow(book, book.runs(), uri) == 0
         client = MlflowClient(tracking_uri=uri)
         (found,) = client.search_runs([client.get_experiment_by_name("fake").experiment_id])
-        assert [each.value for each in client.get_metric_history(found.info.run_id, "step/loss")] == book.metric(1, "loss", "step")[1]
+        assert [
+            each.value for each in client.get_metric_history(found.info.run_id, "step/loss")
+        ] == book.metric(1, "loss", "step")[1]
         assert found.data.params["batch_size"] == "4"
 
 

@@ -1,4 +1,7 @@
-"""ChunkLoader: the same batches from every engine, exact resume, batches that stay what they were, clean ends."""
+"""ChunkLoader.
+
+The same batches from every engine, exact resume, batches that stay what they were, clean ends.
+"""
 
 from __future__ import annotations
 
@@ -26,17 +29,26 @@ def indices(loader: ChunkLoader) -> list[list[int]]:
     return [batch["index"].tolist() for batch in loader]
 
 
-@pytest.mark.parametrize(("engine", "workers"), [("inline", 0), ("thread", 0), ("thread", 1), ("thread", 2), ("thread", 4), ("spawn", 0)])
+@pytest.mark.parametrize(
+    ("engine", "workers"),
+    [("inline", 0), ("thread", 0), ("thread", 1), ("thread", 2), ("thread", 4), ("spawn", 0)],
+)
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
 @pytest.mark.parametrize("store", ["mmap", "pread", "memory", "stream"])
-def test_engines_deliver_what_was_baked_once_each(small: Warehouse, engine: Any, workers: int, batch_size: int, store: Any) -> None:
+def test_engines_deliver_what_was_baked_once_each(
+    small: Warehouse, engine: Any, workers: int, batch_size: int, store: Any
+) -> None:
     split = small.split("train")
-    with ChunkLoader(split, batch_size, engine=engine, num_workers=workers, store=store, seed=2, interleave=2) as loader:
+    with ChunkLoader(
+        split, batch_size, engine=engine, num_workers=workers, store=store, seed=2, interleave=2
+    ) as loader:
         seen = []
         for batch in loader:
             for row, index in enumerate(batch["index"].tolist()):
                 want = sample(numbers("train", 29)[index])
-                assert all(np.array_equal(batch[name][row].numpy(), want[name]) for name in split.arrays)
+                assert all(
+                    np.array_equal(batch[name][row].numpy(), want[name]) for name in split.arrays
+                )
                 seen.append(index)
         assert sorted(seen) == list(range(29))
         assert (loader.stats.samples, loader.stats.decoded) == (29, 29)
@@ -83,7 +95,10 @@ def test_a_spawned_worker_s_error_keeps_its_type_and_line(tmp_path: Path) -> Non
 
 def test_every_held_batch_is_still_right_at_the_end(small: Warehouse) -> None:
     with ChunkLoader(small.split("train"), 2, engine="thread", num_workers=2) as loader:
-        held = [(batch["index"].tolist(), batch["image"][:, :1], batch["box"].detach()) for batch in loader]
+        held = [
+            (batch["index"].tolist(), batch["image"][:, :1], batch["box"].detach())
+            for batch in loader
+        ]
         assert loader.stats.fallback_buffers > 0, "holding everything must outrun the ring"
         for index, image, box in held:
             for row, number in enumerate(index):
@@ -102,9 +117,14 @@ def test_buffers_are_reused_when_nothing_refers_to_them(small: Warehouse) -> Non
 
 
 @pytest.mark.parametrize("stop", range(9))
-def test_resume_at_every_batch_with_another_engine_continues_order_and_digest(small: Warehouse, stop: int) -> None:
+def test_resume_at_every_batch_with_another_engine_continues_order_and_digest(
+    small: Warehouse, stop: int
+) -> None:
     split = small.split("train")
-    with ChunkLoader(split, 4, engine="inline", seed=5) as whole, ChunkLoader(split, 4, engine="thread", num_workers=3, seed=5) as other:
+    with (
+        ChunkLoader(split, 4, engine="inline", seed=5) as whole,
+        ChunkLoader(split, 4, engine="thread", num_workers=3, seed=5) as other,
+    ):
         whole.set_epoch(3)
         order = indices(whole)
         digest = whole.order_digest
@@ -132,18 +152,36 @@ def test_the_digest_adds_up_over_ranks_and_pads_are_marked(small: Warehouse) -> 
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("version", "v000000000000"), ("split", "val"), ("batch_size", 2), ("seed", 9), ("sampler", "RandomBatchSampler")]
+    ("key", "value"),
+    [
+        ("version", "v000000000000"),
+        ("split", "val"),
+        ("batch_size", 2),
+        ("seed", 9),
+        ("sampler", "RandomBatchSampler"),
+    ],
 )
-def test_a_state_of_something_else_is_refused_by_name(small: Warehouse, key: str, value: Any) -> None:
-    with ChunkLoader(small.split("train"), 4, engine="inline") as loader, pytest.raises(StateError, match=key):
+def test_a_state_of_something_else_is_refused_by_name(
+    small: Warehouse, key: str, value: Any
+) -> None:
+    with (
+        ChunkLoader(small.split("train"), 4, engine="inline") as loader,
+        pytest.raises(StateError, match=key),
+    ):
         loader.load_state_dict(loader.state_dict() | {key: value})
 
 
 @pytest.mark.parametrize("engine", ["thread", "spawn"])
 @pytest.mark.parametrize(("interleave", "chunks_per_batch"), [(1, 1), (2, 1), (1, 2), (2, 2)])
-def test_a_stream_fetches_each_chunk_once_and_holds_few(small: Warehouse, engine: Any, interleave: int, chunks_per_batch: int) -> None:
+def test_a_stream_fetches_each_chunk_once_and_holds_few(
+    small: Warehouse, engine: Any, interleave: int, chunks_per_batch: int
+) -> None:
     split = small.split("train")
-    options: dict[str, Any] = {"interleave": interleave, "chunks_per_batch": chunks_per_batch, "prefetch": 1}
+    options: dict[str, Any] = {
+        "interleave": interleave,
+        "chunks_per_batch": chunks_per_batch,
+        "prefetch": 1,
+    }
     with ChunkLoader(split, 4, engine=engine, num_workers=1, store="stream", **options) as loader:
         reader = loader.engine.reader
         assert len(reader.buffers) == 1 + interleave * chunks_per_batch  # type: ignore[attr-defined]
@@ -152,19 +190,25 @@ def test_a_stream_fetches_each_chunk_once_and_holds_few(small: Warehouse, engine
             assert sorted(index for batch in indices(loader) for index in batch) == list(range(29))
             assert reader.fetches == epoch * len(split.chunk_sizes)  # type: ignore[attr-defined]
         next(iter(loader))
-        assert sorted(index for batch in indices(loader) for index in batch) == list(range(29)), "an abandoned epoch leaves nothing behind"
+        assert sorted(index for batch in indices(loader) for index in batch) == list(range(29)), (
+            "an abandoned epoch leaves nothing behind"
+        )
 
 
 @pytest.mark.parametrize("engine", ["inline", "thread", "spawn"])
 @pytest.mark.parametrize("store", ["mmap", "pread", "memory", "stream"])
-def test_damage_is_a_typed_error_through_every_store(tmp_path: Path, engine: Any, store: Any) -> None:
+def test_damage_is_a_typed_error_through_every_store(
+    tmp_path: Path, engine: Any, store: Any
+) -> None:
     warehouse = build(tmp_path)
     path = warehouse.store / "train/image/c/2/0/0/0"
     data = bytearray(path.read_bytes())
     data[100] ^= 8
     path.write_bytes(data)
     with (
-        ChunkLoader(warehouse.split("train"), 4, engine=engine, num_workers=1, store=store) as loader,
+        ChunkLoader(
+            warehouse.split("train"), 4, engine=engine, num_workers=1, store=store
+        ) as loader,
         pytest.raises(CorruptError, match="image/c/2"),
     ):
         indices(loader)
@@ -180,7 +224,9 @@ def test_damage_is_a_typed_error_through_every_store(tmp_path: Path, engine: Any
         (10**9, "nfs", "memory"),
     ],
 )
-def test_auto_goes_by_memory_and_file_system_and_says_why(small: Warehouse, available: int, kind: str, expected: str) -> None:
+def test_auto_goes_by_memory_and_file_system_and_says_why(
+    small: Warehouse, available: int, kind: str, expected: str
+) -> None:
     split = small.split("train")
     sampler = ChunkBatchSampler(split.chunk_sizes, 4)
     choice = choose_store("auto", split, split.arrays, sampler, available=available, kind=kind)
@@ -188,13 +234,18 @@ def test_auto_goes_by_memory_and_file_system_and_says_why(small: Warehouse, avai
     assert len(choice.why.split()) > 4
     if expected == "stream":
         random = RandomBatchSampler(split.chunk_sizes, 4)
-        assert choose_store("auto", split, split.arrays, random, available=available, kind=kind).store != "stream"
+        assert (
+            choose_store("auto", split, split.arrays, random, available=available, kind=kind).store
+            != "stream"
+        )
 
 
 def test_a_split_that_does_not_fit_is_refused_with_the_size_needed(small: Warehouse) -> None:
     split = small.split("train")
     with pytest.raises(ConfigError, match="MB free"):
-        choose_store("memory", split, split.arrays, ChunkBatchSampler(split.chunk_sizes, 4), available=1000)
+        choose_store(
+            "memory", split, split.arrays, ChunkBatchSampler(split.chunk_sizes, 4), available=1000
+        )
 
 
 def test_a_stream_of_a_random_sampler_is_refused(small: Warehouse) -> None:
@@ -203,9 +254,16 @@ def test_a_stream_of_a_random_sampler_is_refused(small: Warehouse) -> None:
         ChunkLoader(split, sampler=RandomBatchSampler(split.chunk_sizes, 4), store="stream")
 
 
-def test_a_spawned_stream_abandoned_with_more_in_flight_than_buffers_goes_on(small: Warehouse) -> None:
-    """One batch a chunk: what is outstanding needs more buffers than there are, until somebody takes it in."""
-    with ChunkLoader(small.split("train"), 8, engine="spawn", num_workers=2, store="stream", prefetch=1) as loader:
+def test_a_spawned_stream_abandoned_with_more_in_flight_than_buffers_goes_on(
+    small: Warehouse,
+) -> None:
+    """One batch a chunk.
+
+    What is outstanding needs more buffers than there are, until somebody takes it in.
+    """
+    with ChunkLoader(
+        small.split("train"), 8, engine="spawn", num_workers=2, store="stream", prefetch=1
+    ) as loader:
         for _ in range(3):
             next(iter(loader))
         assert sorted(index for batch in indices(loader) for index in batch) == list(range(29))
@@ -225,7 +283,10 @@ def test_a_split_that_failed_to_load_into_memory_is_never_served(tmp_path: Path)
 
 def test_the_digest_of_ranks_resumed_from_one_state_counts_it_once(small: Warehouse) -> None:
     split = small.split("train")
-    with ChunkLoader(split, 4, engine="inline") as alone, ChunkLoader(split, 4, engine="inline") as first:
+    with (
+        ChunkLoader(split, 4, engine="inline") as alone,
+        ChunkLoader(split, 4, engine="inline") as first,
+    ):
         indices(alone)
         iterator = iter(first)
         for _ in range(3):
@@ -239,18 +300,26 @@ def test_the_digest_of_ranks_resumed_from_one_state_counts_it_once(small: Wareho
         assert total % 2**256 == int(alone.order_digest, 16)
 
 
-def test_a_batch_size_beyond_the_split_takes_no_more_memory_than_the_split(small: Warehouse) -> None:
+def test_a_batch_size_beyond_the_split_takes_no_more_memory_than_the_split(
+    small: Warehouse,
+) -> None:
     with ChunkLoader(small.split("train"), 10**9, engine="inline") as loader:
-        assert [len(batch) for batch in indices(loader)] == [8, 8, 8, 5] or sum(map(len, indices(loader))) == 29
+        assert [len(batch) for batch in indices(loader)] == [8, 8, 8, 5] or sum(
+            map(len, indices(loader))
+        ) == 29
         assert loader.engine.ring.layout.rows == 8
 
 
 def test_a_random_sampler_reads_across_chunks(small: Warehouse) -> None:
     split = small.split("train")
-    with ChunkLoader(split, sampler=RandomBatchSampler(split.chunk_sizes, 9), engine="thread") as loader:
+    with ChunkLoader(
+        split, sampler=RandomBatchSampler(split.chunk_sizes, 9), engine="thread"
+    ) as loader:
         for batch in loader:
             for row, index in enumerate(batch["index"].tolist()):
-                assert np.array_equal(batch["image"][row].numpy(), sample(numbers("train", 29)[index])["image"])
+                assert np.array_equal(
+                    batch["image"][row].numpy(), sample(numbers("train", 29)[index])["image"]
+                )
         assert loader.stats.decoded == 29
 
 
@@ -272,7 +341,9 @@ def test_only_the_arrays_asked_for_are_read(small: Warehouse) -> None:
     ],
     ids=str,
 )
-def test_impossible_options_are_refused(small: Warehouse, wrong: dict[str, Any], match: str) -> None:
+def test_impossible_options_are_refused(
+    small: Warehouse, wrong: dict[str, Any], match: str
+) -> None:
     with pytest.raises(ConfigError, match=match):
         ChunkLoader(small.split("train"), **({"batch_size": 4} | wrong))
 
@@ -297,17 +368,28 @@ END = """
 
 @pytest.mark.parametrize("engine", ["thread", "spawn"])
 @pytest.mark.parametrize(("leave", "code"), [("break", 0), ("sys.exit(7)", 7)])
-def test_leaving_mid_epoch_ends_quietly(small: Warehouse, tmp_path: Path, engine: str, leave: str, code: int) -> None:
+def test_leaving_mid_epoch_ends_quietly(
+    small: Warehouse, tmp_path: Path, engine: str, leave: str, code: int
+) -> None:
     script = tmp_path / "leave.py"
     script.write_text(textwrap.dedent(END).format(leave=leave))
     before = set(Path("/dev/shm").iterdir())
-    done = subprocess.run([sys.executable, script, small.folder, engine], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, script, small.folder, engine],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert (done.returncode, done.stderr) == (code, "")
     assert set(Path("/dev/shm").iterdir()) <= before
 
 
 def test_a_forked_process_is_refused_with_the_reason(small: Warehouse) -> None:
-    """The check compares process ids; a real fork of a threaded process is what it protects from."""
+    """The check compares process ids.
+
+    A real fork of a threaded process is what it protects from.
+    """
     with ChunkLoader(small.split("train"), 4, engine="inline") as loader:
         loader._pid += 1
         with pytest.raises(ConfigError, match="spawn"):
@@ -321,7 +403,9 @@ def test_a_killed_worker_is_an_error_that_names_it(small: Warehouse) -> None:
 
     from warehouse.errors import WorkerError
 
-    with ChunkLoader(small.split("train"), 1, engine="spawn", num_workers=1, prefetch_factor=1) as loader:
+    with ChunkLoader(
+        small.split("train"), 1, engine="spawn", num_workers=1, prefetch_factor=1
+    ) as loader:
         iterator = iter(loader)
         next(iterator)
         os.kill(loader.engine.loader._iterator._workers[0].pid, signal.SIGKILL)  # type: ignore[union-attr]

@@ -1,4 +1,7 @@
-"""Spawned workers that die, raise or hang; the same order for any number of them; a reader killed and resumed elsewhere."""
+"""Spawned workers that die, raise or hang; the same order for any number of them.
+
+A reader killed and resumed elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:batch_size")
 
 
 class BrokenSplit(Split):
-    """A split whose reader fails at chunk 2 in a way no one thought of: it raises, or ends its process."""
+    """A split whose reader fails at chunk 2 in a way no one thought of.
+
+    It raises, or ends its process.
+    """
 
     def __init__(self, warehouse: Warehouse, how: str) -> None:
         super().__init__(warehouse, "train")
@@ -60,7 +66,11 @@ def alive(numbers: list[int]) -> list[int]:
 
 def shared_files() -> set[str]:
     """Files of /dev/shm that this process has mapped: others may come and go there meanwhile."""
-    return {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if " /dev/shm/" in line}
+    return {
+        line.split()[-1]
+        for line in Path("/proc/self/maps").read_text().splitlines()
+        if " /dev/shm/" in line
+    }
 
 
 def drain(iterator: Any) -> None:
@@ -68,14 +78,21 @@ def drain(iterator: Any) -> None:
         pass
 
 
-def test_a_worker_that_raises_is_named_with_what_it_raised_and_the_loader_goes_on(small: Warehouse) -> None:
+def test_a_worker_that_raises_is_named_with_what_it_raised_and_the_loader_goes_on(
+    small: Warehouse,
+) -> None:
     split = BrokenSplit(small, "raise")
-    with ChunkLoader(split, 4, engine="spawn", num_workers=2, shuffle=False, store="mmap") as loader:
+    with ChunkLoader(
+        split, 4, engine="spawn", num_workers=2, shuffle=False, store="mmap"
+    ) as loader:
         for _ in range(2):
             iterator = iter(loader)
             seen = [next(iterator)["index"].tolist() for _ in range(4)]
             assert seen == [list(range(at, at + 4)) for at in (0, 4, 8, 12)]
-            with pytest.raises(WorkerError, match=r"worker [01] \(pid \d+\); found ZeroDivisionError: nobody thought of this"):
+            with pytest.raises(
+                WorkerError,
+                match=r"worker [01] \(pid \d+\); found ZeroDivisionError: nobody thought of this",
+            ):
                 drain(iterator)
         workers = pids(loader)
     assert alive(workers) == []
@@ -84,7 +101,9 @@ def test_a_worker_that_raises_is_named_with_what_it_raised_and_the_loader_goes_o
 @pytest.mark.parametrize("how", ["killed", "exits"])
 def test_a_worker_that_dies_is_named_with_its_exit(small: Warehouse, how: str) -> None:
     split = small.split("train") if how == "killed" else BrokenSplit(small, "exit")
-    with ChunkLoader(split, 1, engine="spawn", num_workers=2, prefetch_factor=1, shuffle=False, store="mmap") as loader:
+    with ChunkLoader(
+        split, 1, engine="spawn", num_workers=2, prefetch_factor=1, shuffle=False, store="mmap"
+    ) as loader:
         iterator = iter(loader)
         next(iterator)
         workers, made = pids(loader), shared_files()
@@ -95,12 +114,16 @@ def test_a_worker_that_dies_is_named_with_its_exit(small: Warehouse, how: str) -
             drain(iterator)
         assert time.monotonic() - start < 30
         expected = (
-            rf"worker 1 \(pid {workers[1]}\); found killed by SIGKILL" if how == "killed" else r"worker [01] \(pid \d+\).*exit code 3"
+            rf"worker 1 \(pid {workers[1]}\); found killed by SIGKILL"
+            if how == "killed"
+            else r"worker [01] \(pid \d+\).*exit code 3"
         )
         caught.match(expected)
         assert alive(workers) == [], "the other worker is gone too, before anybody calls close()"
         if how == "killed":
-            assert sum(len(batch["index"]) for batch in loader) == 29, "a new epoch starts new workers"
+            assert sum(len(batch["index"]) for batch in loader) == 29, (
+                "a new epoch starts new workers"
+            )
     del loader, iterator, caught
     gc.collect()
     assert made
@@ -109,13 +132,24 @@ def test_a_worker_that_dies_is_named_with_its_exit(small: Warehouse, how: str) -
 
 def test_a_worker_that_hangs_is_named_and_ended(small: Warehouse) -> None:
     """A stopped process does not act on SIGTERM: only SIGKILL ends it."""
-    with ChunkLoader(small.split("train"), 1, engine="spawn", num_workers=2, prefetch_factor=1, worker_timeout=6, store="mmap") as loader:
+    with ChunkLoader(
+        small.split("train"),
+        1,
+        engine="spawn",
+        num_workers=2,
+        prefetch_factor=1,
+        worker_timeout=6,
+        store="mmap",
+    ) as loader:
         iterator = iter(loader)
         next(iterator)
         workers, made = pids(loader), shared_files()
         os.kill(workers[1], signal.SIGSTOP)
         start = time.monotonic()
-        with pytest.raises(WorkerError, match=rf"hangs: worker 1 \(pid {workers[1]}\); found no answer for 6 s.*worker_timeout") as caught:
+        with pytest.raises(
+            WorkerError,
+            match=rf"hangs: worker 1 \(pid {workers[1]}\); found no answer for 6 s.*worker_timeout",
+        ) as caught:
             drain(iterator)
         assert time.monotonic() - start < 6 + 5
         assert alive(workers) == []
@@ -133,8 +167,14 @@ def test_the_shipped_patience_leaves_the_error_within_30_seconds() -> None:
 
 @pytest.fixture(scope="module")
 def ragged(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Warehouse]:
-    """By chunk size: chunks of 8 with a last one of 5, of 3 with a last one of 2, and one chunk of 29."""
-    return {size: build(tmp_path_factory.mktemp("ragged"), {"train": 29}, _with_chunks(size)) for size in (8, 3, 64)}
+    """By chunk size.
+
+    Chunks of 8 with a last one of 5, of 3 with a last one of 2, and one chunk of 29.
+    """
+    return {
+        size: build(tmp_path_factory.mktemp("ragged"), {"train": 29}, _with_chunks(size))
+        for size in (8, 3, 64)
+    }
 
 
 def _with_chunks(size: int) -> Any:
@@ -148,13 +188,20 @@ SPAWNED = [("spawn", 1, 64), ("spawn", 2, 8), ("spawn", 4, 3)]
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
-@pytest.mark.parametrize(("engine", "workers", "size"), [(*each, size) for each in HERE for size in (8, 3, 64)] + SPAWNED)
+@pytest.mark.parametrize(
+    ("engine", "workers", "size"), [(*each, size) for each in HERE for size in (8, 3, 64)] + SPAWNED
+)
 def test_any_engine_and_worker_count_decodes_each_sample_once_in_the_same_order(
     ragged: dict[int, Warehouse], engine: Any, workers: int, size: int
 ) -> None:
-    """One loader for every batch size: spawned workers know none, and starting them is what takes the time."""
+    """One loader for every batch size.
+
+    Spawned workers know none, and starting them is what takes the time.
+    """
     split = ragged[size].split("train")
-    with ChunkLoader(split, 64, engine=engine, num_workers=workers, store="mmap", interleave=2) as loader:
+    with ChunkLoader(
+        split, 64, engine=engine, num_workers=workers, store="mmap", interleave=2
+    ) as loader:
         for batch_size in (64, 7, 1):
             loader.sampler = ChunkBatchSampler(split.chunk_sizes, batch_size, seed=5, interleave=2)
             seen = [batch["index"].tolist() for batch in loader]
@@ -184,7 +231,10 @@ READ = """
 
 @pytest.mark.parametrize(
     ("killed", "resumed"),
-    [(("thread", 4, "mmap"), ("inline", 0, "pread")), (("spawn", 2, "mmap"), ("thread", 3, "stream"))],
+    [
+        (("thread", 4, "mmap"), ("inline", 0, "pread")),
+        (("spawn", 2, "mmap"), ("thread", 3, "stream")),
+    ],
     ids=lambda each: f"{each[0]}-{each[1]}-{each[2]}",
 )
 def test_a_reader_killed_mid_epoch_continues_elsewhere_to_the_same_digest(
@@ -194,7 +244,13 @@ def test_a_reader_killed_mid_epoch_continues_elsewhere_to_the_same_digest(
     script.write_text(textwrap.dedent(READ))
     command = [sys.executable, str(script), str(small.folder), killed[0], str(killed[1]), killed[2]]
     states = []
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as reader:
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    ) as reader:
         assert reader.stdin is not None
         assert reader.stdout is not None
         for _ in range(6):
@@ -203,13 +259,23 @@ def test_a_reader_killed_mid_epoch_continues_elsewhere_to_the_same_digest(
             reader.stdin.flush()
         children = psutil.Process(reader.pid).children()
         reader.kill()
-    psutil.wait_procs(children, timeout=15)  # torch's workers look every 5 s whether their parent is there
+    psutil.wait_procs(
+        children, timeout=15
+    )  # torch's workers look every 5 s whether their parent is there
     assert alive([child.pid for child in children]) == []
     split, state = small.split("train"), states[-1]
     seen = [index for each in states for index in each["seen"]]
     with (
         ChunkLoader(split, 2, engine="inline", seed=9, interleave=2) as whole,
-        ChunkLoader(split, 2, engine=resumed[0], num_workers=resumed[1], store=resumed[2], seed=9, interleave=2) as rest,
+        ChunkLoader(
+            split,
+            2,
+            engine=resumed[0],
+            num_workers=resumed[1],
+            store=resumed[2],
+            seed=9,
+            interleave=2,
+        ) as rest,
     ):
         whole.set_epoch(1)
         order = [index for batch in whole for index in batch["index"].tolist()]

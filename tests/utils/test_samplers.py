@@ -1,4 +1,7 @@
-"""Epoch orders: coverage, chunks, determinism, ranks, resume. Index arithmetic only: no store, no torch."""
+"""Epoch orders: coverage, chunks, determinism, ranks, resume.
+
+Index arithmetic only: no store, no torch.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,12 @@ from warehouse.errors import ConfigError, StateError
 pytestmark = pytest.mark.filterwarnings("ignore:batch_size")
 
 options = st.fixed_dictionaries(
-    {"shuffle": st.booleans(), "seed": st.integers(0, 2**40), "interleave": st.integers(1, 5), "chunks_per_batch": st.integers(1, 4)}
+    {
+        "shuffle": st.booleans(),
+        "seed": st.integers(0, 2**40),
+        "interleave": st.integers(1, 5),
+        "chunks_per_batch": st.integers(1, 4),
+    }
 )
 sizes = st.lists(st.integers(1, 20), min_size=1, max_size=12)
 batch_sizes = st.integers(1, 25)
@@ -34,7 +42,9 @@ def owner(chunk_sizes: list[int]) -> np.ndarray:
 
 @given(sizes, batch_sizes, options, st.integers(0, 3))
 @settings(max_examples=200, deadline=None)
-def test_every_sample_comes_once_an_epoch(chunk_sizes: list[int], batch_size: int, kw: dict[str, Any], number: int) -> None:
+def test_every_sample_comes_once_an_epoch(
+    chunk_sizes: list[int], batch_size: int, kw: dict[str, Any], number: int
+) -> None:
     sampler = ChunkBatchSampler(chunk_sizes, batch_size, **kw)
     batches = epoch(sampler, number)
     assert sorted(chain(*batches)) == list(range(sum(chunk_sizes)))
@@ -44,7 +54,9 @@ def test_every_sample_comes_once_an_epoch(chunk_sizes: list[int], batch_size: in
 
 @given(sizes, batch_sizes, options)
 @settings(max_examples=200, deadline=None)
-def test_no_batch_leaves_its_chunks(chunk_sizes: list[int], batch_size: int, kw: dict[str, Any]) -> None:
+def test_no_batch_leaves_its_chunks(
+    chunk_sizes: list[int], batch_size: int, kw: dict[str, Any]
+) -> None:
     of = owner(chunk_sizes)
     for batch in ChunkBatchSampler(chunk_sizes, batch_size, **kw):
         assert len(set(of[batch])) <= kw["chunks_per_batch"]
@@ -52,7 +64,9 @@ def test_no_batch_leaves_its_chunks(chunk_sizes: list[int], batch_size: int, kw:
 
 @given(sizes, batch_sizes, options)
 @settings(max_examples=100, deadline=None)
-def test_drop_last_gives_whole_batches_only(chunk_sizes: list[int], batch_size: int, kw: dict[str, Any]) -> None:
+def test_drop_last_gives_whole_batches_only(
+    chunk_sizes: list[int], batch_size: int, kw: dict[str, Any]
+) -> None:
     batches = list(ChunkBatchSampler(chunk_sizes, batch_size, drop_last=True, **kw))
     assert all(len(batch) == batch_size for batch in batches)
     flat = list(chain(*batches))
@@ -61,9 +75,16 @@ def test_drop_last_gives_whole_batches_only(chunk_sizes: list[int], batch_size: 
 
 @given(sizes, batch_sizes, options, st.integers(1, 7), st.booleans())
 @settings(max_examples=150, deadline=None)
-def test_ranks_share_the_global_order(chunk_sizes: list[int], batch_size: int, kw: dict[str, Any], world: int, drop_last: bool) -> None:
+def test_ranks_share_the_global_order(
+    chunk_sizes: list[int], batch_size: int, kw: dict[str, Any], world: int, drop_last: bool
+) -> None:
     alone = list(ChunkBatchSampler(chunk_sizes, batch_size, drop_last=drop_last, **kw))
-    ranks = [ChunkBatchSampler(chunk_sizes, batch_size, drop_last=drop_last, rank=rank, world_size=world, **kw) for rank in range(world)]
+    ranks = [
+        ChunkBatchSampler(
+            chunk_sizes, batch_size, drop_last=drop_last, rank=rank, world_size=world, **kw
+        )
+        for rank in range(world)
+    ]
     plans = [list(sampler.batches(0)) for sampler in ranks]
     assert len({len(part) for part in plans}) == 1, "every rank makes the same number of steps"
     woven = [plan for turn in zip(*plans, strict=True) for plan in turn]
@@ -79,7 +100,10 @@ def test_a_state_continues_the_order_with_any_rank_count(
 ) -> None:
     alone = epoch(ChunkBatchSampler(chunk_sizes, batch_size, **kw), 2)
     stop = data.draw(st.integers(0, len(alone) // before))
-    first = [ChunkBatchSampler(chunk_sizes, batch_size, rank=rank, world_size=before, **kw) for rank in range(before)]
+    first = [
+        ChunkBatchSampler(chunk_sizes, batch_size, rank=rank, world_size=before, **kw)
+        for rank in range(before)
+    ]
     seen: list[list[int]] = []
     iterators = []
     for sampler in first:
@@ -89,13 +113,18 @@ def test_a_state_continues_the_order_with_any_rank_count(
         seen += [next(iterator) for iterator in iterators]
     states = [sampler.state_dict() for sampler in first]
     assert all(state == states[0] for state in states), "a state is the same on every rank"
-    second = [ChunkBatchSampler(chunk_sizes, batch_size, rank=rank, world_size=after, **kw) for rank in range(after)]
+    second = [
+        ChunkBatchSampler(chunk_sizes, batch_size, rank=rank, world_size=after, **kw)
+        for rank in range(after)
+    ]
     rest = []
     for sampler in second:
         sampler.load_state_dict(states[0])
         sampler.set_epoch(2)
         rest.append(list(sampler.batches(sampler.begin())))
-    seen += [plan.indices.tolist() for turn in zip(*rest, strict=True) for plan in turn if not plan.pad]
+    seen += [
+        plan.indices.tolist() for turn in zip(*rest, strict=True) for plan in turn if not plan.pad
+    ]
     assert seen == alone
 
 
@@ -135,7 +164,9 @@ def splitmix64(value: int) -> int:
 @settings(max_examples=50, deadline=None)
 def test_a_permutation_sorts_by_splitmix64(size: int, first: int, second: int) -> None:
     base = splitmix64(splitmix64(first) ^ second)
-    assert permutation(size, first, second).tolist() == sorted(range(size), key=lambda index: splitmix64((base + index) % 2**64))
+    assert permutation(size, first, second).tolist() == sorted(
+        range(size), key=lambda index: splitmix64((base + index) % 2**64)
+    )
 
 
 def test_the_order_is_the_one_of_earlier_releases() -> None:
@@ -149,13 +180,19 @@ def test_without_shuffle_and_lanes_the_order_is_the_store_s() -> None:
 
 def test_lanes_give_batches_in_turn() -> None:
     of = owner([4, 4, 4, 4])
-    chunks = [int(of[batch[0]]) for batch in ChunkBatchSampler([4, 4, 4, 4], 2, shuffle=False, interleave=2)]
+    chunks = [
+        int(of[batch[0]])
+        for batch in ChunkBatchSampler([4, 4, 4, 4], 2, shuffle=False, interleave=2)
+    ]
     assert chunks == [0, 1, 0, 1, 2, 3, 2, 3]
 
 
 def test_ranks_read_disjoint_chunks_when_they_divide_interleave() -> None:
     of = owner([6] * 8)
-    per_rank = [set(of[list(chain(*ChunkBatchSampler([6] * 8, 2, interleave=4, rank=rank, world_size=2)))]) for rank in range(2)]
+    per_rank = [
+        set(of[list(chain(*ChunkBatchSampler([6] * 8, 2, interleave=4, rank=rank, world_size=2)))])
+        for rank in range(2)
+    ]
     assert per_rank[0].isdisjoint(per_rank[1])
 
 
@@ -167,7 +204,9 @@ def test_a_permutation_is_one(size: int, key: int) -> None:
 
 def test_the_permutation_leaves_no_neighbours_together() -> None:
     order = permutation(20_000, 5)
-    assert abs(np.abs(np.diff(order)).mean() / 20_000 - 1 / 3) < 0.01, "the mean distance of a full shuffle is n / 3"
+    assert abs(np.abs(np.diff(order)).mean() / 20_000 - 1 / 3) < 0.01, (
+        "the mean distance of a full shuffle is n / 3"
+    )
 
 
 def test_a_random_sampler_covers_everything_and_says_what_it_costs() -> None:
@@ -207,7 +246,16 @@ def test_a_batch_size_above_the_chunk_warns_and_names_shard_samples() -> None:
 
 
 @pytest.mark.parametrize(
-    "other", [{"batch_size": 3}, {"seed": 9}, {"shuffle": False}, {"interleave": 2}, {"chunks_per_batch": 2}, {"drop_last": True}], ids=str
+    "other",
+    [
+        {"batch_size": 3},
+        {"seed": 9},
+        {"shuffle": False},
+        {"interleave": 2},
+        {"chunks_per_batch": 2},
+        {"drop_last": True},
+    ],
+    ids=str,
 )
 def test_a_state_of_another_order_is_refused_by_name(other: dict[str, Any]) -> None:
     state = ChunkBatchSampler([8, 8], **({"batch_size": 2} | other)).state_dict()
@@ -215,7 +263,11 @@ def test_a_state_of_another_order_is_refused_by_name(other: dict[str, Any]) -> N
         ChunkBatchSampler([8, 8], 2).load_state_dict(state)
 
 
-@pytest.mark.parametrize("state", [{}, {"epoch": "x"}, {"epoch": 0, "position": 10**9}, {"epoch": -1, "position": 0}], ids=str)
+@pytest.mark.parametrize(
+    "state",
+    [{}, {"epoch": "x"}, {"epoch": 0, "position": 10**9}, {"epoch": -1, "position": 0}],
+    ids=str,
+)
 def test_a_damaged_state_is_refused(state: dict[str, Any]) -> None:
     sampler = ChunkBatchSampler([8, 8], 2)
     with pytest.raises(StateError):

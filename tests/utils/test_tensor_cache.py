@@ -1,4 +1,7 @@
-"""The tensor cache: what goes in comes out, once a node, within its limit, and never damaged or random."""
+"""The tensor cache.
+
+What goes in comes out, once a node, within its limit, and never damaged or random.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,13 @@ from hypothesis.extra import numpy as hnp
 from torch.utils.data import DataLoader
 
 from utils.caching.item_codec import decode_item, encode_item
-from utils.caching.tensor_cache import CachedDataset, CacheKey, TensorCache, fingerprint, refuse_random
+from utils.caching.tensor_cache import (
+    CachedDataset,
+    CacheKey,
+    TensorCache,
+    fingerprint,
+    refuse_random,
+)
 from warehouse.errors import ConfigError
 
 
@@ -33,12 +42,35 @@ def through(item):
 
 
 dtypes = st.sampled_from(["<f4", ">f8", "<i2", "|u1", "|b1", "<c8", "<U3", "|S4", "<M8[s]", "<f2"])
-arrays = dtypes.flatmap(lambda dtype: hnp.arrays(dtype, hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)))
-plain = hnp.arrays(st.sampled_from(["<f4", "<i8", "|u1", "|b1"]), hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4))
+arrays = dtypes.flatmap(
+    lambda dtype: hnp.arrays(
+        dtype, hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)
+    )
+)
+plain = hnp.arrays(
+    st.sampled_from(["<f4", "<i8", "|u1", "|b1"]),
+    hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4),
+)
 tensors = plain.map(lambda array: torch.from_numpy(np.array(array)))
 integers = st.integers(-(2**62), 2**62)
-leaves = st.none() | st.booleans() | integers | st.floats() | st.text(max_size=5) | st.binary(max_size=5) | arrays | tensors
-items = st.recursive(leaves, lambda part: st.lists(part, max_size=4) | st.tuples(part, part) | st.dictionaries(st.text(max_size=3), part, max_size=4))  # fmt: skip  # noqa: E501
+leaves = (
+    st.none()
+    | st.booleans()
+    | integers
+    | st.floats()
+    | st.text(max_size=5)
+    | st.binary(max_size=5)
+    | arrays
+    | tensors
+)
+items = st.recursive(
+    leaves,
+    lambda part: (
+        st.lists(part, max_size=4)
+        | st.tuples(part, part)
+        | st.dictionaries(st.text(max_size=3), part, max_size=4)
+    ),
+)
 
 
 @settings(deadline=None, max_examples=150)
@@ -47,7 +79,10 @@ def test_any_nesting_comes_back_the_same_in_type_order_and_bits(item):
     assert same(item, through(item))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.complex64, torch.bool, torch.int64, torch.float8_e4m3fn])
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.bfloat16, torch.float16, torch.complex64, torch.bool, torch.int64, torch.float8_e4m3fn],
+)
 def test_every_tensor_dtype_comes_back(dtype):
     tensor = torch.arange(6).reshape(2, 3).to(dtype)
     back = through(tensor)
@@ -100,8 +135,13 @@ def test_items_are_computed_once_and_are_the_same_with_and_without(tmp_path):
     cached = CachedDataset(Polygons(12, tmp_path / "calls"))
     first = [cached[index] for index in range(12)]
     second = [cached[index] for index in range(12)]
-    assert all(same(polygons(index), first[index]) and same(polygons(index), second[index]) for index in range(12))
-    assert (tmp_path / "calls").stat().st_size == 12 + 2, "the first two are computed twice, to see that they are not random"
+    assert all(
+        same(polygons(index), first[index]) and same(polygons(index), second[index])
+        for index in range(12)
+    )
+    assert (tmp_path / "calls").stat().st_size == 12 + 2, (
+        "the first two are computed twice, to see that they are not random"
+    )
     stats = cached.cache.stats
     assert (stats.hits, stats.misses, stats.items) == (12, 12, 12)
 
@@ -127,7 +167,13 @@ def test_all_workers_share_one_copy(tmp_path, workers, start):
     context = multiprocessing.get_context(start)
     sizes, blocks = [], []
     for _ in range(2):
-        loader = DataLoader(cached, batch_size=None, num_workers=workers, multiprocessing_context=context, collate_fn=as_it_is)
+        loader = DataLoader(
+            cached,
+            batch_size=None,
+            num_workers=workers,
+            multiprocessing_context=context,
+            collate_fn=as_it_is,
+        )
         for index, item in enumerate(loader):
             assert same(polygons(index), item)
         sizes.append(cached.cache.stats.bytes)
@@ -185,7 +231,10 @@ def test_a_kept_cache_serves_the_next_run_and_only_the_same_key(tmp_path):
         assert all(same(polygons(index), cached[index]) for index in range(6))
         assert cached.cache.stats.hits == 6 * run
     assert (tmp_path / "calls").stat().st_size == 8
-    for key in (CacheKey("v0123456789ab", "val", "resize(128)"), CacheKey("v1", "val", "resize(256)")):
+    for key in (
+        CacheKey("v0123456789ab", "val", "resize(128)"),
+        CacheKey("v1", "val", "resize(256)"),
+    ):
         assert not TensorCache(6, key=key, folder=tmp_path / "kept").has(0)
     assert not TensorCache(7, key=KEY, folder=tmp_path / "kept").has(0)
 
@@ -251,7 +300,12 @@ class Honest(RandomCrop):
 
 
 def test_a_random_transform_is_refused_by_its_name():
-    for transform in (RandomCrop(), [Resize(), RandomCrop()], Compose(Resize(), Compose(RandomCrop())), functools.partial(RandomCrop())):
+    for transform in (
+        RandomCrop(),
+        [Resize(), RandomCrop()],
+        Compose(Resize(), Compose(RandomCrop())),
+        functools.partial(RandomCrop()),
+    ):
         with pytest.raises(ConfigError, match="RandomCrop"):
             refuse_random(transform)
     with pytest.raises(ConfigError, match="Drawn"):

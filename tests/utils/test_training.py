@@ -1,4 +1,7 @@
-"""The training loop on a model of a few numbers: resume, accumulation, ranks, interruption, and its errors."""
+"""The training loop on a model of a few numbers.
+
+Resume, accumulation, ranks, interruption, and its errors.
+"""
 
 import json
 import os
@@ -25,10 +28,20 @@ ALONE = Ranks(0, 1, torch.device("cpu"))
 
 
 class FakeLoader:
-    """The ChunkLoader contract on made-up numbers: sample i is a function of i, the order one of (seed, epoch)."""
+    """The ChunkLoader contract on made-up numbers.
+
+    Sample i is a function of i, the order one of (seed, epoch).
+    """
 
     def __init__(self, count=22, batch_size=4, *, rank=0, ranks=1):
-        self.count, self.size, self.rank, self.ranks, self.epoch, self.at = count, batch_size, rank, ranks, 0, 0
+        self.count, self.size, self.rank, self.ranks, self.epoch, self.at = (
+            count,
+            batch_size,
+            rank,
+            ranks,
+            0,
+            0,
+        )
 
     def __len__(self):
         return (self.count + self.size * self.ranks - 1) // (self.size * self.ranks)
@@ -49,7 +62,10 @@ class FakeLoader:
             start = (self.at * self.ranks + self.rank) * self.size
             index = torch.from_numpy(order[start : start + self.size])
             self.at += 1
-            yield {"index": index, "x": torch.stack([(index * 37 % 11).float(), (index * 13 % 7).float()], dim=1) / 10}
+            yield {
+                "index": index,
+                "x": torch.stack([(index * 37 % 11).float(), (index * 13 % 7).float()], dim=1) / 10,
+            }
 
 
 class FakeTask:
@@ -80,11 +96,20 @@ class FakeTask:
 
 
 def settings(**changes):
-    return TrainSettings(**{"epochs": 3, "batch_size": 4, "warmup_steps": 3, "lr": 0.01, "device": "cpu"} | changes)
+    return TrainSettings(
+        **{"epochs": 3, "batch_size": 4, "warmup_steps": 3, "lr": 0.01, "device": "cpu"} | changes
+    )
 
 
 def train(output, task=None, loader=None, **changes):
-    trainer = Trainer(task or FakeTask(), settings(**changes), loader or FakeLoader(), FakeLoader(), output, ranks=ALONE)
+    trainer = Trainer(
+        task or FakeTask(),
+        settings(**changes),
+        loader or FakeLoader(),
+        FakeLoader(),
+        output,
+        ranks=ALONE,
+    )
     return trainer.run()
 
 
@@ -117,12 +142,17 @@ def test_the_same_seed_gives_the_same_run(tmp_path):
     for name in ("one", "two"):
         train(tmp_path / name)
     assert told(tmp_path / "one") == told(tmp_path / "two")
-    assert all(torch.equal(value, weights(tmp_path / "two")[name]) for name, value in weights(tmp_path / "one").items())
+    assert all(
+        torch.equal(value, weights(tmp_path / "two")[name])
+        for name, value in weights(tmp_path / "one").items()
+    )
 
 
 @pytest.mark.parametrize("stop_at", [0, 1, 4, 5, 6, 11, 13])
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_run_stopped_at_any_step_and_resumed_tells_the_losses_of_an_uninterrupted_one(tmp_path, stop_at, accumulate):
+def test_a_run_stopped_at_any_step_and_resumed_tells_the_losses_of_an_uninterrupted_one(
+    tmp_path, stop_at, accumulate
+):
     def interrupt(call):
         if call == stop_at:
             os.kill(os.getpid(), signal.SIGINT)
@@ -134,7 +164,10 @@ def test_a_run_stopped_at_any_step_and_resumed_tells_the_losses_of_an_uninterrup
     train(tmp_path / "parts", accumulate=accumulate, resume=True)
     assert told(tmp_path / "parts") == told(tmp_path / "whole")
     assert told(tmp_path / "parts", "epoch") == told(tmp_path / "whole", "epoch")
-    assert all(torch.equal(value, weights(tmp_path / "parts")[name]) for name, value in weights(tmp_path / "whole").items())
+    assert all(
+        torch.equal(value, weights(tmp_path / "parts")[name])
+        for name, value in weights(tmp_path / "whole").items()
+    )
 
 
 def test_a_killed_run_resumes_from_its_last_epoch_and_its_log_tells_no_step_twice(tmp_path):
@@ -207,30 +240,49 @@ def test_a_loss_that_is_not_finite_names_its_step_and_leaves_the_last_checkpoint
 
 
 @pytest.mark.parametrize(
-    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory"), MemoryError()],
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
     ids=["gpu", "cpu", "python"],
-)  # fmt: skip
+)
 def test_running_out_of_memory_names_the_batch_size_and_a_smaller_one(tmp_path, error):
     def fail(call):
         raise error
 
-    with pytest.raises(TrainingError, match=r"batch_size 4; try --fake\.batch_size 2 --fake\.accumulate 2"):
+    with pytest.raises(
+        TrainingError, match=r"batch_size 4; try --fake\.batch_size 2 --fake\.accumulate 2"
+    ):
         train(tmp_path, FakeTask(fail))
 
 
 def on_budget(output, loader=None, **changes):
     budget = MemoryBudget(None, torch.device("cpu"))
-    return Trainer(FakeTask(), settings(**changes), loader or FakeLoader(), FakeLoader(), output, ranks=ALONE, budget=budget)
+    return Trainer(
+        FakeTask(),
+        settings(**changes),
+        loader or FakeLoader(),
+        FakeLoader(),
+        output,
+        ranks=ALONE,
+        budget=budget,
+    )
 
 
 @pytest.mark.parametrize("call", [0, 3, 6])
-def test_a_batch_whose_upload_runs_out_of_memory_is_trained_on_all_the_same(tmp_path, monkeypatch, call):
+def test_a_batch_whose_upload_runs_out_of_memory_is_trained_on_all_the_same(
+    tmp_path, monkeypatch, call
+):
     """Of a step's first batch, of its second, and of one in the second epoch."""
     train(tmp_path / "whole", epochs=2, accumulate=2)
     calls = iter(range(1000))
 
     def upload(batch, device):
-        if next(calls) == (call if call < 6 else 6 + 6):  # the held-out batches' uploads lie between the epochs
+        if next(calls) == (
+            call if call < 6 else 6 + 6
+        ):  # the held-out batches' uploads lie between the epochs
             raise torch.OutOfMemoryError("CUDA out of memory")
         return to_device(batch, device)
 
@@ -258,7 +310,9 @@ def test_a_lack_of_memory_in_the_loader_is_not_the_end_of_the_epoch(tmp_path):
 
 
 @pytest.mark.parametrize("limit", [None, 10**15])
-def test_a_lack_of_memory_in_the_optimizer_s_step_is_an_error_and_the_step_is_not_applied_twice(tmp_path, limit):
+def test_a_lack_of_memory_in_the_optimizer_s_step_is_an_error_and_the_step_is_not_applied_twice(
+    tmp_path, limit
+):
     trainer = on_budget(tmp_path)
     trainer.budget.limit = limit
     steps = []
@@ -269,7 +323,10 @@ def test_a_lack_of_memory_in_the_optimizer_s_step_is_an_error_and_the_step_is_no
 
     trainer.optimizer.step = step
     remedy = r"raise --fake\.memory_budget_gb, or start anew" if limit else "GiB; start anew"
-    with pytest.raises(TrainingError, match=rf"out of memory in the optimizer's step: step 0; .*{remedy} with .*--fake\.batch_size"):
+    with pytest.raises(
+        TrainingError,
+        match=rf"out of memory in the optimizer's step: step 0; .*{remedy} with .*--fake\.batch_size",
+    ):
         trainer.run()
     assert (steps, trainer.pieces) == ([0], 1)
 
@@ -325,7 +382,9 @@ def test_repeats_that_fill_up_a_rank_change_nothing(tmp_path):
 
     class Careful(FakeTask):
         def loss(self, model, batch, epoch):
-            return super().loss(model, {"x": batch["x"][~batch["pad"]]} if "pad" in batch else batch, epoch)
+            return super().loss(
+                model, {"x": batch["x"][~batch["pad"]]} if "pad" in batch else batch, epoch
+            )
 
     train(tmp_path / "plain")
     train(tmp_path / "padded", Careful(), Padded())
@@ -338,7 +397,9 @@ def test_a_device_that_is_not_there_is_a_typed_error(wanted, match):
         Ranks.start(wanted)
 
 
-@pytest.mark.parametrize(("wanted", "rank", "index"), [("cuda", 0, 0), ("cuda", 3, 1), ("auto", 3, 1), ("cuda:0", 3, 0)])
+@pytest.mark.parametrize(
+    ("wanted", "rank", "index"), [("cuda", 0, 0), ("cuda", 3, 1), ("auto", 3, 1), ("cuda:0", 3, 0)]
+)
 def test_a_gpu_without_a_number_is_this_rank_s(monkeypatch, wanted, rank, index):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -380,11 +441,25 @@ def free_port() -> int:
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_two_gloo_ranks_agree_and_equal_one_process_with_the_same_global_batch(tmp_path, accumulate):
-    script = RANK.format(root=str(ROOT), tests=str(ROOT / "tests"), out=str(tmp_path), accumulate=accumulate)
-    common = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+def test_two_gloo_ranks_agree_and_equal_one_process_with_the_same_global_batch(
+    tmp_path, accumulate
+):
+    script = RANK.format(
+        root=str(ROOT), tests=str(ROOT / "tests"), out=str(tmp_path), accumulate=accumulate
+    )
+    common = {
+        **os.environ,
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "OMP_NUM_THREADS": "1",
+    }
     started = [
-        subprocess.Popen([sys.executable, "-c", script], env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(2)
+        subprocess.Popen(
+            [sys.executable, "-c", script],
+            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
     ]
     assert [process.wait(timeout=150) for process in started] == [0, 0]
     one, two = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2))
@@ -394,4 +469,6 @@ def test_two_gloo_ranks_agree_and_equal_one_process_with_the_same_global_batch(t
     train(single, loader=FakeLoader(24, 4), batch_size=4, accumulate=accumulate)
     for name, value in one["weights"].items():
         torch.testing.assert_close(value, weights(single)[f"model.{name}"], rtol=1e-4, atol=1e-5)
-    assert [line["loss"] for line in told(tmp_path)] == pytest.approx([line["loss"] for line in told(single)], rel=1e-4)
+    assert [line["loss"] for line in told(tmp_path)] == pytest.approx(
+        [line["loss"] for line in told(single)], rel=1e-4
+    )

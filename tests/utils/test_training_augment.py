@@ -1,4 +1,7 @@
-"""Augmentation: a pure function of (seed, epoch, sample index), boxes that follow their pixels, inputs left alone."""
+"""Augmentation.
+
+A pure function of (seed, epoch, sample index), boxes that follow their pixels, inputs left alone.
+"""
 
 import numpy as np
 import pytest
@@ -9,7 +12,15 @@ from hypothesis import strategies as st
 from utils.augment import AugmentSettings, augment, uniform
 from warehouse.format.schema import DIFFICULT
 
-NOTHING = {"flip_x": 0, "flip_y": 0, "zoom": 0, "aspect": 0, "brightness": 0, "contrast": 0, "saturation": 0}
+NOTHING = {
+    "flip_x": 0,
+    "flip_y": 0,
+    "zoom": 0,
+    "aspect": 0,
+    "brightness": 0,
+    "contrast": 0,
+    "saturation": 0,
+}
 
 
 def one_box_batch(count=6, side=96, seed=0):
@@ -44,7 +55,9 @@ def test_a_sample_looks_the_same_in_any_batch_and_otherwise_in_another_epoch():
     batch, options = one_box_batch(), AugmentSettings(flip_y=0.5)
     whole = augment(batch, seed=1, epoch=2, settings=options)
     order = torch.tensor([4, 0, 5])
-    part = augment({key: value[order] for key, value in batch.items()}, seed=1, epoch=2, settings=options)
+    part = augment(
+        {key: value[order] for key, value in batch.items()}, seed=1, epoch=2, settings=options
+    )
     for key in ("image", "box", "box_mask", "box_flags"):
         torch.testing.assert_close(part[key], whole[key][order])
     assert not torch.equal(augment(batch, seed=1, epoch=3, settings=options)["box"], whole["box"])
@@ -63,7 +76,9 @@ def test_what_is_given_is_not_written_to():
 def test_a_flip_mirrors_picture_and_box(axis, key):
     batch = one_box_batch()
     changed = augment(batch, seed=0, epoch=0, settings=AugmentSettings(**NOTHING | {key: 1}))
-    torch.testing.assert_close(changed["image"], batch["image"].flip(axis).float() / 255, atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        changed["image"], batch["image"].flip(axis).float() / 255, atol=1e-4, rtol=0
+    )
     low, high = (0, 2) if key == "flip_x" else (1, 3)
     torch.testing.assert_close(changed["box"][:, 0, low], 1 - batch["box"][:, 0, high])
     assert (changed["box"][:, 1] == 0).all()
@@ -72,7 +87,9 @@ def test_a_flip_mirrors_picture_and_box(axis, key):
 @given(st.integers(0, 1000), st.integers(0, 50))
 @settings(max_examples=25, deadline=None)
 def test_a_moved_rectangle_is_found_where_its_box_says(seed, epoch):
-    options = AugmentSettings(**NOTHING | {"zoom": 0.4, "aspect": 0.2, "flip_x": 0.5, "flip_y": 0.5})
+    options = AugmentSettings(
+        **NOTHING | {"zoom": 0.4, "aspect": 0.2, "flip_x": 0.5, "flip_y": 0.5}
+    )
     changed = augment(one_box_batch(4, seed=seed), seed=seed, epoch=epoch, settings=options)
     for image, box, mask in zip(changed["image"], changed["box"], changed["box_mask"], strict=True):
         assert mask[0]
@@ -94,7 +111,14 @@ def test_a_box_moved_mostly_off_the_canvas_is_ignored_and_one_moved_off_is_dropp
 
 def test_draws_are_uniform_and_independent_of_each_other():
     index = np.arange(20_000)
-    columns = np.stack([uniform(0, 0, index, 0), uniform(0, 0, index, 1), uniform(0, 1, index, 0), uniform(1, 0, index, 0)])
+    columns = np.stack(
+        [
+            uniform(0, 0, index, 0),
+            uniform(0, 0, index, 1),
+            uniform(0, 1, index, 0),
+            uniform(1, 0, index, 0),
+        ]
+    )
     assert columns.min() >= 0
     assert columns.max() < 1
     for column in columns:

@@ -35,7 +35,9 @@ def vectors(count: int, dim: int, seed: int = 0, scale: float = 1.0) -> torch.Te
 
 
 def ema(size: int = 32, dim: int = 6, levels: int = 1, **rules: object):
-    return make_quantizer("ema", size, dim, levels, CodebookRules(**{"start_step": 0} | rules)).train()
+    return make_quantizer(
+        "ema", size, dim, levels, CodebookRules(**{"start_step": 0} | rules)
+    ).train()
 
 
 def run_step(quantizer, z: torch.Tensor, step: int) -> dict[str, float]:
@@ -46,7 +48,9 @@ def run_step(quantizer, z: torch.Tensor, step: int) -> dict[str, float]:
 def test_one_ema_step_is_the_oracle_s() -> None:
     size, dim = 32, 6
     start = vectors(size, dim, 1)
-    oracle = VectorQuantize(dim=dim, codebook_size=size, decay=0.99, threshold_ema_dead_code=0).train()
+    oracle = VectorQuantize(
+        dim=dim, codebook_size=size, decay=0.99, threshold_ema_dead_code=0
+    ).train()
     inner = oracle._codebook
     book = Codebook(size, dim, CodebookRules())
     weight = torch.rand(size, generator=torch.Generator().manual_seed(2)) * 5 + 1
@@ -78,7 +82,9 @@ def test_fsq_indices_values_and_gradients_are_the_oracle_s(levels: tuple[int, ..
     torch.testing.assert_close(grid.parts(codes)[0], wanted[0].detach())
     if levels == (8, 8, 8):
         ours = z.clone().requires_grad_()
-        found = make_quantizer("fsq", 512, 99, 1, AT_ONCE)(ours, torch.ones(len(z), dtype=torch.bool))
+        found = make_quantizer("fsq", 512, 99, 1, AT_ONCE)(
+            ours, torch.ones(len(z), dtype=torch.bool)
+        )
         (found.vectors * torch.arange(3)).sum().backward()
         (wanted * torch.arange(3)).sum().backward()
         torch.testing.assert_close(ours.grad, theirs.grad)
@@ -97,7 +103,9 @@ def test_each_further_fsq_level_comes_closer_to_the_bounded_vector(levels: int, 
         cell = cell / grid.levels
 
 
-@pytest.mark.parametrize(("size", "wanted"), [(512, (8, 8, 8)), (256, (8, 8, 4)), (1000, (8, 5, 5, 5)), (7, (7,))])
+@pytest.mark.parametrize(
+    ("size", "wanted"), [(512, (8, 8, 8)), (256, (8, 8, 4)), (1000, (8, 5, 5, 5)), (7, (7,))]
+)
 def test_fsq_levels_multiply_to_the_codebook_size(size: int, wanted: tuple[int, ...]) -> None:
     assert grid_levels(size) == wanted
 
@@ -144,9 +152,13 @@ def test_k_means_finds_clusters_and_does_with_fewer_vectors_than_codes() -> None
 
 
 def test_perplexity_is_exp_of_entropy() -> None:
-    assert perplexity(torch.tensor([[3, 3, 3, 3], [5, 0, 0, 0], [0, 0, 0, 0]])).tolist() == pytest.approx([4, 1, 1])
+    assert perplexity(
+        torch.tensor([[3, 3, 3, 3], [5, 0, 0, 0], [0, 0, 0, 0]])
+    ).tolist() == pytest.approx([4, 1, 1])
     share = np.array([1, 2, 5]) / 8
-    assert float(perplexity(torch.tensor([1, 2, 5]))) == pytest.approx(np.exp(-(share * np.log(share)).sum()))
+    assert float(perplexity(torch.tensor([1, 2, 5]))) == pytest.approx(
+        np.exp(-(share * np.log(share)).sum())
+    )
 
 
 def test_vectors_pass_until_the_k_means_start_and_are_codes_after() -> None:
@@ -169,7 +181,10 @@ def test_more_residual_levels_say_more_and_gradients_pass_straight_through(kind:
         run_step(quantizer, z, step)
     codes = quantizer.encode(z)
     wanted = z if kind == "ema" else quantizer.grid.bound(z) / (quantizer.grid.levels // 2)
-    errors = [float((quantizer.decode(codes[:, :level]) - wanted).square().mean()) for level in range(1, 5)]
+    errors = [
+        float((quantizer.decode(codes[:, :level]) - wanted).square().mean())
+        for level in range(1, 5)
+    ]
     assert all(later < 0.7 * former for former, later in pairwise(errors))
     assert int(codes.min()) >= 0
     assert int(codes.max()) < 64
@@ -198,7 +213,9 @@ def test_depth_limits_the_levels_of_each_vector() -> None:
     depth = torch.arange(120) % 3 + 1
     found = quantizer(z, torch.ones(120, dtype=torch.bool), depth)
     for level in (1, 2, 3):
-        torch.testing.assert_close(found.vectors[depth == level], quantizer.decode(found.codes[depth == level, :level]))
+        torch.testing.assert_close(
+            found.vectors[depth == level], quantizer.decode(found.codes[depth == level, :level])
+        )
 
 
 def test_vectors_left_out_change_no_statistic() -> None:
@@ -209,7 +226,9 @@ def test_vectors_left_out_change_no_statistic() -> None:
         one(z, keep)
         other(z[:200], keep[:200])
         assert one.step(step, 0) == other.step(step, 0)
-    assert all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
+    assert all(
+        torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items()
+    )
 
 
 def test_accumulated_batches_move_the_codebook_like_one() -> None:
@@ -238,7 +257,9 @@ def test_dead_codes_move_onto_vectors_of_the_step_with_fresh_averages() -> None:
     torch.testing.assert_close(book.codes, book.total / book.count[:, None], rtol=1e-3, atol=1e-3)
 
 
-def test_a_collapsed_codebook_is_noticed_logged_and_starts_anew(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_collapsed_codebook_is_noticed_logged_and_starts_anew(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     quantizer, z = ema(collapse_steps=5, dead_share=0.0), vectors(500, 6)
     run_step(quantizer, z, 0)
     healthy = run_step(quantizer, z, 1)["pplx"]
@@ -299,7 +320,10 @@ def test_two_gloo_ranks_see_the_codebook_of_one_process(tmp_path: Path) -> None:
     runs = [(0, 1, "one"), (0, 2, "first"), (1, 2, "second")]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     started = [
-        subprocess.Popen([sys.executable, "-c", program, str(rank), str(count), str(port), str(tmp_path / name)], env=environment)
+        subprocess.Popen(
+            [sys.executable, "-c", program, str(rank), str(count), str(port), str(tmp_path / name)],
+            env=environment,
+        )
         for rank, count, name in runs
     ]
     assert [process.wait(timeout=120) for process in started] == [0, 0, 0]

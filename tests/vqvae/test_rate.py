@@ -1,4 +1,7 @@
-"""Rates and errors against plain arithmetic; other codecs keep what they promise; what is not installed is said."""
+"""Rates and errors against plain arithmetic; other codecs keep what they promise.
+
+What is not installed is said.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,10 @@ from warehouse.layouts.cube_geometry import Feature
 
 
 def landscape(seed: int = 0, blocks: int = 8) -> np.ndarray:
-    """float32 [blocks, 5, 32, 32, 3]: waves that three features and five dates share, and a little noise."""
+    """float32 [blocks, 5, 32, 32, 3].
+
+    Waves that three features and five dates share, and a little noise.
+    """
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[0:32, 0:32] / 32
     field = np.sin(6 * y[None, None] + rng.uniform(0, 6, (blocks, 5, 1, 1))) * np.cos(5 * x) / 4
@@ -36,7 +42,11 @@ def landscape(seed: int = 0, blocks: int = 8) -> np.ndarray:
 
 
 def row_of_blocks(count: int) -> Mosaic:
-    return Mosaic(np.stack([np.zeros(count, int), np.zeros(count, int), np.arange(count) * 32], axis=1), (5, 32, 32), (5, 32, 32 * count))
+    return Mosaic(
+        np.stack([np.zeros(count, int), np.zeros(count, int), np.arange(count) * 32], axis=1),
+        (5, 32, 32),
+        (5, 32, 32 * count),
+    )
 
 
 @given(st.lists(st.integers(0, 15), min_size=1, max_size=200))
@@ -49,7 +59,9 @@ def test_psnr_of_one_full_range_byte_feature_is_the_usual_one() -> None:
     byte = Feature("byte", "continuous", minimum=0.0, maximum=255.0)
     land = Feature("land", "categorical", codes=(4, 2))
     rng = np.random.default_rng(0)
-    truth = np.stack([rng.integers(0, 256, 500), rng.choice([2, 4], 500)], axis=-1).astype(np.float32)
+    truth = np.stack([rng.integers(0, 256, 500), rng.choice([2, 4], 500)], axis=-1).astype(
+        np.float32
+    )
     guess = truth + np.stack([rng.normal(0, 5, 500), np.zeros(500)], axis=-1).astype(np.float32)
     guess[:100, 1] = 4
     valid = rng.random(truth.shape) > 0.1
@@ -62,7 +74,10 @@ def test_psnr_of_one_full_range_byte_feature_is_the_usual_one() -> None:
     assert found["psnr_255"] == pytest.approx(found["psnr"])
     assert found["rmse"] == {"byte": pytest.approx(np.sqrt(mse))}
     one, other = truth[valid[:, 1], 1], guess[valid[:, 1], 1]
-    unions = [np.mean((one == code) & (other == code)) / np.mean((one == code) | (other == code)) for code in (2, 4)]
+    unions = [
+        np.mean((one == code) & (other == code)) / np.mean((one == code) | (other == code))
+        for code in (2, 4)
+    ]
     assert found["miou"] == pytest.approx(np.mean(unions))
     assert found["accuracy"] == pytest.approx(np.mean(one == other))
 
@@ -78,13 +93,23 @@ def test_a_mosaic_gives_its_blocks_back(count: int, seed: int) -> None:
 
 
 def test_psnr_255_is_of_features_that_are_bytes() -> None:
-    ranges = {"red": (20.0, 120.0), "ndvi": (-1.0, 1.0), "share": (0.0, 1.0), "height": (0.0, 900.0)}
-    features = tuple(Feature(name, "continuous", minimum=low, maximum=high) for name, (low, high) in ranges.items())
+    ranges = {
+        "red": (20.0, 120.0),
+        "ndvi": (-1.0, 1.0),
+        "share": (0.0, 1.0),
+        "height": (0.0, 900.0),
+    }
+    features = tuple(
+        Feature(name, "continuous", minimum=low, maximum=high)
+        for name, (low, high) in ranges.items()
+    )
     truth = np.full((10, 4), 50, np.float32)
     errors = Distortion(features)
     errors.add(truth, truth + np.array([2, 1, 1, 100], np.float32), np.ones((10, 4), bool))
     assert errors.figures()["psnr_255"] == pytest.approx(10 * np.log10(255**2 / 4))
-    assert errors.figures()["psnr"] == pytest.approx(-10 * np.log10(np.mean([(2 / 100) ** 2, 0.25, 1, (1 / 9) ** 2])))
+    assert errors.figures()["psnr"] == pytest.approx(
+        -10 * np.log10(np.mean([(2 / 100) ** 2, 0.25, 1, (1 / 9) ** 2]))
+    )
     none = Distortion(features[1:])
     none.add(truth[:, 1:], truth[:, 1:], np.ones((10, 3), bool))
     assert none.figures()["psnr_255"] is None
@@ -112,15 +137,26 @@ def error_of(coded: Coded) -> float:
 def test_baselines_spend_more_bits_for_less_error(curves: dict[str, list[Coded]]) -> None:
     for name, curve in curves.items():
         sizes, errors = zip(*sorted((coded.bytes, error_of(coded)) for coded in curve), strict=True)
-        assert all(later <= earlier * 1.05 + 1e-9 for earlier, later in itertools.pairwise(errors)), (name, sizes, errors)
-        assert sizes[0] > mask_bytes(np.random.default_rng(1).random((8, 5, 32, 32, 3)) > 0.1), "every codec is charged the holes"
+        assert all(
+            later <= earlier * 1.05 + 1e-9 for earlier, later in itertools.pairwise(errors)
+        ), (name, sizes, errors)
+        assert sizes[0] > mask_bytes(np.random.default_rng(1).random((8, 5, 32, 32, 3)) > 0.1), (
+            "every codec is charged the holes"
+        )
     assert min(map(error_of, curves["PCA over features + JPEG 2000"])) < 10**-3.3
     assert all(coded.apart for name, curve in curves.items() for coded in curve if "PCA" in name)
 
 
 def test_every_codec_has_five_rates(curves: dict[str, list[Coded]]) -> None:
-    assert {"ZFP", "SZ3", "JPEG 2000", "PCA over features + JPEG 2000", "int8 + zstd", "bit rounding + zstd",
-            "float16, mantissa rounded, + zstd"} < set(curves)  # fmt: skip
+    assert {
+        "ZFP",
+        "SZ3",
+        "JPEG 2000",
+        "PCA over features + JPEG 2000",
+        "int8 + zstd",
+        "bit rounding + zstd",
+        "float16, mantissa rounded, + zstd",
+    } < set(curves)
     assert {name: len(curve) for name, curve in curves.items() if len(curve) < 5} == {}
 
 
@@ -131,29 +167,41 @@ def test_integers_are_half_a_step_off_at_most(curves: dict[str, list[Coded]]) ->
     for coded in curves["int8 + zstd"]:
         steps = int(coded.setting.split()[0]) - 1
         width = values.max(axis=(0, 1, 2, 3)) - values.min(axis=(0, 1, 2, 3))
-        assert (np.abs(coded.guess - values).max(axis=(0, 1, 2, 3)) <= width / steps / 2 * 1.001).all()
+        assert (
+            np.abs(coded.guess - values).max(axis=(0, 1, 2, 3)) <= width / steps / 2 * 1.001
+        ).all()
 
 
 @pytest.mark.parametrize(("dtype", "whole"), [(np.float16, 10), (np.float32, 23)])
 @pytest.mark.parametrize("bits", [0, 2, 5])
-def test_rounding_keeps_the_nearest_number_of_so_many_bits(dtype: Any, whole: int, bits: int) -> None:
+def test_rounding_keeps_the_nearest_number_of_so_many_bits(
+    dtype: Any, whole: int, bits: int
+) -> None:
     values = np.random.default_rng(0).normal(0, 1, 2000).astype(dtype)
     fraction, exponent = np.frexp(values.astype(np.float64))
     step = 2.0 ** (bits + 1)
-    found, nearest = baselines._rounded(values, bits).astype(np.float64), np.ldexp(np.round(fraction * step) / step, exponent)
-    # Of two equally near, the one whose next bit is 0, which without a mantissa is one of the exponent's.
+    found, nearest = (
+        baselines._rounded(values, bits).astype(np.float64),
+        np.ldexp(np.round(fraction * step) / step, exponent),
+    )
+    # Of two equally near, the one whose next bit is 0, which without a mantissa is one of the
+    # exponent's.
     assert np.array_equal(np.abs(found - values), np.abs(nearest - values))
     assert (np.frexp(found)[0] * step % 1 == 0).all()
     assert np.array_equal(baselines._rounded(values, whole), values)
 
 
-def test_sz3_and_zfp_hold_their_bounds_and_count_their_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sz3_and_zfp_hold_their_bounds_and_count_their_streams(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     import pysz
     import zfpy
 
     laid = row_of_blocks(2).lay(landscape(blocks=2))
     valid = np.ones(laid.shape, bool)
-    monkeypatch.setattr(picture_codecs, "front", lambda makers, truth, mask: iter([make() for make in makers]))
+    monkeypatch.setattr(
+        picture_codecs, "front", lambda makers, truth, mask: iter([make() for make in makers])
+    )
     shapes = {"2D": (3 * 5 * 32, 64), "3D": (15, 32, 64), "4D": (3, 5, 32, 64)}
     flat = np.ascontiguousarray(laid.transpose(3, 0, 1, 2))
     seen = 0
@@ -162,7 +210,9 @@ def test_sz3_and_zfp_hold_their_bounds_and_count_their_streams(monkeypatch: pyte
         assert np.abs(coded.guess - laid).max() <= float(tolerance)
         stream = zfpy.compress_numpy(flat.reshape(shapes[layout]), tolerance=float(tolerance))
         assert coded.bytes == len(stream)
-        assert np.array_equal(zfpy.decompress_numpy(stream).reshape(flat.shape).transpose(1, 2, 3, 0), coded.guess)
+        assert np.array_equal(
+            zfpy.decompress_numpy(stream).reshape(flat.shape).transpose(1, 2, 3, 0), coded.guess
+        )
         seen += 1
     kinds = {"interpolation": 2, "interpolation or Lorenzo": 1, "Lorenzo and regression": 0}
     for coded in sz3(laid, valid):
@@ -170,23 +220,33 @@ def test_sz3_and_zfp_hold_their_bounds_and_count_their_streams(monkeypatch: pyte
         asked = float(bound.split()[1])
         assert np.abs(coded.guess - laid).max() <= asked * 1.0001
         config = pysz.szConfig(*shapes[layout])
-        config.errorBoundMode, config.absErrorBound, config.cmprAlgo = pysz.szErrorBoundMode.ABS, asked, kinds[kind]
+        config.errorBoundMode, config.absErrorBound, config.cmprAlgo = (
+            pysz.szErrorBoundMode.ABS,
+            asked,
+            kinds[kind],
+        )
         assert coded.bytes == len(pysz.sz.compress(flat.reshape(shapes[layout]), config)[0])
         seen += 1
     assert seen == 3 * len(picture_codecs.TOLERANCES) + 4 * len(picture_codecs.BOUNDS)
 
 
-def streams_of(monkeypatch: pytest.MonkeyPatch, laid: np.ndarray, basis: np.ndarray, **options: Any) -> Iterator[tuple[Coded, list[bytes]]]:
+def streams_of(
+    monkeypatch: pytest.MonkeyPatch, laid: np.ndarray, basis: np.ndarray, **options: Any
+) -> Iterator[tuple[Coded, list[bytes]]]:
     kept: list[bytes] = []
     encode = picture_codecs._encode_j2k
-    monkeypatch.setattr(picture_codecs, "_encode_j2k", lambda *given: kept.append(encode(*given)) or kept[-1])
+    monkeypatch.setattr(
+        picture_codecs, "_encode_j2k", lambda *given: kept.append(encode(*given)) or kept[-1]
+    )
     for coded in jpeg2000("J", laid, basis, **options):
         yield coded, list(kept)
         kept.clear()
     monkeypatch.setattr(picture_codecs, "_encode_j2k", encode)
 
 
-def test_jpeg_2000_counts_its_streams_and_long_stacks_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jpeg_2000_counts_its_streams_and_long_stacks_are_cut(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     laid = row_of_blocks(4).lay(landscape(blocks=4))
     basis = components(laid.transpose(1, 2, 0, 3).reshape(-1, 15))
     whole = list(streams_of(monkeypatch, laid, basis, dates=True))
@@ -194,7 +254,9 @@ def test_jpeg_2000_counts_its_streams_and_long_stacks_are_cut(monkeypatch: pytes
     cut = list(streams_of(monkeypatch, laid, basis, dates=True))
     for (one, streams), (other, parts) in zip(whole, cut, strict=True):
         assert one.bytes == len(streams[0])
-        assert all(stream.startswith(bytes.fromhex("ff4fff51")) for stream in streams + parts), "raw codestreams, no boxes"
+        assert all(stream.startswith(bytes.fromhex("ff4fff51")) for stream in streams + parts), (
+            "raw codestreams, no boxes"
+        )
         assert len(parts) == 3
         assert other.bytes == sum(map(len, parts))
     # The target is an error over the streams' numbers, which an orthonormal basis leaves alone.
@@ -206,21 +268,34 @@ def test_one_stream_for_all_components_beats_one_each_of_equal_error() -> None:
     """What equal errors a component cost: components of unlike structure have unlike slopes."""
     laid = row_of_blocks(8).lay(landscape())
     basis = components(laid.reshape(-1, 3))
-    planes = np.ascontiguousarray((laid @ basis).transpose(3, 0, 1, 2)).reshape(3, -1, laid.shape[2])
+    planes = np.ascontiguousarray((laid @ basis).transpose(3, 0, 1, 2)).reshape(
+        3, -1, laid.shape[2]
+    )
     scale = 32_767 / float(np.abs(planes).max())
     one = next(coded for coded in jpeg2000("J", laid, basis) if coded.setting == "32 dB")
     error = float(np.square(one.guess - laid).mean())
-    apart = [picture_codecs._encode_j2k(plane[None], scale, -10 * np.log10(error)) for plane in planes if np.square(plane).mean() > error]
+    apart = [
+        picture_codecs._encode_j2k(plane[None], scale, -10 * np.log10(error))
+        for plane in planes
+        if np.square(plane).mean() > error
+    ]
     assert one.bytes < sum(map(len, apart))
 
 
 @given(st.lists(st.tuples(st.integers(1, 20), st.integers(0, 20)), min_size=1, max_size=12))
 def test_a_front_is_what_nothing_beats(points: list[tuple[int, int]]) -> None:
     truth, valid = np.zeros((2, 2), np.float32), np.array([[True, False], [True, True]])
-    made = [Coded("c", str(at), size, np.where(valid, np.sqrt(error), 99).astype(np.float32), 0, 0)
-            for at, (size, error) in enumerate(points)]  # fmt: skip
-    found = {(coded.bytes, points[int(coded.setting)][1]) for coded in front([lambda each=each: each for each in made], truth, valid)}
-    beaten = {(a, b) for a, b in points for c, d in points if c <= a and d <= b and (c, d) != (a, b)}
+    made = [
+        Coded("c", str(at), size, np.where(valid, np.sqrt(error), 99).astype(np.float32), 0, 0)
+        for at, (size, error) in enumerate(points)
+    ]
+    found = {
+        (coded.bytes, points[int(coded.setting)][1])
+        for coded in front([lambda each=each: each for each in made], truth, valid)
+    }
+    beaten = {
+        (a, b) for a, b in points for c, d in points if c <= a and d <= b and (c, d) != (a, b)
+    }
     assert found == set(points) - beaten
 
 
@@ -229,7 +304,11 @@ def test_what_is_not_installed_is_named_and_left_out(monkeypatch: pytest.MonkeyP
 
     assert absent_codecs() == {}, "the tests have all of them"
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name in {"zfpy", "pysz"} else find(name, *rest))
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *rest: None if name in {"zfpy", "pysz"} else find(name, *rest),
+    )
     monkeypatch.setattr(features, "check_codec", lambda name: False)
     absent = absent_codecs()
     assert set(absent) == {"ZFP", "SZ3", "JPEG 2000"}
@@ -238,32 +317,62 @@ def test_what_is_not_installed_is_named_and_left_out(monkeypatch: pytest.MonkeyP
     blocks = Blocks(values, np.ones(values.shape, bool), row_of_blocks(2))
     names = {coded.codec for coded in baseline_points(blocks, blocks)}
     assert not any("JPEG" in name or name in {"ZFP", "SZ3"} for name in names)
-    report: dict[str, Any] = {"blocks": 2, "split": "val", "byte_features": [], "points": [], "at_equal_rate": [], "absent": absent,
-                              "few_rates": {}, "lossless_categories": {}, "seams": {}, "codec_bytes": {}, "numbering_bytes": 0,
-                              "threads": 1}  # fmt: skip
+    report: dict[str, Any] = {
+        "blocks": 2,
+        "split": "val",
+        "byte_features": [],
+        "points": [],
+        "at_equal_rate": [],
+        "absent": absent,
+        "few_rates": {},
+        "lossless_categories": {},
+        "seams": {},
+        "codec_bytes": {},
+        "numbering_bytes": 0,
+        "threads": 1,
+    }
     assert "* ZFP: not measured, the package zfpy is not installed" in table_of(report)
 
 
-def test_a_basis_over_dates_that_cannot_be_learnt_is_left_out_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_basis_over_dates_that_cannot_be_learnt_is_left_out_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     name = "PCA over features and dates + JPEG 2000"
 
     def blocks(edge: int = 32, first_date: int = 0) -> Blocks:
         values = np.ascontiguousarray(landscape(blocks=2)[:, :, :edge, :edge])
         origins = np.array([[first_date, 0, at * edge] for at in range(2)])
-        return Blocks(values, np.ones(values.shape, bool), Mosaic(origins, (5, edge, edge), (5, edge, edge * 2)))
+        return Blocks(
+            values,
+            np.ones(values.shape, bool),
+            Mosaic(origins, (5, edge, edge), (5, edge, edge * 2)),
+        )
 
     def left_out(train: Blocks, held: Blocks) -> str | None:
         absent = absent_baselines(train, held)
         assert set(absent) <= {name}
-        monkeypatch.setattr(baselines, "jpeg2000", lambda codec, laid, basis, **more: [Coded(codec, "", 1, laid, 0, 0)])
+        monkeypatch.setattr(
+            baselines,
+            "jpeg2000",
+            lambda codec, laid, basis, **more: [Coded(codec, "", 1, laid, 0, 0)],
+        )
         assert (name in absent) != (name in {coded.codec for coded in baseline_points(train, held)})
         return absent.get(name)
 
     assert left_out(blocks(), blocks()) is None
-    assert left_out(blocks(first_date=5), blocks()) == "the training and the held-out blocks drawn are not of the same dates"
-    assert left_out(blocks(edge=2), blocks()) == "8 training pixels have all dates, and 15 components want more than 30"
+    assert (
+        left_out(blocks(first_date=5), blocks())
+        == "the training and the held-out blocks drawn are not of the same dates"
+    )
+    assert (
+        left_out(blocks(edge=2), blocks())
+        == "8 training pixels have all dates, and 15 components want more than 30"
+    )
     monkeypatch.setattr(baselines, "MOST_COMPONENTS", 14)
-    assert left_out(blocks(), blocks()) == "dates x features are 15 components, and a basis of more than 14 takes minutes"
+    assert (
+        left_out(blocks(), blocks())
+        == "dates x features are 15 components, and a basis of more than 14 takes minutes"
+    )
     monkeypatch.setattr(baselines, "absent_codecs", lambda: {"JPEG 2000": "not here"})
     assert absent_baselines(blocks(), blocks()) == {"JPEG 2000": "not here"}, "one reason is enough"
 
@@ -273,10 +382,16 @@ def test_the_report_says_what_other_dates_left_out(monkeypatch: pytest.MonkeyPat
     data, later = landscape(blocks=2), np.array([[5, 0, 0], [5, 0, 32]])
     monkeypatch.setattr(rate_report, "drawn", lambda *_: (data, np.ones(data.shape, bool), later))
     monkeypatch.setattr(rate_report, "baseline_points", lambda *_: iter(()))
-    cube: Any = SimpleNamespace(cube=SimpleNamespace(layout=SimpleNamespace(inner=(5, 32, 32), block=(5, 32, 64))))
-    points, absent = rate_report.other_points(cube, data, np.ones(data.shape, bool), features, row_of_blocks(2), [0, 1, 2], 2)
+    cube: Any = SimpleNamespace(
+        cube=SimpleNamespace(layout=SimpleNamespace(inner=(5, 32, 32), block=(5, 32, 64)))
+    )
+    points, absent = rate_report.other_points(
+        cube, data, np.ones(data.shape, bool), features, row_of_blocks(2), [0, 1, 2], 2
+    )
     assert (points, list(absent)) == ([], ["PCA over features and dates + JPEG 2000"])
-    assert rate_report.other_points(cube, data, np.ones(data.shape, bool), features, row_of_blocks(2), [], 2) == ([], {})
+    assert rate_report.other_points(
+        cube, data, np.ones(data.shape, bool), features, row_of_blocks(2), [], 2
+    ) == ([], {})
 
 
 def test_holes_are_filled_from_around_and_values_stay() -> None:
@@ -287,7 +402,9 @@ def test_holes_are_filled_from_around_and_values_stay() -> None:
     valid[..., 2] = False
     out = filled(np.where(valid, values, 1e9), valid)
     assert np.array_equal(out[..., :2][valid[..., :2]], values[..., :2][valid[..., :2]])
-    assert np.abs(out[0, 8:12, 10:14, 0] - values[0, 8:12, 10:14, 0]).max() < 6, "the plane's slope over the hole, not 1e9"
+    assert np.abs(out[0, 8:12, 10:14, 0] - values[0, 8:12, 10:14, 0]).max() < 6, (
+        "the plane's slope over the hole, not 1e9"
+    )
     assert (out[..., 2] == 0).all(), "nothing is known"
 
 
@@ -301,16 +418,23 @@ def test_every_lossless_packing_gives_back_what_it_took() -> None:
     assert np.array_equal(np.sort(land.codes)[numbers][valid[..., 0]], data[..., 0][valid[..., 0]])
     mosaic = row_of_blocks(4)
     laid = mosaic.lay(numbers[..., None])[..., 0]
-    found = lossless_categories(np.where(valid, data, np.nan).astype(np.float32), valid, [land], mosaic)["land"]
+    found = lossless_categories(
+        np.where(valid, data, np.nan).astype(np.float32), valid, [land], mosaic
+    )["land"]
     for name, (encode, decode) in PACKINGS.items():
         streams = encode(laid, 5)
         assert len(streams) == 1
         assert np.array_equal(decode(streams, 5, laid.size), laid.reshape(-1)), name
         assert found["packings"][name]["bytes"] == len(streams[0]) + mask_bytes(valid)
-    assert found["bits_per_value"] == min(8 * size["bytes"] for size in found["packings"].values()) / valid.sum()
+    assert (
+        found["bits_per_value"]
+        == min(8 * size["bytes"] for size in found["packings"].values()) / valid.sum()
+    )
 
 
-def test_categories_of_more_pixels_than_pillow_opens_are_several_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_categories_of_more_pixels_than_pillow_opens_are_several_pictures(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from PIL import Image
 
     rng = np.random.default_rng(0)
@@ -331,10 +455,22 @@ def test_categories_of_more_pixels_than_pillow_opens_are_several_pictures(monkey
 
 def test_other_codecs_are_read_at_the_codes_rates() -> None:
     def point(codec: str, rate: float, psnr: float) -> dict[str, Any]:
-        return {"codec": codec, "setting": "s", "bits_per_continuous": rate, "bits_per_value": rate / 10, "psnr": psnr, "psnr_255": None,
-                "bytes": 1}  # fmt: skip
+        return {
+            "codec": codec,
+            "setting": "s",
+            "bits_per_continuous": rate,
+            "bits_per_value": rate / 10,
+            "psnr": psnr,
+            "psnr_255": None,
+            "bytes": 1,
+        }
 
-    points = [point("VQ-VAE", 0.1, 25), point("A", 1, 30), point("A", 0.01, 20), *(point("B", rate, 9) for rate in (1, 2, 3, 4, 5))]
+    points = [
+        point("VQ-VAE", 0.1, 25),
+        point("A", 1, 30),
+        point("A", 0.01, 20),
+        *(point("B", rate, 9) for rate in (1, 2, 3, 4, 5)),
+    ]
     assert at_equal_rate(points) == [
         {
             "setting": "s",
@@ -348,31 +484,63 @@ def test_other_codecs_are_read_at_the_codes_rates() -> None:
 
 
 def test_codecs_of_fewer_than_five_rates_are_named() -> None:
-    points = [{"codec": codec} for codec, count in (("one", 1), ("four", 4), ("five", 5), ("six", 6)) for _ in range(count)]
-    assert few_rates(points) == {"one": "1 rates; other settings do not apply, or need more bytes and err more",
-                                 "four": "4 rates; other settings do not apply, or need more bytes and err more"}  # fmt: skip
+    points = [
+        {"codec": codec}
+        for codec, count in (("one", 1), ("four", 4), ("five", 5), ("six", 6))
+        for _ in range(count)
+    ]
+    assert few_rates(points) == {
+        "one": "1 rates; other settings do not apply, or need more bytes and err more",
+        "four": "4 rates; other settings do not apply, or need more bytes and err more",
+    }
     assert few_rates([]) == {}
 
 
-def test_only_codecs_of_this_report_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_codecs_of_this_report_are_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from matplotlib.figure import Figure
 
-    points = [{"codec": codec, "bits_per_continuous": rate, "psnr": 20 + 9 * rate, "psnr_255": 30.0, "bytes": 1}
-              for codec in ("VQ-VAE", "other") for rate in (0.1, 1.0)]  # fmt: skip
+    points = [
+        {
+            "codec": codec,
+            "bits_per_continuous": rate,
+            "psnr": 20 + 9 * rate,
+            "psnr_255": 30.0,
+            "bytes": 1,
+        }
+        for codec in ("VQ-VAE", "other")
+        for rate in (0.1, 1.0)
+    ]
     figures: list[Figure] = []
     save = Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **more: figures.append(self) or save(self, *args, **more))
+    monkeypatch.setattr(
+        Figure,
+        "savefig",
+        lambda self, *args, **more: figures.append(self) or save(self, *args, **more),
+    )
     draw(points, tmp_path / "report.png")
     (figure,) = figures
-    assert [[line.get_label() for line in axes.lines] for axes in figure.axes] == [["VQ-VAE", "other"]] * 2
+    assert [[line.get_label() for line in axes.lines] for axes in figure.axes] == [
+        ["VQ-VAE", "other"]
+    ] * 2
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["VQ-VAE", "other"]
 
 
 def test_curves_are_drawn_with_and_without_byte_features(tmp_path: Path) -> None:
     from PIL import Image
 
-    points = [{"codec": codec, "bits_per_continuous": rate, "psnr": 20 + 9 * rate, "psnr_255": None, "bytes": 1}
-              for codec in ("VQ-VAE", "other") for rate in (0.1, 1.0)]  # fmt: skip
+    points = [
+        {
+            "codec": codec,
+            "bits_per_continuous": rate,
+            "psnr": 20 + 9 * rate,
+            "psnr_255": None,
+            "bytes": 1,
+        }
+        for codec in ("VQ-VAE", "other")
+        for rate in (0.1, 1.0)
+    ]
     draw(points, tmp_path / "one.png")
     draw([point | {"psnr_255": 30.0} for point in points], tmp_path / "two.png")
     sizes = []

@@ -39,13 +39,17 @@ def test_without_a_price_and_other_paths_codes_are_the_nearest_at_each_level(kin
     search = learn_search(places, quantizer.tables(), weight=0.0, paths=1)
     rows = search.choose(places, quantizer.tables())
     torch.testing.assert_close(quantizer.decode(rows), decoded(rows, quantizer.tables()))
-    one, other = ((quantizer.decode(codes) - places).square().sum(1) for codes in (rows, quantizer.encode(z)))
+    one, other = (
+        (quantizer.decode(codes) - places).square().sum(1) for codes in (rows, quantizer.encode(z))
+    )
     torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 @given(st.integers(2, 4), st.integers(1, 3), st.integers(0, 50), st.floats(0, 2))
 @settings(max_examples=30, deadline=None)
-def test_with_paths_enough_the_choice_is_brute_force_s(size: int, levels: int, seed: int, worth: float) -> None:
+def test_with_paths_enough_the_choice_is_brute_force_s(
+    size: int, levels: int, seed: int, worth: float
+) -> None:
     tables, z = books(levels, size, 3, seed), drawn(20, 3, seed=seed + 100)
     price = worth * drawn(levels, size, seed=seed + 200).abs()
     search = CodeSearch(price, torch.arange(size).expand(levels, -1), paths=size**levels)
@@ -53,7 +57,9 @@ def test_with_paths_enough_the_choice_is_brute_force_s(size: int, levels: int, s
     paid = sum(price[level][every[:, level]] for level in range(levels))
     cost = (z[:, None] - decoded(every, tables)[None]).square().sum(-1) + paid
     rows = search.choose(z, tables)
-    found = (z - decoded(rows, tables)).square().sum(-1) + sum(price[level][rows[:, level]] for level in range(levels))
+    found = (z - decoded(rows, tables)).square().sum(-1) + sum(
+        price[level][rows[:, level]] for level in range(levels)
+    )
     torch.testing.assert_close(found, cost.min(dim=1).values, rtol=1e-4, atol=1e-4)
 
 
@@ -73,7 +79,12 @@ def test_a_bit_that_is_worth_more_is_spent_less_and_errors_grow() -> None:
         search = learn_search(z, tables, weight, paths=2)
         rows = search.choose(z, tables)
         share = torch.stack([torch.bincount(column, minlength=32) for column in rows.T]) / len(z)
-        points.append((float(torch.special.entr(share).sum()), float((z - decoded(rows, tables)).square().mean())))
+        points.append(
+            (
+                float(torch.special.entr(share).sum()),
+                float((z - decoded(rows, tables)).square().mean()),
+            )
+        )
     bits, errors = zip(*points, strict=True)
     assert list(bits) == sorted(bits, reverse=True)
     assert bits[-1] < 0.7 * bits[0]
@@ -86,17 +97,25 @@ def test_codes_are_numbered_by_use() -> None:
     assert all(row.sort().values.tolist() == list(range(16)) for row in search.order)
     rows = search.choose(z, tables)
     numbers = torch.from_numpy(numbered(rows.numpy(), search))
-    assert torch.equal(torch.stack([search.order[level][numbers[:, level]] for level in range(2)], dim=1), rows)
+    assert torch.equal(
+        torch.stack([search.order[level][numbers[:, level]] for level in range(2)], dim=1), rows
+    )
     counts = torch.bincount(numbers[:, 0], minlength=16)
     assert float(counts[:4].sum()) > 1.5 * float(counts[-4:].sum())
 
 
-def test_a_choice_does_not_depend_on_its_neighbours_in_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_choice_does_not_depend_on_its_neighbours_in_the_batch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     tables, z = books(3, 32, 8), drawn(2500, 8)
     search = learn_search(z, tables, 1.0, paths=4)
     beam, sizes = vqvae.search._beam, []
-    monkeypatch.setattr(vqvae.search, "_beam", lambda part, *rest: sizes.append(len(part)) or beam(part, *rest))
+    monkeypatch.setattr(
+        vqvae.search, "_beam", lambda part, *rest: sizes.append(len(part)) or beam(part, *rest)
+    )
     whole = search.choose(z, tables)
     monkeypatch.setattr(vqvae.search, "CELLS", 700 * 4 * 32)
     assert (whole == search.choose(z, tables)).float().mean() > 0.999
-    assert sizes == [2500, 700, 700, 700, 400], "no more cells at once than allowed, and every vector once"
+    assert sizes == [2500, 700, 700, 700, 400], (
+        "no more cells at once than allowed, and every vector once"
+    )

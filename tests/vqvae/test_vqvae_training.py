@@ -1,4 +1,7 @@
-"""Training a small VQ-VAE on made-up blocks: order, windows, resume, accumulation, collapse, pictures."""
+"""Training a small VQ-VAE on made-up blocks.
+
+Order, windows, resume, accumulation, collapse, pictures.
+"""
 
 from __future__ import annotations
 
@@ -60,12 +63,26 @@ class Quick(VqvaeTask):
 
 
 def settings(**changes: object) -> VqvaeSettings:
-    small = {"epochs": 2, "batch_size": 8, "warmup_steps": 2, "lr": 2e-3, "device": "cpu", "width": 16, "depth": 1, "codebook_size": 32,
-             "code_dim": 4, "levels": 2, "start_step": 2, "log_interval": 1}  # fmt: skip
+    small = {
+        "epochs": 2,
+        "batch_size": 8,
+        "warmup_steps": 2,
+        "lr": 2e-3,
+        "device": "cpu",
+        "width": 16,
+        "depth": 1,
+        "codebook_size": 32,
+        "code_dim": 4,
+        "levels": 2,
+        "start_step": 2,
+        "log_interval": 1,
+    }
     return VqvaeSettings(**small | changes)
 
 
-def train(output: Path, task: VqvaeTask | None = None, batch_size: int = 8, **changes: object) -> dict[str, object]:
+def train(
+    output: Path, task: VqvaeTask | None = None, batch_size: int = 8, **changes: object
+) -> dict[str, object]:
     chosen = settings(batch_size=batch_size, **changes)
     task = task or Quick(chosen, FEATURES, CHUNK, BLOCKS)
     return Trainer(task, chosen, FakeLoader(batch_size), FakeLoader(20), output, ranks=ALONE).run()
@@ -73,8 +90,11 @@ def train(output: Path, task: VqvaeTask | None = None, batch_size: int = 8, **ch
 
 def told(output: Path, kind: str = "step") -> list[dict[str, object]]:
     lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if not key.startswith("t_") and key != "seconds"} for line in lines
-            if line["kind"] == kind]  # fmt: skip
+    return [
+        {key: value for key, value in line.items() if not key.startswith("t_") and key != "seconds"}
+        for line in lines
+        if line["kind"] == kind
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -85,14 +105,36 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_learns_tells_all_its_terms_and_draws_its_pictures(tmp_path: Path) -> None:
-    result = as_result(train(tmp_path, VqvaeTask(settings(epochs=12), FEATURES, CHUNK, BLOCKS), epochs=12))
+    result = as_result(
+        train(tmp_path, VqvaeTask(settings(epochs=12), FEATURES, CHUNK, BLOCKS), epochs=12)
+    )
     steps, epochs = told(tmp_path), told(tmp_path, "epoch")
-    assert {"loss", "cont", "cat", "canopy", "vq", "total", "pplx", "log2_tokens", "usage", "pplx_2", "dead"} <= set(steps[-1])
+    assert {
+        "loss",
+        "cont",
+        "cat",
+        "canopy",
+        "vq",
+        "total",
+        "pplx",
+        "log2_tokens",
+        "usage",
+        "pplx_2",
+        "dead",
+    } <= set(steps[-1])
     assert steps[0]["vq"] == 0, "nothing is quantised before the k-means start"
     assert result["total"] < 0.6 * steps[0]["total"]
     assert result["rmse"]["red"] < 20
     assert result["rmse"].keys() == {"red", "ndvi", "cover"}
-    assert {"perplexity", "usage", "accuracy", "miou", "canopy_mae", "checkpoint", "t_load_share"} <= set(result)
+    assert {
+        "perplexity",
+        "usage",
+        "accuracy",
+        "miou",
+        "canopy_mae",
+        "checkpoint",
+        "t_load_share",
+    } <= set(result)
     assert 4 < epochs[-1]["perplexity"] <= 32
     for name in ("curve.png", "sheet.png"):
         assert (tmp_path / name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
@@ -106,7 +148,9 @@ def test_the_same_seed_gives_the_same_run(tmp_path: Path, whole: Path) -> None:
 
 
 @pytest.mark.parametrize("stop_at", [0, 1, 2, 8, 11])
-def test_a_run_stopped_at_any_step_and_resumed_tells_the_losses_of_an_uninterrupted_one(tmp_path: Path, whole: Path, stop_at: int) -> None:
+def test_a_run_stopped_at_any_step_and_resumed_tells_the_losses_of_an_uninterrupted_one(
+    tmp_path: Path, whole: Path, stop_at: int
+) -> None:
     class Stopped(Quick):
         def after_step(self, step: int, epoch: int) -> dict[str, float]:
             if step == stop_at:
@@ -135,13 +179,21 @@ def test_accumulated_batches_step_like_one_batch_of_their_size(tmp_path: Path) -
     # Chunks of 24, 24 and 12: batches of 12 are halves of those of 24.
     train(tmp_path / "big", batch_size=24, epochs=4, level_dropout=0.5)
     train(tmp_path / "small", batch_size=12, accumulate=2, epochs=4, level_dropout=0.5)
-    big, small = ([line for line in told(tmp_path / name) if line["step"] <= 4] for name in ("big", "small"))
-    whole = [(one, two) for one, two in zip(big, small, strict=True) if one["samples"] == two["samples"] == 24]
+    big, small = (
+        [line for line in told(tmp_path / name) if line["step"] <= 4] for name in ("big", "small")
+    )
+    whole = [
+        (one, two)
+        for one, two in zip(big, small, strict=True)
+        if one["samples"] == two["samples"] == 24
+    ]
     assert whole
     assert whole[0][0]["total"] == pytest.approx(whole[0][1]["total"], rel=1e-4)
 
 
-def test_a_codebook_forced_to_collapse_recovers_in_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_codebook_forced_to_collapse_recovers_in_training(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     class Forced(Quick):
         def after_step(self, step: int, epoch: int) -> dict[str, float]:
             figures = super().after_step(step, epoch)
@@ -158,13 +210,21 @@ def test_a_codebook_forced_to_collapse_recovers_in_training(tmp_path: Path, capl
     assert np.mean(perplexity[-8:]) > 0.7 * np.mean(perplexity[12:20])
 
 
-@pytest.mark.parametrize("changes", [{"quantizer": "fsq", "codebook_size": 64}, {"window": (5, 4, 4)}, {"huber": 1.0, "precision": "bf16"}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"quantizer": "fsq", "codebook_size": 64},
+        {"window": (5, 4, 4)},
+        {"huber": 1.0, "precision": "bf16"},
+    ],
+)
 def test_other_settings_train_and_restore(tmp_path: Path, changes: dict[str, object]) -> None:
     result = train(tmp_path, epochs=1, **changes)
     assert np.isfinite(result["total"])
     codec = restore_vqvae(tmp_path, FEATURES)
     codes = codec.encode(
-        BLOCKS["data"][:2, :, : codec.block[1], : codec.block[2]], BLOCKS["valid"][:2, :, : codec.block[1], : codec.block[2]]
+        BLOCKS["data"][:2, :, : codec.block[1], : codec.block[2]],
+        BLOCKS["valid"][:2, :, : codec.block[1], : codec.block[2]],
     )
     assert codes.shape == (2, 2, *codec.grid)
 
@@ -186,14 +246,21 @@ def test_samples_left_out_keep_the_others_numbers_and_every_kept_one_comes_once(
         assert sorted(itertools.chain(*batches)) == np.flatnonzero(keep).tolist()
         assert len(batches) == len(sampler)
     if kind is KeptChunkSampler:
-        chunks = [{int(np.searchsorted([4, 7, 10], number, side="right")) for number in batch} for batch in batches]
+        chunks = [
+            {int(np.searchsorted([4, 7, 10], number, side="right")) for number in batch}
+            for batch in batches
+        ]
         assert all(len(chunk) == 1 for chunk in chunks)
 
 
 def test_with_everything_kept_the_order_is_the_plain_sampler_s() -> None:
     split = FakeSplit([1.0] * 10)
-    assert list(make_sampler(split, 2, 0.5, seed=4)) == list(ChunkBatchSampler([4, 3, 3], 2, seed=4))
-    assert list(make_sampler(split, 4, 0.5, sampling="random", seed=4, interleave=1)) == list(RandomBatchSampler([4, 3, 3], 4, seed=4))
+    assert list(make_sampler(split, 2, 0.5, seed=4)) == list(
+        ChunkBatchSampler([4, 3, 3], 2, seed=4)
+    )
+    assert list(make_sampler(split, 4, 0.5, sampling="random", seed=4, interleave=1)) == list(
+        RandomBatchSampler([4, 3, 3], 4, seed=4)
+    )
 
 
 def test_the_rule_is_part_of_the_sampler_s_state_and_two_ranks_share_the_epoch() -> None:
@@ -213,7 +280,9 @@ def test_no_block_with_enough_valid_voxels_names_the_setting() -> None:
 def test_windows_and_flips_follow_from_seed_epoch_and_sample_alone() -> None:
     whole = cut(BLOCKS, (5, 4, 4), seed=1, epoch=2, flips=True)
     some = [7, 3, 20]
-    part = cut({key: value[some] for key, value in BLOCKS.items()}, (5, 4, 4), seed=1, epoch=2, flips=True)
+    part = cut(
+        {key: value[some] for key, value in BLOCKS.items()}, (5, 4, 4), seed=1, epoch=2, flips=True
+    )
     for one, other in zip(whole, part, strict=True):
         torch.testing.assert_close(one[some], other, rtol=0, atol=0, equal_nan=True)
     assert whole[0].shape == (60, 5, 4, 4, 4)
@@ -229,7 +298,9 @@ def test_a_window_is_a_part_of_its_block_and_flips_only_move_voxels() -> None:
         y, x = divmod(int(window[0, 0, 0, 0] - sample[0, 0, 0, 0]) // 4, 8)
         assert torch.equal(window, sample[:, y : y + 4, x : x + 4])
     moved, _ = cut(batch, None, seed=1, epoch=0, flips=True)
-    assert torch.equal(moved.flatten(2, 3).sort(dim=2).values, data.flatten(2, 3).sort(dim=2).values)
+    assert torch.equal(
+        moved.flatten(2, 3).sort(dim=2).values, data.flatten(2, 3).sort(dim=2).values
+    )
     assert sum(not torch.equal(one, other) for one, other in zip(moved, data, strict=True)) >= 4
     assert torch.equal(cut(batch, None)[0], data)
 

@@ -1,4 +1,7 @@
-"""The build: one digest for any workers, restartable anywhere, loud and clean when it cannot go on."""
+"""The build.
+
+One digest for any workers, restartable anywhere, loud and clean when it cannot go on.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,9 @@ from warehouse.write.publish import bake, open_root, published
 def tree(folder: Path) -> dict[str, bytes]:
     timings = {"trace.jsonl"}
     return {
-        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name not in timings
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in timings
     }
 
 
@@ -50,7 +55,10 @@ def test_the_root_holds_current_and_the_version_only(tmp_path: Path) -> None:
 
 def test_no_codec_and_no_chunking_changes_the_content_digest(tmp_path: Path) -> None:
     one = build(tmp_path / "a").manifest
-    two = build(tmp_path / "b", settings=BuildSettings(**(SMALL.model_dump() | {"compressor": "none", "shard_samples": 3}))).manifest
+    two = build(
+        tmp_path / "b",
+        settings=BuildSettings(**(SMALL.model_dump() | {"compressor": "none", "shard_samples": 3})),
+    ).manifest
     assert one.version != two.version
     assert one.digest == two.digest
 
@@ -63,28 +71,47 @@ def test_the_content_digest_follows_from_the_samples_alone(tmp_path: Path) -> No
     rows = warehouse.table("samples.parquet").to_pylist()
     for row, number in zip(rows, numbers("train", 29) + numbers("val", 9), strict=True):
         arrays = sample(number)
-        assert row["sha256"] == hashlib.sha256(b"".join(arrays[name].tobytes() for name in arrays)).hexdigest()
+        assert (
+            row["sha256"]
+            == hashlib.sha256(b"".join(arrays[name].tobytes() for name in arrays)).hexdigest()
+        )
 
 
 def test_a_picture_unreadable_while_baking_is_left_out_and_the_rest_kept(tmp_path: Path) -> None:
     warehouse = build(tmp_path, bad=(3, 17, 1002))
-    assert {name: len(warehouse.split(name)) for name in warehouse.splits} == {"train": 27, "val": 8}
-    assert (warehouse.manifest.found, warehouse.manifest.kept, warehouse.manifest.rejected) == (38, 35, 3)
+    assert {name: len(warehouse.split(name)) for name in warehouse.splits} == {
+        "train": 27,
+        "val": 8,
+    }
+    assert (warehouse.manifest.found, warehouse.manifest.kept, warehouse.manifest.rejected) == (
+        38,
+        35,
+        3,
+    )
     assert verify(warehouse)[1] == []
 
 
-def test_a_build_with_failures_starts_over_for_touched_chunks_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_build_with_failures_starts_over_for_touched_chunks_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     baked: list[str] = []
     real = builder.bake_chunk
-    monkeypatch.setattr(builder, "bake_chunk", lambda task, **kw: baked.append(task.marker) or real(task, **kw))
+    monkeypatch.setattr(
+        builder, "bake_chunk", lambda task, **kw: baked.append(task.marker) or real(task, **kw)
+    )
     build(tmp_path, {"train": 29}, bad=(28,))
     assert baked == [f"done/train-{n}.json" for n in (0, 1, 2, 3, 3)]
 
 
 def test_chunks_of_other_boxes_or_labels_are_never_taken_over(tmp_path: Path) -> None:
-    """What `load` depends on may change while the pictures stay: class ids shift when a class loses its last picture."""
+    """What `load` depends on may change while the pictures stay.
+
+    Class ids shift when a class loses its last picture.
+    """
     plan = plan_of({"train": 8})
-    other = replace(plan, splits=(replace(plan.splits[0], digests=tuple(f"other {n}" for n in range(8))),))
+    other = replace(
+        plan, splits=(replace(plan.splits[0], digests=tuple(f"other {n}" for n in range(8))),)
+    )
     staging = tmp_path / "staging"
     builder.bake_chunks(plan, Load(), staging)
     baked: list[int] = []
@@ -98,7 +125,9 @@ class StopAt(Exception):
 
 
 @pytest.mark.parametrize("stop", [0, 1, 3, 5])
-def test_an_interrupted_build_goes_on_chunk_by_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int) -> None:
+def test_an_interrupted_build_goes_on_chunk_by_chunk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+) -> None:
     whole = build(tmp_path / "whole")
     real, baked = builder.bake_chunk, []
 
@@ -113,14 +142,21 @@ def test_an_interrupted_build_goes_on_chunk_by_chunk(tmp_path: Path, monkeypatch
         build(tmp_path / "part")
     assert not (tmp_path / "part" / "CURRENT").exists()
     again: list[str] = []
-    monkeypatch.setattr(builder, "bake_chunk", lambda task, **kw: again.append(task.marker) or real(task, **kw))
+    monkeypatch.setattr(
+        builder, "bake_chunk", lambda task, **kw: again.append(task.marker) or real(task, **kw)
+    )
     resumed = build(tmp_path / "part")
     assert len(again) == 6 - stop
     assert tree(resumed.folder) == tree(whole.folder)
-    assert sorted(path.name for path in (tmp_path / "part").iterdir()) == ["CURRENT", resumed.version]
+    assert sorted(path.name for path in (tmp_path / "part").iterdir()) == [
+        "CURRENT",
+        resumed.version,
+    ]
 
 
-def test_a_damaged_marker_or_file_in_staging_is_baked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_marker_or_file_in_staging_is_baked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = build(tmp_path / "whole")
     plan = plan_of({"train": 29, "val": 9})
     staging = tmp_path / "part" / f".staging-{plan.version}"
@@ -151,16 +187,26 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_kill_9_at_many_moments_then_the_same_command_gives_the_same_bytes(tmp_path: Path, workers: int) -> None:
+def test_kill_9_at_many_moments_then_the_same_command_gives_the_same_bytes(
+    tmp_path: Path, workers: int
+) -> None:
     counts = {"train": 60, "val": 9}
     whole = build(tmp_path / "whole", counts)
     script = tmp_path / "killed.py"
     moments = [0.02, 0.06, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4] if workers == 0 else [0.7, 1.1]
     for at, moment in enumerate(moments):
         root = tmp_path / f"root{at}"
-        script.write_text(KILLED.format(tests=str(Path(__file__).parents[1] / "support"), root=str(root), workers=workers))
+        script.write_text(
+            KILLED.format(
+                tests=str(Path(__file__).parents[1] / "support"), root=str(root), workers=workers
+            )
+        )
         process = subprocess.Popen(
-            [sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
+            [sys.executable, script],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
         )
         assert process.stdout is not None
         process.stdout.readline()
@@ -193,11 +239,34 @@ def test_ctrl_c_leaves_staging_and_no_process(tmp_path: Path, signal_name: str) 
         str(source),
     ]
     subprocess.run(make, check=True, capture_output=True, timeout=120)
-    command = [sys.executable, "-m", "scripts.build_zarr", "--build.input_root", str(source), "--build.output_root", str(root)]
-    command += ["--build.workers", "2", "--build.target_size", "[512, 512]", "--build.shard_samples", "16", "--build.max_boxes", "64"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    command = [
+        sys.executable,
+        "-m",
+        "scripts.build_zarr",
+        "--build.input_root",
+        str(source),
+        "--build.output_root",
+        str(root),
+    ]
+    command += [
+        "--build.workers",
+        "2",
+        "--build.target_size",
+        "[512, 512]",
+        "--build.shard_samples",
+        "16",
+        "--build.max_boxes",
+        "64",
+    ]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     deadline = time.monotonic() + 60
-    while not list(root.glob(".staging-*/done/*.json")) and time.monotonic() < deadline and process.poll() is None:
+    while (
+        not list(root.glob(".staging-*/done/*.json"))
+        and time.monotonic() < deadline
+        and process.poll() is None
+    ):
         time.monotonic()
     children = psutil.Process(process.pid).children(recursive=True)
     if signal_name == "SIGINT":
@@ -247,7 +316,10 @@ def test_building_over_a_damaged_version_heals_it(tmp_path: Path) -> None:
 def test_a_second_builder_of_the_same_version_is_told_who_holds_it(tmp_path: Path) -> None:
     open_root(tmp_path)
     plan = plan_of({"train": 29, "val": 9})
-    with durable.lock(tmp_path / f".lock-{plan.version}"), pytest.raises(LockedError, match=f"process {os.getpid()}"):
+    with (
+        durable.lock(tmp_path / f".lock-{plan.version}"),
+        pytest.raises(LockedError, match=f"process {os.getpid()}"),
+    ):
         build(tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -261,7 +333,9 @@ def test_an_unusable_output_root_is_a_typed_error(tmp_path: Path) -> None:
         open_root(file / "below")
 
 
-def test_too_little_space_is_refused_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_space_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(durable, "free_bytes", lambda _: 1000)
     with pytest.raises(SpaceError, match="about"):
         build(tmp_path)
@@ -269,7 +343,9 @@ def test_too_little_space_is_refused_before_anything_is_written(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("size", [2_000, 20_000])
-def test_a_disk_that_fills_up_is_a_typed_error_and_a_later_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+def test_a_disk_that_fills_up_is_a_typed_error_and_a_later_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
     import errno
 
     real, left = durable.DurableFile.write, [size]
@@ -300,7 +376,10 @@ def test_nothing_in_the_manifest_and_tables_is_absolute_or_of_this_run(tmp_path:
     warehouse = build(tmp_path)
     text = (warehouse.folder / "manifest.json").read_text()
     assert str(tmp_path) not in text
-    assert all(not path.startswith("/") for path in pq.read_table(warehouse.folder / "files.parquet")["path"].to_pylist())
+    assert all(
+        not path.startswith("/")
+        for path in pq.read_table(warehouse.folder / "files.parquet")["path"].to_pylist()
+    )
     assert read_manifest(warehouse.folder).splits == {
         "train": {"samples": 29, "shard_samples": 8, "chunks": 4},
         "val": {"samples": 9, "shard_samples": 8, "chunks": 2},
@@ -308,7 +387,10 @@ def test_nothing_in_the_manifest_and_tables_is_absolute_or_of_this_run(tmp_path:
 
 
 def test_the_trace_has_a_line_a_chunk(tmp_path: Path) -> None:
-    lines = [json.loads(line) for line in (build(tmp_path).folder / "trace.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (build(tmp_path).folder / "trace.jsonl").read_text().splitlines()
+    ]
     assert [(line["split"], line["chunk"]) for line in lines] == [
         ("train", 0),
         ("train", 1),
@@ -322,9 +404,18 @@ def test_the_trace_has_a_line_a_chunk(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("samples", "sample_bytes", "size"),
-    [(10, 442_368, 64), (218, 442_368, 64), (2048, 442_368, 256), (100_000, 442_368, 303), (1000, 1 << 27, 64), (4096, 1000, 512)],
+    [
+        (10, 442_368, 64),
+        (218, 442_368, 64),
+        (2048, 442_368, 256),
+        (100_000, 442_368, 303),
+        (1000, 1 << 27, 64),
+        (4096, 1000, 512),
+    ],
 )
-def test_the_stored_chunk_is_128_mib_at_most_an_eighth_at_least_64(samples: int, sample_bytes: int, size: int) -> None:
+def test_the_stored_chunk_is_128_mib_at_most_an_eighth_at_least_64(
+    samples: int, sample_bytes: int, size: int
+) -> None:
     assert shard_samples(samples, sample_bytes) == size
 
 
@@ -333,13 +424,25 @@ def test_a_sample_of_the_wrong_shape_stops_the_build(tmp_path: Path) -> None:
     wrong = Load(BuildSettings(**(SMALL.model_dump() | {"target_size": (24, 16)})))
     open_root(tmp_path)
     with pytest.raises(BuildError, match="does not fit the layout"):
-        bake(lambda _: plan, lambda _: wrong, tmp_path, workers=0, cluster=None, trace=False, on_plan=lambda _: None)
+        bake(
+            lambda _: plan,
+            lambda _: wrong,
+            tmp_path,
+            workers=0,
+            cluster=None,
+            trace=False,
+            on_plan=lambda _: None,
+        )
 
 
 def test_what_tasks_need_is_imported_here_before_a_worker_starts() -> None:
-    """A worker that starts while OpenCV is being imported inherits a sys.path on which `typing` is OpenCV's, and dies."""
+    """A worker that starts while OpenCV is being imported inherits a sys.path on which `typing` is
+    OpenCV's, and dies.
+    """
     alive: list[int] = []
-    with task_runner(1, None, lambda: alive.append(len(multiprocessing.active_children()))) as run_all:
+    with task_runner(
+        1, None, lambda: alive.append(len(multiprocessing.active_children()))
+    ) as run_all:
         assert alive == [0]
         assert list(run_all(abs, [-3])) == [(-3, 3)]
     assert not multiprocessing.active_children()

@@ -1,4 +1,7 @@
-"""Where a cube lies, as others read it: the zarr conventions proj and spatial, CF, and GDAL itself where it can."""
+"""Where a cube lies, as others read it.
+
+The zarr conventions proj and spatial, CF, and GDAL itself where it can.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,9 @@ from rasterio.warp import transform_bounds
 from warehouse import Warehouse
 
 SHARDED_ZARR, PLAIN_ZARR = (3, 13), (3, 12)
-"""The first GDAL that reads sharded Zarr v3 and the conventions (https://gdal.org/drivers/raster/zarr.html), and the first tried that
-reads plain chunks of it: 3.12.2 did, refusing `sharding_indexed`; 3.10 refuses the codec `bytes`."""
+"""The first GDAL that reads sharded Zarr v3 and the conventions
+(https://gdal.org/drivers/raster/zarr.html), and the first tried that reads plain chunks of it:
+3.12.2 did, refusing `sharding_indexed`; 3.10 refuses the codec `bytes`."""
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +34,19 @@ def cube(tmp_path_factory: pytest.TempPathFactory) -> Warehouse:
 
 @pytest.mark.parametrize("node", ["cube", "cube/data", "cube/valid"])
 def test_the_conventions_are_registered_and_kept(cube: Warehouse, node: str) -> None:
-    """Names, uuids and required keys as published: zarr-conventions/proj and zarr-conventions/spatial, v0.1."""
+    """Names, uuids and required keys as published.
+
+    Zarr-conventions/proj and zarr-conventions/spatial, v0.1.
+    """
     attrs = zarr.open(cube.store, mode="r", path=node).attrs.asdict()
     known = {each["name"]: each for each in attrs["zarr_conventions"]}
     assert known["proj"]["uuid"] == "f17cb550-5864-4468-aeb7-f3180cfb622f"
     assert known["spatial"]["uuid"] == "689b58e2-cf7b-45e0-9fff-9cfc0883d6b4"
     for name, each in known.items():
-        assert each["schema_url"] == f"https://raw.githubusercontent.com/zarr-conventions/{name}/refs/tags/v0.1/schema.json"
+        assert (
+            each["schema_url"]
+            == f"https://raw.githubusercontent.com/zarr-conventions/{name}/refs/tags/v0.1/schema.json"
+        )
     assert attrs["proj:code"] == f"EPSG:{EPSG}"
     assert attrs["proj:wkt2"].startswith("PROJCRS["), "WKT2, not the older PROJCS"
     assert CRS.from_wkt(attrs["proj:wkt2"]) == CRS.from_epsg(EPSG)
@@ -49,9 +59,15 @@ def test_the_conventions_are_registered_and_kept(cube: Warehouse, node: str) -> 
 def test_a_crs_without_a_code_has_wkt2_alone(tmp_path: Path) -> None:
     root = write_series(tmp_path / "in")
     own = "+proj=tmerc +lat_0=44.2 +lon_0=14.7 +k=0.9993 +x_0=500000 +y_0=5000000 +ellps=WGS84 +units=m"
-    edges = transform_bounds(f"EPSG:{EPSG}", own, ORIGIN[0], ORIGIN[1] - 500, ORIGIN[0] + 700, ORIGIN[1])
-    raster = SERIES | {"grid": {"crs": own, "resolution": 10, "bounds": [10 * round(edge / 10) for edge in edges]}}
-    attrs = zarr.open_group(build_cube(root, tmp_path / "out", raster).store, mode="r")["cube"].attrs.asdict()
+    edges = transform_bounds(
+        f"EPSG:{EPSG}", own, ORIGIN[0], ORIGIN[1] - 500, ORIGIN[0] + 700, ORIGIN[1]
+    )
+    raster = SERIES | {
+        "grid": {"crs": own, "resolution": 10, "bounds": [10 * round(edge / 10) for edge in edges]}
+    }
+    attrs = zarr.open_group(build_cube(root, tmp_path / "out", raster).store, mode="r")[
+        "cube"
+    ].attrs.asdict()
     assert "proj:code" not in attrs
     assert CRS.from_wkt(attrs["proj:wkt2"]).to_dict()["lon_0"] == 14.7
 
@@ -60,7 +76,9 @@ def versions() -> dict[str, tuple[int, ...]]:
     """GDALs here: rasterio's own and the command line's."""
     found = {"rasterio": rasterio.__gdal_version__}
     if shutil.which("gdalinfo"):
-        said = subprocess.run(["gdalinfo", "--version"], capture_output=True, text=True, check=True).stdout
+        said = subprocess.run(
+            ["gdalinfo", "--version"], capture_output=True, text=True, check=True
+        ).stdout
         found["gdalinfo"] = said.split()[1].rstrip(",")
     return {name: tuple(int(part) for part in text.split(".")[:2]) for name, text in found.items()}
 
@@ -77,12 +95,21 @@ def test_rioxarray_reads_crs_and_bounds(cube: Warehouse) -> None:
 def unsharded(cube: Warehouse, path: Path) -> Path:
     """The cube's group with `data` in plain chunks, for GDALs that know Zarr v3 but no shards."""
     source = zarr.open_group(cube.store, mode="r")["cube"]
-    group = zarr.create_group(path, zarr_format=3).create_group("cube", attributes=source.attrs.asdict())
+    group = zarr.create_group(path, zarr_format=3).create_group(
+        "cube", attributes=source.attrs.asdict()
+    )
     for name in ("data", "time", "y", "x", "spatial_ref"):
         each = source[name]
         kept = {"dimension_names": each.metadata.dimension_names} if each.shape else {}
-        array = group.create_array(name, shape=each.shape, dtype=each.dtype, attributes=each.attrs.asdict(), compressors=None,
-                                   chunks=each.chunks if name == "data" else each.shape, **kept)  # fmt: skip
+        array = group.create_array(
+            name,
+            shape=each.shape,
+            dtype=each.dtype,
+            attributes=each.attrs.asdict(),
+            compressors=None,
+            chunks=each.chunks if name == "data" else each.shape,
+            **kept,
+        )
         array[...] = each[...]
     return path
 
@@ -91,10 +118,20 @@ def test_gdal_reads_the_values_where_they_lie(cube: Warehouse, tmp_path: Path) -
     """Its bands are the planes of `data`, dates outside, features inside."""
     found = versions()
     if found["rasterio"] < PLAIN_ZARR:
-        listed = ", ".join(f"{name} has {'.'.join(map(str, version))}" for name, version in found.items())
+        listed = ", ".join(
+            f"{name} has {'.'.join(map(str, version))}" for name, version in found.items()
+        )
         needed = (".".join(map(str, version)) for version in (SHARDED_ZARR, PLAIN_ZARR))
-        pytest.skip("GDAL reads sharded Zarr v3 from {} on, plain chunks from {} on; {}".format(*needed, listed))
-    store = cube.store if found["rasterio"] >= SHARDED_ZARR else unsharded(cube, tmp_path / "plain.zarr")
+        pytest.skip(
+            "GDAL reads sharded Zarr v3 from {} on, plain chunks from {} on; {}".format(
+                *needed, listed
+            )
+        )
+    store = (
+        cube.store
+        if found["rasterio"] >= SHARDED_ZARR
+        else unsharded(cube, tmp_path / "plain.zarr")
+    )
     truth = cube.split("train").array("data")[:]
     with rasterio.open(f'ZARR:"{store}":/cube/data') as opened:
         assert opened.crs.to_epsg() == EPSG

@@ -1,4 +1,8 @@
-"""Cubes in the store: every inner chunk in one split, the same through any reader, where it belongs on Earth, and restartable."""
+"""Cubes in the store.
+
+Every inner chunk in one split, the same through any reader, where it belongs on Earth, and
+restartable.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,16 @@ import pyarrow.parquet as pq
 import pytest
 import rioxarray  # noqa: F401
 import xarray as xr
-from cube_fakes import DATES, EPSG, ORIGIN, SERIES, build_cube, expected_series, job_of, write_series
+from cube_fakes import (
+    DATES,
+    EPSG,
+    ORIGIN,
+    SERIES,
+    build_cube,
+    expected_series,
+    job_of,
+    write_series,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -40,7 +53,10 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cube(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Warehouse:
-    """7 dates, 50 x 70 pixels: 3 x 7 x 9 inner chunks, ragged along every axis, in 2 x 3 x 3 stored chunks."""
+    """7 dates, 50 x 70 pixels.
+
+    3 x 7 x 9 inner chunks, ragged along every axis, in 2 x 3 x 3 stored chunks.
+    """
     return build_cube(source, tmp_path_factory.mktemp("cube"))
 
 
@@ -58,9 +74,17 @@ def tree(folder: Path) -> dict[str, bytes]:
 boxes = st.tuples(*[st.integers(1, 4)] * 3)
 
 
-@given(st.tuples(*[st.integers(1, 9)] * 3), boxes, boxes, st.tuples(*[st.integers(1, 3)] * 3), st.integers(0, 99))
+@given(
+    st.tuples(*[st.integers(1, 9)] * 3),
+    boxes,
+    boxes,
+    st.tuples(*[st.integers(1, 3)] * 3),
+    st.integers(0, 99),
+)
 @settings(max_examples=60, deadline=None)
-def test_every_inner_chunk_is_one_sample_of_one_split(inner_grid: Any, shard: Any, block: Any, inner: Any, seed: int) -> None:
+def test_every_inner_chunk_is_one_sample_of_one_split(
+    inner_grid: Any, shard: Any, block: Any, inner: Any, seed: int
+) -> None:
     def times(parts: tuple[int, ...]) -> tuple[int, int, int]:
         return parts[0] * inner[0], parts[1] * inner[1], parts[2] * inner[2]
 
@@ -72,14 +96,25 @@ def test_every_inner_chunk_is_one_sample_of_one_split(inner_grid: Any, shard: An
         index = np.arange(len(places))
         chunks, slots = places.locate(index)
         assert sum(places.chunk_sizes) == len(places)
-        assert np.array_equal(np.repeat(np.arange(len(places.chunk_sizes)), places.chunk_sizes), chunks)
+        assert np.array_equal(
+            np.repeat(np.arange(len(places.chunk_sizes)), places.chunk_sizes), chunks
+        )
         stored = np.array([places.stored(chunk) for chunk in chunks.tolist()], dtype=int)
-        assert np.array_equal(np.lexsort((slots, stored)), index), "numbered by (stored chunk, inner chunk)"
-        for (t, y, x), chunk, slot in zip(places.origins(index).tolist(), stored.tolist(), slots.tolist(), strict=True):
+        assert np.array_equal(np.lexsort((slots, stored)), index), (
+            "numbered by (stored chunk, inner chunk)"
+        )
+        for (t, y, x), chunk, slot in zip(
+            places.origins(index).tolist(), stored.tolist(), slots.tolist(), strict=True
+        ):
             at = (t // inner[0], y // inner[1], x // inner[2])
             assert labels[tuple(a // b for a, b in zip(at, block, strict=True))] == label
-            in_shard = np.ravel_multi_index([a // b for a, b in zip(at, shard, strict=True)], layout.shard_grid)
-            assert (chunk, slot) == (in_shard, np.ravel_multi_index([a % b for a, b in zip(at, shard, strict=True)], shard))
+            in_shard = np.ravel_multi_index(
+                [a // b for a, b in zip(at, shard, strict=True)], layout.shard_grid
+            )
+            assert (chunk, slot) == (
+                in_shard,
+                np.ravel_multi_index([a % b for a, b in zip(at, shard, strict=True)], shard),
+            )
             seen.append(at)
     left = np.argwhere(layout.inner_labels(labels) == LEFT_OUT).tolist()
     assert sorted(seen + [tuple(at) for at in left]) == list(np.ndindex(*inner_grid))
@@ -103,9 +138,18 @@ def test_a_hole_in_one_band_leaves_the_other_and_the_static_layer_alone(cube: Wa
 
 @pytest.mark.filterwarnings("ignore:batch_size")
 @pytest.mark.parametrize(
-    ("engine", "store"), [("inline", "mmap"), ("thread", "pread"), ("thread", "memory"), ("thread", "stream"), ("inline", "library")]
+    ("engine", "store"),
+    [
+        ("inline", "mmap"),
+        ("thread", "pread"),
+        ("thread", "memory"),
+        ("thread", "stream"),
+        ("inline", "library"),
+    ],
 )
-def test_every_reader_gives_the_samples_at_their_origins(cube: Warehouse, engine: Any, store: Any) -> None:
+def test_every_reader_gives_the_samples_at_their_origins(
+    cube: Warehouse, engine: Any, store: Any
+) -> None:
     truth = padded_truth()
     for name in cube.splits:
         split = cube.split(name)
@@ -138,9 +182,18 @@ def test_a_split_says_what_a_trainer_must_know(cube: Warehouse) -> None:
     train = cube.split("train")
     assert (train.arrays, train.class_names, train.max_boxes) == (["data", "valid"], [], None)
     assert train.specs["data"].shape == (len(train), 3, 8, 8, 6)
-    assert [feature.name for feature in train.features] == ["red", "nir", "ndvi", "level", "cover", "class"]
+    assert [feature.name for feature in train.features] == [
+        "red",
+        "nir",
+        "ndvi",
+        "level",
+        "cover",
+        "class",
+    ]
     truth, origins = padded_truth(), train.origins(np.arange(len(train)))
-    shares = [np.mean(~np.isnan(truth[t : t + 3, y : y + 8, x : x + 8])) for t, y, x in origins.tolist()]
+    shares = [
+        np.mean(~np.isnan(truth[t : t + 3, y : y + 8, x : x + 8])) for t, y, x in origins.tolist()
+    ]
     assert np.allclose(train.valid_share, shares)
     assert sum(len(cube.split(name)) for name in cube.splits) == 3 * 7 * 9
     assert cube.cube is not None
@@ -164,9 +217,13 @@ def test_statistics_are_over_valid_training_voxels(cube: Warehouse) -> None:
         assert feature.valid_share == pytest.approx(len(column) / len(values))
         if feature.kind == "categorical":
             assert feature.mean is None
-            assert feature.class_counts == tuple(int((column == code).sum()) for code in feature.codes)
+            assert feature.class_counts == tuple(
+                int((column == code).sum()) for code in feature.codes
+            )
         else:
-            assert (feature.mean, feature.std) == pytest.approx((column.mean(), column.std()), rel=1e-6)
+            assert (feature.mean, feature.std) == pytest.approx(
+                (column.mean(), column.std()), rel=1e-6
+            )
             assert (feature.minimum, feature.maximum) == pytest.approx((column.min(), column.max()))
 
 
@@ -198,8 +255,12 @@ def test_xarray_and_rioxarray_see_names_dates_and_the_right_place(cube: Warehous
     assert opened.feature.values.tolist() == ["red", "nir", "ndvi", "level", "cover", "class"]
     assert [str(date)[:10].replace("-", "") for date in opened.time.values] == list(DATES)
     assert opened.data.rio.crs.to_epsg() == EPSG
-    assert opened.data.rio.bounds() == pytest.approx((ORIGIN[0], ORIGIN[1] - 560, ORIGIN[0] + 720, ORIGIN[1]))
-    assert opened.attrs["spatial:bbox"] == pytest.approx([ORIGIN[0], ORIGIN[1] - 560, ORIGIN[0] + 720, ORIGIN[1]])
+    assert opened.data.rio.bounds() == pytest.approx(
+        (ORIGIN[0], ORIGIN[1] - 560, ORIGIN[0] + 720, ORIGIN[1])
+    )
+    assert opened.attrs["spatial:bbox"] == pytest.approx(
+        [ORIGIN[0], ORIGIN[1] - 560, ORIGIN[0] + 720, ORIGIN[1]]
+    )
     assert opened.attrs["proj:code"] == f"EPSG:{EPSG}"
     place = opened.data.sel(feature="red").isel(time=2).sel(x=ORIGIN[0] + 405, y=ORIGIN[1] - 305)
     assert float(place) == expected_series()[2, 30, 40, 0]
@@ -208,8 +269,12 @@ def test_xarray_and_rioxarray_see_names_dates_and_the_right_place(cube: Warehous
     assert cube.split("train").xarray().data.chunks[0] == (6, 1)
 
 
-def test_the_digest_is_of_the_content_whatever_the_stored_chunks(cube: Warehouse, source: Path, tmp_path: Path) -> None:
-    other = build_cube(source, tmp_path, SERIES | {"shard": {"time": 3, "y": 56, "x": 8}}, compressor="none")
+def test_the_digest_is_of_the_content_whatever_the_stored_chunks(
+    cube: Warehouse, source: Path, tmp_path: Path
+) -> None:
+    other = build_cube(
+        source, tmp_path, SERIES | {"shard": {"time": 3, "y": 56, "x": 8}}, compressor="none"
+    )
     assert other.version != cube.version
     assert other.manifest.digest == cube.manifest.digest
 
@@ -220,13 +285,19 @@ def test_a_row_of_samples_parquet_is_an_inner_chunk(cube: Warehouse) -> None:
     padded = np.pad(truth, ((0, 2), (0, 0), (0, 0), (0, 0)), constant_values=np.nan)
     assert len(rows) == 189
     for row in rows[::20]:
-        data = np.ascontiguousarray(padded[row["t"] : row["t"] + 3, row["y"] : row["y"] + 8, row["x"] : row["x"] + 8])
+        data = np.ascontiguousarray(
+            padded[row["t"] : row["t"] + 3, row["y"] : row["y"] + 8, row["x"] : row["x"] + 8]
+        )
         valid = np.ascontiguousarray(~np.isnan(data))
         assert row["sha256"] == hashlib.sha256(data.tobytes() + valid.tobytes()).hexdigest()
-        assert cube.split(row["split"]).origins(np.array([row["index"]])).tolist() == [[row["t"], row["y"], row["x"]]]
+        assert cube.split(row["split"]).origins(np.array([row["index"]])).tolist() == [
+            [row["t"], row["y"], row["x"]]
+        ]
 
 
-def test_two_roots_and_any_workers_give_the_same_bytes(cube: Warehouse, source: Path, tmp_path: Path) -> None:
+def test_two_roots_and_any_workers_give_the_same_bytes(
+    cube: Warehouse, source: Path, tmp_path: Path
+) -> None:
     local = build_cube(source, tmp_path, workers=2)
     assert local.version == cube.version
     assert tree(local.folder) == tree(cube.folder)
@@ -252,7 +323,9 @@ def test_an_interrupted_build_goes_on_chunk_by_chunk(
         build_cube(source, tmp_path)
     assert not (tmp_path / "CURRENT").exists()
     again: list[str] = []
-    monkeypatch.setattr(builder, "bake_chunk", lambda task, **kw: again.append(task.marker) or real(task, **kw))
+    monkeypatch.setattr(
+        builder, "bake_chunk", lambda task, **kw: again.append(task.marker) or real(task, **kw)
+    )
     resumed = build_cube(source, tmp_path)
     assert len(again) == 18 - 7
     assert tree(resumed.folder) == tree(cube.folder)
@@ -261,14 +334,21 @@ def test_an_interrupted_build_goes_on_chunk_by_chunk(
 def test_a_flipped_bit_reaches_nobody(source: Path, tmp_path: Path) -> None:
     warehouse = build_cube(source, tmp_path)
     assert verify(warehouse)[1] == []
-    path = next(path for path in sorted((warehouse.folder / "warehouse.zarr/cube/data/c").rglob("*")) if path.is_file())
+    path = next(
+        path
+        for path in sorted((warehouse.folder / "warehouse.zarr/cube/data/c").rglob("*"))
+        if path.is_file()
+    )
     raw = bytearray(path.read_bytes())
     raw[100] ^= 4
     path.write_bytes(bytes(raw))
     faults = verify(warehouse)[1]
     assert [Path(fault.path).name for fault in faults] == [path.name]
     split = warehouse.split("train")
-    with pytest.raises(CorruptError, match="cube/data/c/0/0/0/0"), ChunkLoader(split, 4, engine="inline", store="mmap") as loader:
+    with (
+        pytest.raises(CorruptError, match="cube/data/c/0/0/0/0"),
+        ChunkLoader(split, 4, engine="inline", store="mmap") as loader,
+    ):
         list(loader)
 
 
@@ -289,7 +369,11 @@ def test_inspect_and_export_know_cubes(cube: Warehouse, tmp_path: Path) -> None:
     sheet = write_contact_sheet(cube, InspectSettings(output=str(tmp_path / "sheet.png")))
     with Image.open(sheet) as picture:
         assert picture.width > 400
-    assert [table.title.split()[0] for table in manifest_tables(cube)] == ["version", "features,", "splits"]
+    assert [table.title.split()[0] for table in manifest_tables(cube)] == [
+        "version",
+        "features,",
+        "splits",
+    ]
     assert export(cube, tmp_path)["summary.parquet"] == 6
     assert pq.read_table(tmp_path / "summary.parquet")["name"].to_pylist()[0] == "red"
 
@@ -300,7 +384,12 @@ def test_default_blocks_are_the_largest_that_give_twenty() -> None:
 
 
 def test_default_stored_chunks_are_small_enough_and_enough() -> None:
-    for grid, size in (((2, 23, 30), 143_360), ((1, 400, 400), 143_360), ((300, 4, 4), 10), ((1, 1, 3), 10)):
+    for grid, size in (
+        ((2, 23, 30), 143_360),
+        ((1, 400, 400), 143_360),
+        ((300, 4, 4), 10),
+        ((1, 1, 3), 10),
+    ):
         shard = default_shard(grid, size)
         stored = np.prod([-(-count // part) for count, part in zip(grid, shard, strict=True)])
         assert np.prod(shard) * size <= 128 << 20
@@ -319,7 +408,9 @@ def test_a_guard_ring_parts_training_from_what_is_held_out() -> None:
 
 
 def test_the_last_dates_can_be_held_out() -> None:
-    labels, block = block_labels((4, 8, 8), (4, 2, 2), {"train": 0.8, "val": 0.1, "test": 0.1}, 0, held_out=1)
+    labels, block = block_labels(
+        (4, 8, 8), (4, 2, 2), {"train": 0.8, "val": 0.1, "test": 0.1}, 0, held_out=1
+    )
     assert block == (1, 2, 2)
     assert (labels[-1] == 2).all()
     assert {0, 1, 2} == set(labels[0].ravel().tolist())
@@ -343,7 +434,13 @@ def test_a_made_landscape_survives_kill_9_and_goes_through_every_command(tmp_pat
     sample, store = tmp_path / "sample", tmp_path / "store"
     make_sample(SampleSettings(kind="cube", count=7, size=(96, 128), output=str(sample)))
     build = command(
-        "scripts.build_zarr", "--config", str(sample / "raster.yaml"), "--build.output_root", str(store), "--build.workers", "0"
+        "scripts.build_zarr",
+        "--config",
+        str(sample / "raster.yaml"),
+        "--build.output_root",
+        str(store),
+        "--build.workers",
+        "0",
     )
     killed = subprocess.Popen(build, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while killed.poll() is None and not any(store.glob(".staging-*/done/*.json")):

@@ -34,10 +34,15 @@ def test_zarr_xarray_and_tensorstore_read_what_was_baked(small: Warehouse, name:
     import tensorstore
 
     want = expected(name, "train", 29)
-    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{small.store}/train/{name}/"}}
+    spec = {
+        "driver": "zarr3",
+        "kvstore": {"driver": "file", "path": f"{small.store}/train/{name}/"},
+    }
     assert np.array_equal(small.split("train").array(name)[:], want)
     assert np.array_equal(zarr.open_group(small.store, mode="r")[f"train/{name}"][:], want)
-    assert np.array_equal(xr.open_zarr(small.store, group="train", mask_and_scale=False)[name].values, want)
+    assert np.array_equal(
+        xr.open_zarr(small.store, group="train", mask_and_scale=False)[name].values, want
+    )
     assert np.array_equal(tensorstore.open(spec, open=True).result().read().result(), want)
 
 
@@ -63,7 +68,11 @@ def test_the_xarray_view_is_float32_in_stored_chunks(small: Warehouse) -> None:
 
 @pytest.mark.parametrize("path", ["root", "version", "manifest"])
 def test_a_warehouse_opens_from_root_version_or_manifest(small: Warehouse, path: str) -> None:
-    where = {"root": small.folder.parent, "version": small.folder, "manifest": small.folder / "manifest.json"}[path]
+    where = {
+        "root": small.folder.parent,
+        "version": small.folder,
+        "manifest": small.folder / "manifest.json",
+    }[path]
     assert Warehouse.open(str(where)).version == small.version
 
 
@@ -94,9 +103,19 @@ def test_a_strange_current_is_refused(tmp_path: Path, content: str) -> None:
 
 @pytest.mark.filterwarnings("ignore:batch_size")
 @pytest.mark.parametrize(
-    "layout", [{"compressor": "none"}, {"compressor": "lz4hc"}, {"dtype": "float16"}, {"dtype": "float32"}, {"shard_samples": 1}], ids=str
+    "layout",
+    [
+        {"compressor": "none"},
+        {"compressor": "lz4hc"},
+        {"dtype": "float16"},
+        {"dtype": "float32"},
+        {"shard_samples": 1},
+    ],
+    ids=str,
 )
-def test_every_layout_reads_back_through_both_paths(tmp_path: Path, layout: dict[str, object]) -> None:
+def test_every_layout_reads_back_through_both_paths(
+    tmp_path: Path, layout: dict[str, object]
+) -> None:
     chosen = BuildSettings(**(SMALL.model_dump() | layout))
     split = build(tmp_path, {"train": 11}, chosen).split("train")
     want = np.stack([sample(number, chosen)["image"] for number in numbers("train", 11)])
@@ -115,9 +134,17 @@ def test_every_layout_reads_back_through_both_paths(tmp_path: Path, layout: dict
 )
 @settings(max_examples=15, deadline=None)
 def test_our_decoder_and_zarr_agree_for_drawn_shapes(
-    tmp_path_factory: pytest.TempPathFactory, count: int, shard: int, height: int, width: int, codec: str, dtype: str
+    tmp_path_factory: pytest.TempPathFactory,
+    count: int,
+    shard: int,
+    height: int,
+    width: int,
+    codec: str,
+    dtype: str,
 ) -> None:
-    chosen = BuildSettings(target_size=(height, width), max_boxes=2, shard_samples=shard, compressor=codec, dtype=dtype)
+    chosen = BuildSettings(
+        target_size=(height, width), max_boxes=2, shard_samples=shard, compressor=codec, dtype=dtype
+    )
     split = build(tmp_path_factory.mktemp("drawn"), {"train": count}, chosen).split("train")
     reader = split.reader()
     for name in split.arrays:
@@ -159,7 +186,9 @@ def flip(path: Path, at: int) -> None:
 @pytest.mark.parametrize("access", ["mmap", "pread"])
 @pytest.mark.parametrize("file", [IMAGE, BOX])
 @pytest.mark.parametrize("place", [0.0, 0.1, 0.37, 0.5, 0.73, 0.99, 1.0])
-def test_one_flipped_bit_is_an_error_naming_the_file(small: Warehouse, tmp_path: Path, file: str, place: float, access: str) -> None:
+def test_one_flipped_bit_is_an_error_naming_the_file(
+    small: Warehouse, tmp_path: Path, file: str, place: float, access: str
+) -> None:
     version = damaged(small, tmp_path)
     size = (version / file).stat().st_size
     flip(version / file, min(size - 1, int(place * size)))
@@ -197,9 +226,15 @@ def make_link(path: Path) -> None:
     path.symlink_to(moved)
 
 
-@pytest.mark.parametrize("damage", [truncate, empty, append, Path.unlink, make_folder, make_fifo, make_link], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "damage",
+    [truncate, empty, append, Path.unlink, make_folder, make_fifo, make_link],
+    ids=lambda f: f.__name__,
+)
 @pytest.mark.parametrize("file", [IMAGE, BOX])
-def test_a_file_cut_grown_gone_or_replaced_is_an_error_naming_it(small: Warehouse, tmp_path: Path, file: str, damage: object) -> None:
+def test_a_file_cut_grown_gone_or_replaced_is_an_error_naming_it(
+    small: Warehouse, tmp_path: Path, file: str, damage: object
+) -> None:
     version = damaged(small, tmp_path)
     damage(version / file)  # type: ignore[operator]
     with pytest.raises(CorruptError, match=file.replace(".", r"\.")):
@@ -221,7 +256,9 @@ def test_two_swapped_files_are_noticed(small: Warehouse, tmp_path: Path, file: s
 
 
 def test_a_swapped_file_of_the_same_size_is_noticed_by_its_seal(tmp_path: Path) -> None:
-    version = build(tmp_path, {"train": 16}, BuildSettings(**(SMALL.model_dump() | {"compressor": "none"}))).folder
+    version = build(
+        tmp_path, {"train": 16}, BuildSettings(**(SMALL.model_dump() | {"compressor": "none"}))
+    ).folder
     one, two = (version / f"warehouse.zarr/train/image/c/{chunk}/0/0/0" for chunk in (0, 1))
     assert one.stat().st_size == two.stat().st_size
     shutil.copy(two, one)
@@ -239,7 +276,10 @@ def test_an_inner_chunk_moved_inside_its_file_is_noticed(tmp_path: Path) -> None
     path = version / "warehouse.zarr/train/image/c/0/0/0/0"
     data = bytearray(path.read_bytes())
     start = len(data) - 8 * 16 - 4
-    data[start : start + 16], data[start + 16 : start + 32] = data[start + 16 : start + 32], data[start : start + 16]
+    data[start : start + 16], data[start + 16 : start + 32] = (
+        data[start + 16 : start + 32],
+        data[start : start + 16],
+    )
     data[-4:] = struct.pack("<I", crc32c(bytes(data[start:-4])))
     path.write_bytes(data)
     with pytest.raises(CorruptError, match="not the one that was published"):
@@ -285,11 +325,17 @@ def test_a_float16_store_is_viewed_as_float32(tmp_path: Path) -> None:
 def test_a_foreign_file_in_a_version_is_reported(small: Warehouse, tmp_path: Path) -> None:
     version = damaged(small, tmp_path)
     (version / "warehouse.zarr/train/extra").write_text("x")
-    assert [fault.path for fault in verify(Warehouse.open(version))[1]] == ["warehouse.zarr/train/extra"]
+    assert [fault.path for fault in verify(Warehouse.open(version))[1]] == [
+        "warehouse.zarr/train/extra"
+    ]
 
 
-@pytest.mark.parametrize("text", [b"", b"{}", b"[]", b'{"manifest_sha256": 3}', b"\xff\xfe", b"[" * 5000])
-def test_any_bytes_as_manifest_are_a_typed_error(small: Warehouse, tmp_path: Path, text: bytes) -> None:
+@pytest.mark.parametrize(
+    "text", [b"", b"{}", b"[]", b'{"manifest_sha256": 3}', b"\xff\xfe", b"[" * 5000]
+)
+def test_any_bytes_as_manifest_are_a_typed_error(
+    small: Warehouse, tmp_path: Path, text: bytes
+) -> None:
     version = damaged(small, tmp_path)
     (version / "manifest.json").write_bytes(text)
     with pytest.raises(CorruptError, match=r"manifest\.json"):

@@ -1,12 +1,16 @@
-"""Batches of a cached dataset: what is kept is read where it is used, and only what is not goes to worker processes.
+"""Batches of a cached dataset: what is kept is read where it is used, and only what is not goes to
+worker processes.
 
-Purpose: `CachedLoader` gives a `CachedDataset`'s items in a sampler's order, in batches or one by one.
-Used by: benchmarks.tensor_cache
-Design notes: a DataLoader moves every item of every epoch through shared memory of its own (1.6 ms for 201 KB), which is most of what a hit
-  costs. Here workers put what they compute into the cache, whose pages the parent reads anyway, and answer "kept"; only an item beyond the
-  cache's limit travels. So the first epoch needs no transport and the next no workers: they end once everything is kept. The order is
-  the sampler's for any number of workers. Items are copies of one's own, as from the dataset.
-Assistant guidance: when extending: an item from here equals the dataset's bit for bit; nothing random may come before the cache.
+Purpose: `CachedLoader` gives a `CachedDataset`'s items in a sampler's order, in batches or one by
+one. Used by: benchmarks.tensor_cache
+ Design notes: a DataLoader moves every item of every epoch
+through shared memory of its own (1.6 ms for 201 KB), which is most of what a hit
+  costs. Here workers put what they compute into the cache, whose pages the parent reads anyway, and
+  answer "kept"; only an item beyond the cache's limit travels. So the first epoch needs no
+  transport and the next no workers: they end once everything is kept. The order is the sampler's
+  for any number of workers. Items are copies of one's own, as from the dataset.
+Assistant guidance: when extending: an item from here equals the dataset's bit for bit; nothing
+random may come before the cache.
 """
 
 from __future__ import annotations
@@ -27,23 +31,48 @@ __all__ = ["CachedLoader"]
 class CachedLoader:
     """An iterable of batches; arguments as of torch's DataLoader, of which it is the cached kind.
 
-    batch_size: None gives single items. sampler: finitely many sample numbers, anew for each epoch; None: 0, 1, ... collate_fn: called
-    in this process; None is DataLoader's default (of ragged items: pass one). num_workers: processes for items that are not kept, there
-    while there are any; a second iteration at the same time takes them over, and the first goes on without.
-    A worker's WarehouseError is raised as it is, any other exception as DataLoader does; a worker that dies raises WorkerError.
+    batch_size: None gives single items. sampler: finitely many sample numbers, anew for each epoch;
+    None: 0, 1, ... collate_fn: called in this process; None is DataLoader's default (of ragged
+    items: pass one). num_workers: processes for items that are not kept, there while there are any;
+    a second iteration at the same time takes them over, and the first goes on without. A worker's
+    WarehouseError is raised as it is, any other exception as DataLoader does; a worker that dies
+    raises WorkerError.
     """
 
-    def __init__(self, dataset: CachedDataset, *, batch_size: int | None = 1, sampler: Iterable[int] | None = None,
-                 drop_last: bool = False, num_workers: int = 0, collate_fn: Callable[[Any], Any] | None = None,
-                 multiprocessing_context: Any = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        dataset: CachedDataset,
+        *,
+        batch_size: int | None = 1,
+        sampler: Iterable[int] | None = None,
+        drop_last: bool = False,
+        num_workers: int = 0,
+        collate_fn: Callable[[Any], Any] | None = None,
+        multiprocessing_context: Any = None,
+    ) -> None:
         if not isinstance(dataset, CachedDataset):
             found = type(dataset).__name__  # type: ignore[unreachable]
-            raise ConfigError("a cached loader needs a cached dataset", found=found, remedy="wrap it: CachedDataset(dataset)")
-        if (batch_size is not None and batch_size < 1) or num_workers < 0 or (batch_size is None and drop_last):
-            raise ConfigError("impossible setting of a cached loader",
-                              expected="batch_size >= 1, or None without drop_last; num_workers >= 0",
-                              found=f"batch_size {batch_size}, drop_last {drop_last}, num_workers {num_workers}")  # fmt: skip
-        self.dataset, self.batch_size, self.drop_last, self.num_workers = dataset, batch_size, drop_last, num_workers
+            raise ConfigError(
+                "a cached loader needs a cached dataset",
+                found=found,
+                remedy="wrap it: CachedDataset(dataset)",
+            )
+        if (
+            (batch_size is not None and batch_size < 1)
+            or num_workers < 0
+            or (batch_size is None and drop_last)
+        ):
+            raise ConfigError(
+                "impossible setting of a cached loader",
+                expected="batch_size >= 1, or None without drop_last; num_workers >= 0",
+                found=f"batch_size {batch_size}, drop_last {drop_last}, num_workers {num_workers}",
+            )
+        self.dataset, self.batch_size, self.drop_last, self.num_workers = (
+            dataset,
+            batch_size,
+            drop_last,
+            num_workers,
+        )
         self.sampler: Iterable[int] = range(len(dataset)) if sampler is None else sampler
         self.collate_fn = collate_fn or (default_convert if batch_size is None else default_collate)
         self.context = multiprocessing_context
@@ -70,12 +99,16 @@ class CachedLoader:
             yield self.collate_fn(batch)
 
     def close(self) -> None:
-        """End the workers; they start anew when needed. An iteration that was using them goes on without."""
+        """End the workers; they start anew when needed.
+
+        An iteration that was using them goes on without.
+        """
         self._turn += 1
         workers, self._workers = self._workers, None
         running = getattr(workers, "_iterator", None)
         if running is not None:
-            # Left to the garbage collector, which takes their queues first, each would be waited for in vain for 5 s.
+            # Left to the garbage collector, which takes their queues first, each would be waited
+            # for in vain for 5 s.
             running._shutdown_workers()
 
     def _items(self, order: list[int]) -> Iterator[Any]:
@@ -84,8 +117,12 @@ class CachedLoader:
         except RuntimeError as error:  # PyTorch raises it on the child's signal: wherever this process is at that moment
             self.close()
             if str(error).startswith("DataLoader worker (pid"):
-                raise WorkerError("a worker of the cached loader died", where=self.dataset.cache.name, found=str(error).split("\n", 1)[0],
-                                  remedy="look for its message above; memory is the usual cause") from None  # fmt: skip
+                raise WorkerError(
+                    "a worker of the cached loader died",
+                    where=self.dataset.cache.name,
+                    found=str(error).split("\n", 1)[0],
+                    remedy="look for its message above; memory is the usual cause",
+                ) from None
             raise
         except Exception:
             self.close()
@@ -108,7 +145,11 @@ class CachedLoader:
             answer = next(answers)
             if isinstance(answer, WarehouseError):
                 raise answer
-            yield cache.take(index, partial(self.dataset.dataset.__getitem__, index)) if answer is None else answer[0]
+            yield (
+                cache.take(index, partial(self.dataset.dataset.__getitem__, index))
+                if answer is None
+                else answer[0]
+            )
         if turn == self._turn and cache.kept_rows().all():
             self.close()
 
@@ -116,9 +157,16 @@ class CachedLoader:
         """What the workers answer for each number, in order."""
         if self._workers is None:
             ahead = max(2, -(-2 * (self.batch_size or 1) // self.num_workers))
-            self._workers = DataLoader(_Keeper(self.dataset), batch_size=None, sampler=self._missing, num_workers=self.num_workers,
-                                       collate_fn=_as_it_is, prefetch_factor=ahead, persistent_workers=True,
-                                       multiprocessing_context=self.context)  # fmt: skip
+            self._workers = DataLoader(
+                _Keeper(self.dataset),
+                batch_size=None,
+                sampler=self._missing,
+                num_workers=self.num_workers,
+                collate_fn=_as_it_is,
+                prefetch_factor=ahead,
+                persistent_workers=True,
+                multiprocessing_context=self.context,
+            )
         self._missing.indices = missing
         yield from self._workers
 
@@ -137,7 +185,10 @@ class _Order:
 
 
 class _Keeper:
-    """In a worker: computes an item into the cache. Gives None once it is kept, (item,) where it did not fit, or the error to be raised."""
+    """In a worker: computes an item into the cache.
+
+    Gives None once it is kept, (item,) where it did not fit, or the error to be raised.
+    """
 
     def __init__(self, dataset: CachedDataset) -> None:
         self.dataset = dataset

@@ -2,10 +2,13 @@
 
 Purpose: `CachedPasses` stands before a loader whose passes over one epoch number are all alike.
 Used by: utils.training.loop
-Design notes: batches go into a `TensorCache` in the order they come; what is kept is always the first part of the pass. The loader's
-  state after it is kept too: the rest is read from there, and nothing is decoded to be thrown away. Evaluated in one process, so one
-  copy. A held-out split that the loader has decoded in memory (store: memory) is not kept a second time unless asked for.
-Assistant guidance: when extending: a batch from here must equal the loader's bit for bit; the epoch's number is part of its identity.
+ Design notes: batches go into a `TensorCache` in the order they come;
+what is kept is always the first part of the pass. The loader's
+  state after it is kept too: the rest is read from there, and nothing is decoded to be thrown away.
+  Evaluated in one process, so one copy. A held-out split that the loader has decoded in memory
+  (store: memory) is not kept a second time unless asked for.
+Assistant guidance: when extending: a batch from here must equal the loader's bit for bit; the
+epoch's number is part of its identity.
 """
 
 from __future__ import annotations
@@ -27,10 +30,12 @@ log = get_log(__name__)
 
 
 class CachedPasses:
-    """A loader with the ChunkLoader contract whose passes over one epoch number are all the same: batches are kept after the first.
+    """A loader with the ChunkLoader contract whose passes over one epoch number are all the same:
+    batches are kept after the first.
 
-    wanted: True keeps what fits; None does so only where the whole pass fits into limit_bytes and a quarter of the free memory, and the
-    loader neither holds the split in memory anyway nor augments; False never. What does not fit is read again from where it begins.
+    wanted: True keeps what fits; None does so only where the whole pass fits into limit_bytes and a
+    quarter of the free memory, and the loader neither holds the split in memory anyway nor
+    augments; False never. What does not fit is read again from where it begins.
     """
 
     def __init__(self, loader: Any, wanted: bool | None, limit_bytes: int, name: str) -> None:
@@ -84,11 +89,20 @@ class CachedPasses:
             size = sum(len(buffer) for buffer in encode_item(batch)[1]) * len(self)
             samples = len(getattr(self.loader, "split", ())) or len(self) * len(batch["index"])
             if self.decoded:
-                log.info("%s: will cache %d samples, %.1f MB: the loader holds them decoded in memory", self.name, samples, size / 1e6)
+                log.info(
+                    "%s: will cache %d samples, %.1f MB: the loader holds them decoded in memory",
+                    self.name,
+                    samples,
+                    size / 1e6,
+                )
                 self.wanted = False
                 return
             if self.wanted is None and size > min(self.limit, free_memory() // 4):
-                log.info("%s: %.1f MB are more than the cache may take: not cached", self.name, size / 1e6)
+                log.info(
+                    "%s: %.1f MB are more than the cache may take: not cached",
+                    self.name,
+                    size / 1e6,
+                )
                 self.wanted = False
                 return
             self.cache = TensorCache(len(self), limit_bytes=self.limit, name=self.name)
@@ -101,4 +115,8 @@ class CachedPasses:
 
 
 def _never() -> Any:
-    raise CorruptError("a kept batch is damaged", where="tensor cache", remedy="set cache_transformed_tensors: false")
+    raise CorruptError(
+        "a kept batch is damaged",
+        where="tensor cache",
+        remedy="set cache_transformed_tensors: false",
+    )

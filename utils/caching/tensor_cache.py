@@ -1,14 +1,19 @@
-"""The tensor cache: what a deterministic transform made of a sample, kept after its first computation, once for a whole node.
+"""The tensor cache: what a deterministic transform made of a sample, kept after its first
+computation, once for a whole node.
 
-Purpose: `TensorCache` keeps items by sample number; `CachedDataset` puts one before a map-style dataset; `fingerprint` and
-  `refuse_random` judge a transform.
-Used by: benchmarks.tensor_cache, utils.caching.cached_loader, utils.caching.cached_passes
-Design notes: one append-only file, without a name (memfd) or in a folder: a header, a row of 48 bytes a sample, then the items.
-  Spawned and forked workers read the same pages, so there is one copy on the node. Appends hold a kernel lock, which dies with its
-  holder; a row is written after its item, so that a killed worker leaves nothing half-written. Reading takes no lock: row and item
-  carry a crc32c, and what disagrees is computed again. Rule of eviction: first come, first kept; at the limit the newcomer goes.
-  A pass asks for each sample once, so putting one out for another (LRU) would trade hits for misses and end with no hit at all.
-Assistant guidance: when extending: every number in the file little-endian; raise FORMAT when its layout changes.
+Purpose: `TensorCache` keeps items by sample number; `CachedDataset` puts one before a map-style
+  dataset; `fingerprint` and `refuse_random` judge a transform.
+Used by: benchmarks.tensor_cache, utils.caching.cached_loader, utils.caching.cached_passes Design
+notes: one append-only file, without a name (memfd) or in a folder: a header, a row of 48 bytes a
+sample, then the items.
+  Spawned and forked workers read the same pages, so there is one copy on the node. Appends hold a
+  kernel lock, which dies with its holder; a row is written after its item, so that a killed worker
+  leaves nothing half-written. Reading takes no lock: row and item carry a crc32c, and what
+  disagrees is computed again. Rule of eviction: first come, first kept; at the limit the newcomer
+  goes. A pass asks for each sample once, so putting one out for another (LRU) would trade hits for
+  misses and end with no hit at all.
+Assistant guidance: when extending: every number in the file little-endian; raise FORMAT when its
+layout changes.
 """
 
 from __future__ import annotations
@@ -41,32 +46,46 @@ FORMAT = b"TWCACHE1"
 HEAD = struct.Struct("<8s32sQQI")
 """Format, key digest, samples, end of the items; crc32c."""
 ROW = struct.Struct("<QIIQIdI")
-"""Offset; bytes of the header, their crc32c; bytes of header and item, their crc32c; seconds to compute it; crc32c of the row."""
+"""Offset; bytes of the header, their crc32c; bytes of header and item, their crc32c.
+
+Seconds to compute it; crc32c of the row.
+"""
 HEAD_SIZE, ROW_SIZE = 64, 48
 COUNTS = struct.Struct("<QQQQQd")
 APPEND, COUNT = 0, 1
 MOST_BUFFERS = 512
 PROBES = 2
 DAMAGE = (ValueError, KeyError, TypeError, IndexError, OSError, MemoryError)
-"""What reading a damaged item may raise. Not RuntimeError: PyTorch raises one wherever a process is when its DataLoader's worker dies."""
+"""What reading a damaged item may raise.
+
+Not RuntimeError: PyTorch raises one wherever a process is when its DataLoader's worker dies.
+"""
 RANDOM_WORDS = ("random", "augment", "jitter", "noise", "mixup", "cutmix", "dropout")
 
 
 @dataclass(frozen=True, slots=True)
 class CacheKey:
-    """What a kept item depends on. transform: a fingerprint (name and settings); a cache of another key is never read."""
+    """What a kept item depends on. transform: a fingerprint (name and settings).
+
+    A cache of another key is never read.
+    """
 
     version: str
     split: str
     transform: str
 
     def digest(self, count: int) -> bytes:
-        return hashlib.sha256(repr((FORMAT, self.version, self.split, self.transform, count)).encode()).digest()
+        return hashlib.sha256(
+            repr((FORMAT, self.version, self.split, self.transform, count)).encode()
+        ).digest()
 
 
 @dataclass(frozen=True, slots=True)
 class CacheStats:
-    """Of this object and the workers it went to. refused: items that did not fit; damaged: found with a wrong checksum."""
+    """Of this object and the workers it went to. refused: items that did not fit; damaged.
+
+    Found with a wrong checksum.
+    """
 
     hits: int
     misses: int
@@ -77,30 +96,53 @@ class CacheStats:
     seconds_saved: float
 
     def __str__(self) -> str:
-        extra = "".join(f", {value} {name}" for name, value in (("refused", self.refused), ("damaged", self.damaged)) if value)
+        extra = "".join(
+            f", {value} {name}"
+            for name, value in (("refused", self.refused), ("damaged", self.damaged))
+            if value
+        )
         return f"{self.hits} hits, {self.misses} misses{extra}, {self.bytes / 1e6:.1f} MB, {self.seconds_saved:.2f} s saved"
 
 
 class TensorCache:
     """Items by number 0 <= index < count, at most limit_bytes of them with their table.
 
-    What is handed out is a copy of one's own (see utils.caching.item_codec): contiguous, writeable, the same on a hit and on a miss.
-    key, folder: keep the items between runs in folder/<split>-<digest>.cache; a file of another key is another file, a damaged item is
-    computed again. name: of the transform, for messages; one that is random by its name, by an attribute `random`, or because it makes
-    two different things of one sample (the first two items are computed twice), is refused with ConfigError.
+    What is handed out is a copy of one's own (see utils.caching.item_codec): contiguous, writeable,
+    the same on a hit and on a miss. key, folder: keep the items between runs in
+    folder/<split>-<digest>.cache; a file of another key is another file, a damaged item is computed
+    again. name: of the transform, for messages; one that is random by its name, by an attribute
+    `random`, or because it makes two different things of one sample (the first two items are
+    computed twice), is refused with ConfigError.
     """
 
-    def __init__(self, count: int, *, limit_bytes: int = 1 << 30, name: str = "items", transform: Any = None, key: CacheKey | None = None,
-                 folder: Path | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        count: int,
+        *,
+        limit_bytes: int = 1 << 30,
+        name: str = "items",
+        transform: Any = None,
+        key: CacheKey | None = None,
+        folder: Path | None = None,
+    ) -> None:
         self.count, self.limit, self.name = count, limit_bytes, name
         self.start = HEAD_SIZE + ROW_SIZE * count
         if count < 0 or limit_bytes < self.start:
-            raise ConfigError("the tensor cache's limit is smaller than its table", where=name, expected=f"at least {self.start} bytes",
-                              found=limit_bytes, remedy="raise cache_limit_mb, or switch the cache off")  # fmt: skip
+            raise ConfigError(
+                "the tensor cache's limit is smaller than its table",
+                where=name,
+                expected=f"at least {self.start} bytes",
+                found=limit_bytes,
+                remedy="raise cache_limit_mb, or switch the cache off",
+            )
         refuse_random(transform)
         if (folder is None) != (key is None):
-            raise ConfigError("a tensor cache that is kept between runs needs both a folder and a key", where=name)
-        self.path = folder / f"{key.split}-{key.digest(count).hex()[:16]}.cache" if folder and key else None
+            raise ConfigError(
+                "a tensor cache that is kept between runs needs both a folder and a key", where=name
+            )
+        self.path = (
+            folder / f"{key.split}-{key.digest(count).hex()[:16]}.cache" if folder and key else None
+        )
         self.digest = key.digest(count) if key else bytes(32)
         self.counts = SharedBlock(COUNTS.size)
         self.samples, self.probes, self.warned = count, PROBES, False
@@ -116,10 +158,16 @@ class TensorCache:
             assert self.path is not None
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+                self.fd = os.open(
+                    self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644
+                )
             except OSError as error:
-                raise ConfigError("the tensor cache's file cannot be opened", where=self.path, found=error.strerror,
-                                  remedy="choose another folder") from None  # fmt: skip
+                raise ConfigError(
+                    "the tensor cache's file cannot be opened",
+                    where=self.path,
+                    found=error.strerror,
+                    remedy="choose another folder",
+                ) from None
         with self._locked(APPEND):
             if self._end() is None or os.fstat(self.fd).st_size > self.limit:
                 os.ftruncate(self.fd, 0)
@@ -127,7 +175,9 @@ class TensorCache:
                 self._set_end(self.start)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name not in {"_lock", "_pid", "fd"}}
+        return {
+            name: value for name, value in vars(self).items() if name not in {"_lock", "_pid", "fd"}
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -138,7 +188,10 @@ class TensorCache:
             os.close(self.fd)
 
     def get(self, index: int, compute: Callable[[], Any]) -> Any:
-        """The item of sample `index`: kept, or computed now and kept. Raises IndexError, ConfigError (not cacheable, random)."""
+        """The item of sample `index`: kept, or computed now and kept.
+
+        Raises IndexError, ConfigError (not cacheable, random).
+        """
         row = self._row(index)
         if row is not None:
             start = time.perf_counter()
@@ -160,13 +213,19 @@ class TensorCache:
         return decode_item(header, lambda leaves: _copy(buffers, leaves))
 
     def put(self, index: int, item: Any, seconds: float) -> bool:
-        """Keep an item that took `seconds` to compute; False when it does not fit. Raises ConfigError for one that cannot be kept."""
+        """Keep an item that took `seconds` to compute; False when it does not fit.
+
+        Raises ConfigError for one that cannot be kept.
+        """
         kept = self._append(index, *encode_item(item), seconds, former=self._row(index))
         self._add(misses=1, refused=int(not kept))
         return kept
 
     def take(self, index: int, compute: Callable[[], Any]) -> Any:
-        """As `get`, for an item whose miss was counted where it was computed: a hit is not counted again."""
+        """As `get`, for an item whose miss was counted where it was computed.
+
+        A hit is not counted again.
+        """
         if self.maker is not None:
             self.announce()
         row = self._row(index)
@@ -176,7 +235,10 @@ class TensorCache:
         return self.get(index, compute)
 
     def kept_rows(self) -> NDArray[np.bool_]:
-        """bool [count]: whose rows are written. A row may still turn out to be damaged, which `get` sees to."""
+        """bool [count]: whose rows are written.
+
+        A row may still turn out to be damaged, which `get` sees to.
+        """
         table = os.pread(self.fd, ROW_SIZE * self.count, HEAD_SIZE)
         rows = np.zeros((self.count, ROW_SIZE), np.uint8)
         rows.reshape(-1)[: len(table)] = np.frombuffer(table, np.uint8)
@@ -189,20 +251,33 @@ class TensorCache:
 
     @property
     def stats(self) -> CacheStats:
-        hits, misses, refused, damaged, items, seconds = COUNTS.unpack(os.pread(self.counts.fd, COUNTS.size, 0))
-        return CacheStats(hits, misses, refused, damaged, items, self._end() or 0, max(0.0, seconds))
+        hits, misses, refused, damaged, items, seconds = COUNTS.unpack(
+            os.pread(self.counts.fd, COUNTS.size, 0)
+        )
+        return CacheStats(
+            hits, misses, refused, damaged, items, self._end() or 0, max(0.0, seconds)
+        )
 
     def _probe(self, compute: Callable[[], Any], header: bytes, buffers: list[memoryview]) -> None:
         again = encode_item(compute())
-        if again[0] != header or any(bytes(one) != bytes(two) for one, two in zip(buffers, again[1], strict=True)):
-            raise ConfigError("a transform that makes different things of one sample cannot be cached", where=self.name,
-                              remedy="cache what comes before its random part, or set cache_transformed_tensors: false")  # fmt: skip
+        if again[0] != header or any(
+            bytes(one) != bytes(two) for one, two in zip(buffers, again[1], strict=True)
+        ):
+            raise ConfigError(
+                "a transform that makes different things of one sample cannot be cached",
+                where=self.name,
+                remedy="cache what comes before its random part, or set cache_transformed_tensors: false",
+            )
 
     def _row(self, index: int) -> tuple[Any, ...] | None:
         if not 0 <= index < self.count:
             raise IndexError(f"sample {index} of {self.count}")
         packed = os.pread(self.fd, ROW.size, HEAD_SIZE + ROW_SIZE * index)
-        if len(packed) < ROW.size or not any(packed) or crc32c(packed[:-4]) != int.from_bytes(packed[-4:], "little"):
+        if (
+            len(packed) < ROW.size
+            or not any(packed)
+            or crc32c(packed[:-4]) != int.from_bytes(packed[-4:], "little")
+        ):
             return None
         return ROW.unpack(packed)
 
@@ -233,7 +308,9 @@ class TensorCache:
 
         return decode_item(header, fill)
 
-    def _append(self, index: int, header: bytes, buffers: list[memoryview], seconds: float, *, former: Any) -> bool:
+    def _append(
+        self, index: int, header: bytes, buffers: list[memoryview], seconds: float, *, former: Any
+    ) -> bool:
         crc = head_crc = crc32c(header)
         for buffer in buffers:
             crc = crc32c(buffer, crc)
@@ -257,12 +334,17 @@ class TensorCache:
                 return False
             self._set_end(end + size)
             body = ROW.pack(end, len(header), head_crc, size, crc, seconds, 0)[:-4]
-            os.pwrite(self.fd, body + crc32c(body).to_bytes(4, "little"), HEAD_SIZE + ROW_SIZE * index)
+            os.pwrite(
+                self.fd, body + crc32c(body).to_bytes(4, "little"), HEAD_SIZE + ROW_SIZE * index
+            )
         self._add(items=1)
         return True
 
     def announce(self) -> None:
-        """Say once how much will be kept, going by what is; from the process that made the cache, for spawned ones have no log."""
+        """Say once how much will be kept, going by what is.
+
+        From the process that made the cache, for spawned ones have no log.
+        """
         end = self._end()
         if self.maker != os.getpid() or end is None or end == self.start:
             return
@@ -276,23 +358,43 @@ class TensorCache:
         if len(packed) < HEAD.size or crc32c(packed[:-4]) != int.from_bytes(packed[-4:], "little"):
             return None
         form, digest, count, end, _ = HEAD.unpack(packed)
-        return int(end) if (form, digest, count) == (FORMAT, self.digest, self.count) and end >= self.start else None
+        return (
+            int(end)
+            if (form, digest, count) == (FORMAT, self.digest, self.count) and end >= self.start
+            else None
+        )
 
     def _set_end(self, end: int) -> None:
         body = HEAD.pack(FORMAT, self.digest, self.count, end, 0)[:-4]
         os.pwrite(self.fd, body + crc32c(body).to_bytes(4, "little"), 0)
 
-    def _add(self, *, hits: int = 0, misses: int = 0, refused: int = 0, damaged: int = 0, items: int = 0, seconds: float = 0.0) -> None:
+    def _add(
+        self,
+        *,
+        hits: int = 0,
+        misses: int = 0,
+        refused: int = 0,
+        damaged: int = 0,
+        items: int = 0,
+        seconds: float = 0.0,
+    ) -> None:
         if self.maker is not None:
             self.announce()
         more = (hits, misses, refused, damaged, items, seconds)
         with self._locked(COUNT):
             was = COUNTS.unpack(os.pread(self.counts.fd, COUNTS.size, 0))
-            os.pwrite(self.counts.fd, COUNTS.pack(*(one + two for one, two in zip(was, more, strict=True))), 0)
+            os.pwrite(
+                self.counts.fd,
+                COUNTS.pack(*(one + two for one, two in zip(was, more, strict=True))),
+                0,
+            )
 
     @contextlib.contextmanager
     def _locked(self, what: int) -> Iterator[None]:
-        """The kernel's lock keeps processes apart and threads not; a forked child must not inherit a lock that a thread held."""
+        """The kernel's lock keeps processes apart and threads not.
+
+        A forked child must not inherit a lock that a thread held.
+        """
         if self._pid != os.getpid():
             self._lock, self._pid = threading.Lock(), os.getpid()
         fd = self.fd if what == APPEND else self.counts.fd
@@ -312,14 +414,29 @@ class TensorCache:
 class CachedDataset:
     """A map-style dataset through a cache. Workers of a DataLoader share it, spawned or forked.
 
-    transform: what makes the dataset's items, for the refusal of random ones and for messages; None: the dataset itself.
+    transform: what makes the dataset's items, for the refusal of random ones and for messages;
+    None: the dataset itself.
     """
 
-    def __init__(self, dataset: Any, *, limit_bytes: int = 1 << 30, transform: Any = None, key: CacheKey | None = None,
-                 folder: Path | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        dataset: Any,
+        *,
+        limit_bytes: int = 1 << 30,
+        transform: Any = None,
+        key: CacheKey | None = None,
+        folder: Path | None = None,
+    ) -> None:
         what = dataset if transform is None else transform
         self.dataset = dataset
-        self.cache = TensorCache(len(dataset), limit_bytes=limit_bytes, name=name_of(what), transform=what, key=key, folder=folder)
+        self.cache = TensorCache(
+            len(dataset),
+            limit_bytes=limit_bytes,
+            name=name_of(what),
+            transform=what,
+            key=key,
+            folder=folder,
+        )
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -333,21 +450,29 @@ class CachedDataset:
 
 
 def fingerprint(transform: Any) -> str:
-    """What a CacheKey needs: the transform's own `fingerprint`, or its qualified name and settings (a dataclass or a pydantic model).
+    """What a CacheKey needs: the transform's own `fingerprint`, or its qualified name and settings
+    (a dataclass or a pydantic model).
 
-    Raises ConfigError for one that says neither: its name alone does not tell which settings it has.
+    Raises ConfigError for one that says neither: its name alone does not tell which settings it
+    has.
     """
     own = getattr(transform, "fingerprint", None)
     if isinstance(own, str):
         return own
     kind = type(transform)
     if is_dataclass(transform) and not isinstance(transform, type):
-        settings = repr([(field.name, getattr(transform, field.name)) for field in fields(transform)])
+        settings = repr(
+            [(field.name, getattr(transform, field.name)) for field in fields(transform)]
+        )
     elif hasattr(transform, "model_dump_json"):
         settings = transform.model_dump_json()
     else:
-        raise ConfigError("the transform has no fingerprint", where=name_of(transform), expected="a dataclass, a pydantic model or an "
-                          "attribute fingerprint", remedy="give it one that changes with its settings and its code")  # fmt: skip
+        raise ConfigError(
+            "the transform has no fingerprint",
+            where=name_of(transform),
+            expected="a dataclass, a pydantic model or an attribute fingerprint",
+            remedy="give it one that changes with its settings and its code",
+        )
     return f"{kind.__module__}.{kind.__qualname__}({hashlib.sha256(settings.encode()).hexdigest()})"
 
 
@@ -356,7 +481,10 @@ def name_of(transform: Any) -> str:
 
 
 def refuse_random(transform: Any) -> None:
-    """Raise ConfigError naming the first random part of a transform: by an attribute `random`, else by its name."""
+    """Raise ConfigError naming the first random part of a transform.
+
+    By an attribute `random`, else by its name.
+    """
     if transform is None:
         return
     if isinstance(transform, list | tuple):
@@ -365,9 +493,15 @@ def refuse_random(transform: Any) -> None:
         return
     said = getattr(transform, "random", None)
     name = name_of(transform)
-    if said is True or (not isinstance(said, bool) and any(word in name.lower() for word in RANDOM_WORDS)):
-        raise ConfigError("a random transform cannot be cached", where=name, remedy="cache what comes before it, or set "
-                          "cache_transformed_tensors: false; one that is not random says so with an attribute random = False")  # fmt: skip
+    if said is True or (
+        not isinstance(said, bool) and any(word in name.lower() for word in RANDOM_WORDS)
+    ):
+        raise ConfigError(
+            "a random transform cannot be cached",
+            where=name,
+            remedy="cache what comes before it, or set "
+            "cache_transformed_tensors: false; one that is not random says so with an attribute random = False",
+        )
     refuse_random(getattr(transform, "transforms", None))
     refuse_random(getattr(transform, "func", None))
 

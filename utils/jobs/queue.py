@@ -1,11 +1,15 @@
-"""The queue of a version's micro-jobs: one SQLite file that any number of processes claim jobs from.
+"""The queue of a version's micro-jobs: one SQLite file that any number of processes claim jobs
+from.
 
-Purpose: hand each job to one process at a time, and remember what was done, by whom and how long it took.
-Used by: features.export, utils.jobs.publish, utils.jobs.run
-Design notes: a job is claimed in one write transaction, so no two processes hold it. Its owner is a process of a host; a job whose process
-  is gone is free again, on another host after `LEASE_S` seconds. States: open -> running -> done | failed; a failed job is tried again by
-  the next command. Given up: priorities, and queues on file systems without locks.
-Assistant guidance: when extending: the stored chunk's marker decides what is done; the queue is bookkeeping that may be lost.
+Purpose: hand each job to one process at a time, and remember what was done, by whom and how long it
+took. Used by: features.export, utils.jobs.publish, utils.jobs.run Design notes: a job is claimed in
+one write transaction, so no two processes hold it. Its owner is a process of a host; a job whose
+process
+  is gone is free again, on another host after `LEASE_S` seconds. States: open -> running -> done |
+  failed; a failed job is tried again by the next command. Given up: priorities, and queues on file
+  systems without locks.
+Assistant guidance: when extending: the stored chunk's marker decides what is done; the queue is
+bookkeeping that may be lost.
 """
 
 from __future__ import annotations
@@ -51,10 +55,18 @@ class Job:
 
 
 class JobQueue:
-    """An open queue. Raises DatabaseError as `utils.tracking.database.open_database` does. A context manager."""
+    """An open queue. Raises DatabaseError as `utils.tracking.database.open_database` does.
 
-    def __init__(self, path: Path, jobs: Sequence[tuple[str, int, int]] = (), *, wait_s: float = 30.0) -> None:
-        """jobs: (split, chunk, samples) of every job in order; those that are not there yet are added as open."""
+    A context manager.
+    """
+
+    def __init__(
+        self, path: Path, jobs: Sequence[tuple[str, int, int]] = (), *, wait_s: float = 30.0
+    ) -> None:
+        """jobs: (split, chunk, samples) of every job in order.
+
+        Those that are not there yet are added as open.
+        """
         self.path = path
         self.connection = open_database(path, QUEUE, wait_s=wait_s)
         self.connection.row_factory = sqlite3.Row
@@ -62,43 +74,61 @@ class JobQueue:
         process = psutil.Process()
         self.owner = (socket.gethostname(), process.pid, process.create_time())
         with self._write() as db:
-            db.executemany("INSERT OR IGNORE INTO jobs (id, split, chunk, samples, state) VALUES (?, ?, ?, ?, 'open')",
-                           [(at, *job) for at, job in enumerate(jobs)])  # fmt: skip
+            db.executemany(
+                "INSERT OR IGNORE INTO jobs (id, split, chunk, samples, state) VALUES (?, ?, ?, ?, 'open')",
+                [(at, *job) for at, job in enumerate(jobs)],
+            )
 
     def claim(self) -> Job | None:
-        """The next job nobody holds, now this process's; None when there is none. A job that failed here is not claimed again."""
+        """The next job nobody holds, now this process's; None when there is none.
+
+        A job that failed here is not claimed again.
+        """
         with self._write() as db:
-            for row in db.execute("SELECT * FROM jobs WHERE state != 'done' ORDER BY state = 'failed', id"):
+            for row in db.execute(
+                "SELECT * FROM jobs WHERE state != 'done' ORDER BY state = 'failed', id"
+            ):
                 if row["id"] not in self.tried and not (row["state"] == "running" and _held(row)):
                     db.execute(
                         """UPDATE jobs SET state = 'running', attempts = attempts + 1, host = ?, pid = ?, pid_started = ?, claimed = ?,
                            ended = NULL, error = NULL WHERE id = ?""",
                         (*self.owner, time.time(), row["id"]),
                     )
-                    return Job(row["id"], row["split"], row["chunk"], row["samples"], row["attempts"] + 1)
+                    return Job(
+                        row["id"], row["split"], row["chunk"], row["samples"], row["attempts"] + 1
+                    )
         return None
 
     def finish(self, job: Job, seconds: float, digest: str) -> None:
         """seconds: what it took; digest: of the stored chunk's files."""
         with self._write() as db:
             db.execute(
-                "UPDATE jobs SET state = 'done', ended = ?, seconds = ?, digest = ? WHERE id = ?", (time.time(), seconds, digest, job.id)
+                "UPDATE jobs SET state = 'done', ended = ?, seconds = ?, digest = ? WHERE id = ?",
+                (time.time(), seconds, digest, job.id),
             )
 
     def fail(self, job: Job, error: str) -> None:
         self.tried.add(job.id)
         with self._write() as db:
-            db.execute("UPDATE jobs SET state = 'failed', ended = ?, error = ? WHERE id = ?", (time.time(), error[:500], job.id))
+            db.execute(
+                "UPDATE jobs SET state = 'failed', ended = ?, error = ? WHERE id = ?",
+                (time.time(), error[:500], job.id),
+            )
 
     def reopen(self, job_id: int, error: str) -> None:
         """A done job whose chunk is not what it was."""
         with self._write() as db:
-            db.execute("UPDATE jobs SET state = 'open', digest = NULL, error = ? WHERE id = ?", (error[:500], job_id))
+            db.execute(
+                "UPDATE jobs SET state = 'open', digest = NULL, error = ? WHERE id = ?",
+                (error[:500], job_id),
+            )
 
     def release(self, job: Job) -> None:
         """Give a job back undone, as after Ctrl-C."""
         with self._write() as db:
-            db.execute("UPDATE jobs SET state = 'open' WHERE id = ? AND state = 'running'", (job.id,))
+            db.execute(
+                "UPDATE jobs SET state = 'open' WHERE id = ? AND state = 'running'", (job.id,)
+            )
 
     def rows(self) -> list[dict[str, Any]]:
         with transaction(self.connection, self.path, QUEUE, write=False) as db:
@@ -128,5 +158,8 @@ def _held(row: sqlite3.Row) -> bool:
         return bool(time.time() - row["claimed"] < LEASE_S)
     with contextlib.suppress(psutil.Error):
         process = psutil.Process(row["pid"])
-        return bool(abs(process.create_time() - row["pid_started"]) < 1 and process.status() != psutil.STATUS_ZOMBIE)
+        return bool(
+            abs(process.create_time() - row["pid_started"]) < 1
+            and process.status() != psutil.STATUS_ZOMBIE
+        )
     return False

@@ -18,9 +18,13 @@ from warehouse.read.version import ChunkReader
 __all__ = ["read_rows"]
 
 
-def read_rows(reader: ChunkReader, names: list[str], indices: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+def read_rows(
+    reader: ChunkReader, names: list[str], indices: NDArray[np.int64]
+) -> dict[str, NDArray[Any]]:
     """Samples `indices` of a split, in fresh arrays [len(indices), ...]."""
     specs = reader.split.specs
-    out: dict[str, NDArray[Any]] = {name: np.empty((len(indices), *specs[name].shape[1:]), specs[name].dtype) for name in names}
+    out: dict[str, NDArray[Any]] = {
+        name: np.empty((len(indices), *specs[name].shape[1:]), specs[name].dtype) for name in names
+    }
     reader.fill(names, indices, out)
     return out

@@ -1,9 +1,11 @@
-"""Running the micro-jobs of a version being made: open its queue, recover lost jobs, claim and do jobs.
+"""Running the micro-jobs of a version being made: open its queue, recover lost jobs, claim and do
+jobs.
 
-Purpose: a job bakes one stored chunk with the builder's own task and marker; a killed job is done again and no other.
-Used by: scripts.extract_features, scripts.segment_patches, utils.jobs.publish
-Design notes: what a job computes does not depend on who ran it; the marker, not the queue, says what is done.
-Assistant guidance: when extending: what is encoded or predicted is the caller's `load`; nothing here knows of models.
+Purpose: a job bakes one stored chunk with the builder's own task and marker; a killed job is done
+again and no other. Used by: scripts.extract_features, scripts.segment_patches, utils.jobs.publish
+Design notes: what a job computes does not depend on who ran it; the marker, not the queue, says
+what is done. Assistant guidance: when extending: what is encoded or predicted is the caller's
+`load`; nothing here knows of models.
 """
 
 from __future__ import annotations
@@ -28,30 +30,59 @@ log = get_log(__name__)
 
 
 def open_queue(plan: BuildPlan, work: Path) -> JobQueue:
-    """The queue of a plan, made where there is none. work: the folder that holds a folder a version."""
-    jobs = [(split.name, at, min(split.shard_samples, split.specs[0].shape[0] - at * split.shard_samples))
-            for split in plan.splits for at in range(len(split.payloads))]  # fmt: skip
+    """The queue of a plan, made where there is none. work.
+
+    The folder that holds a folder a version.
+    """
+    jobs = [
+        (
+            split.name,
+            at,
+            min(split.shard_samples, split.specs[0].shape[0] - at * split.shard_samples),
+        )
+        for split in plan.splits
+        for at in range(len(split.payloads))
+    ]
     return JobQueue(work / plan.version / "jobs.db", jobs)
 
 
 def recover_jobs(plan: BuildPlan, queue: JobQueue, root: Path) -> int:
-    """Open again what the queue calls done and `root` does not hold, as after a deleted folder or for another root; how many."""
+    """Open again what the queue calls done and `root` does not hold, as after a deleted folder or
+    for another root; how many.
+    """
     with durable.lock(queue.path.with_name("publish.lock"), wait_s=600):
         if published(root, plan.version) is not None:
             return 0
         staging = staging_folder(root, plan.version)
-        lost = [row["id"] for row, task in zip(queue.rows(), plan_tasks(plan), strict=True)
-                if row["state"] == "done" and not (staging / task.marker).is_file()]  # fmt: skip
+        lost = [
+            row["id"]
+            for row, task in zip(queue.rows(), plan_tasks(plan), strict=True)
+            if row["state"] == "done" and not (staging / task.marker).is_file()
+        ]
         for job in lost:
             queue.reopen(job, f"its stored chunk is not under {root}")
     if lost:
-        log.warning("%d jobs were done before, but %s does not hold them: they are done again", len(lost), root)
+        log.warning(
+            "%d jobs were done before, but %s does not hold them: they are done again",
+            len(lost),
+            root,
+        )
     return len(lost)
 
 
-def run_jobs(plan: BuildPlan, load: Callable[[Any], Block], queue: JobQueue, root: Path, *, limit: int | None = None,
-             progress: Callable[..., None] | None = None) -> int:  # fmt: skip
-    """Claim and do jobs until none is free or `limit` are done; how many were done. What a job raises is written down, then raised."""
+def run_jobs(
+    plan: BuildPlan,
+    load: Callable[[Any], Block],
+    queue: JobQueue,
+    root: Path,
+    *,
+    limit: int | None = None,
+    progress: Callable[..., None] | None = None,
+) -> int:
+    """Claim and do jobs until none is free or `limit` are done; how many were done.
+
+    What a job raises is written down, then raised.
+    """
     tasks, staging = list(plan_tasks(plan)), staging_folder(root, plan.version)
     count = 0
     while limit is None or count < limit:
@@ -83,4 +114,6 @@ def _do(task: ChunkTask, load: Callable[[Any], Block], staging: Path) -> tuple[f
 
 def chunk_digest(files: Sequence[dict[str, Any]]) -> str:
     """sha256 of a job's files: paths and their sha256."""
-    return hashlib.sha256(tables.canonical([[row["path"], row["sha256"]] for row in files])).hexdigest()
+    return hashlib.sha256(
+        tables.canonical([[row["path"], row["sha256"]] for row in files])
+    ).hexdigest()

@@ -1,14 +1,17 @@
-"""Batches on their way to a GPU: from a page-locked ring, on a stream of their own, one batch ahead.
+"""Batches on their way to a GPU: from a page-locked ring, on a stream of their own, one batch
+ahead.
 
-Purpose: `DeviceCopier.run(batches, tensors)` yields each batch with its tensors on the device, while the next one is being copied.
-Used by: utils.loader
-Design notes: a copy reads the ring's slot after the call that started it has returned, so that the host tensors are kept until the
-  copy's event has passed: only then does the slot come back. At most COPIES_PENDING wait so; beyond that the oldest is waited for. All
-  CUDA calls are in `CudaDevice`, for the order of things to be testable without a GPU. They follow the documentation of
-  torch.Tensor.record_stream (memory allocated on a side stream) and torch.cuda.cudart (cudaHostRegister of existing memory).
+Purpose: `DeviceCopier.run(batches, tensors)` yields each batch with its tensors on the device,
+while the next one is being copied. Used by: utils.loader Design notes: a copy reads the ring's slot
+after the call that started it has returned, so that the host tensors are kept until the
+  copy's event has passed: only then does the slot come back. At most COPIES_PENDING wait so; beyond
+  that the oldest is waited for. All CUDA calls are in `CudaDevice`, for the order of things to be
+  testable without a GPU. They follow the documentation of torch.Tensor.record_stream (memory
+  allocated on a side stream) and torch.cuda.cudart (cudaHostRegister of existing memory).
   CudaDevice itself has not run on a GPU yet.
-Assistant guidance: when extending: nothing may be yielded before the consumer's stream waits for its copy, and no host tensor let go
-  before its event; whatever ends an epoch, `run` waits for the copies under way.
+Assistant guidance: when extending: nothing may be yielded before the consumer's stream waits for
+  its copy, and no host tensor let go before its event; whatever ends an epoch, `run` waits for the
+  copies under way.
 """
 
 from __future__ import annotations
@@ -48,10 +51,15 @@ class Device(Protocol):
         """Page-lock a buffer; what undoes it, or None where it cannot be."""
 
     def copy(self, host: Tensors) -> tuple[Tensors, Passed]:
-        """Start copying on the side stream; the copies, not to be touched yet, and the event after them."""
+        """Start copying on the side stream.
+
+        The copies, not to be touched yet, and the event after them.
+        """
 
     def hand_over(self, copies: Tensors, event: Passed) -> None:
-        """Make the consumer's stream wait for the event, and the allocator know that it uses the copies."""
+        """Make the consumer's stream wait for the event, and the allocator know that it uses the
+        copies.
+        """
 
 
 class CudaDevice:
@@ -59,9 +67,17 @@ class CudaDevice:
 
     def __init__(self, device: torch.device) -> None:
         if not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count():
-            found = f"{torch.cuda.device_count()} CUDA devices" if torch.cuda.is_available() else "no CUDA"
-            raise ConfigError(f"no device {device}", found=found, remedy="leave `device` out, or use cpu")
-        self.device = torch.device("cuda", torch.cuda.current_device()) if device.index is None else device
+            found = (
+                f"{torch.cuda.device_count()} CUDA devices"
+                if torch.cuda.is_available()
+                else "no CUDA"
+            )
+            raise ConfigError(
+                f"no device {device}", found=found, remedy="leave `device` out, or use cpu"
+            )
+        self.device = (
+            torch.device("cuda", torch.cuda.current_device()) if device.index is None else device
+        )
         self.stream = torch.cuda.Stream(self.device)
 
     def lock(self, memory: Any) -> Callable[[], None] | None:
@@ -70,7 +86,11 @@ class CudaDevice:
         with torch.cuda.device(self.device):
             code = int(cudart.cudaHostRegister(address, size, 0))
         if code:
-            log.warning("the ring of %.0f MB cannot be page-locked (CUDA error %d): copies will be slower", size / 1e6, code)
+            log.warning(
+                "the ring of %.0f MB cannot be page-locked (CUDA error %d): copies will be slower",
+                size / 1e6,
+                code,
+            )
             return None
 
         def unlock() -> None:
@@ -81,7 +101,9 @@ class CudaDevice:
 
     def copy(self, host: Tensors) -> tuple[Tensors, Passed]:
         with torch.cuda.stream(self.stream):
-            copies = {name: tensor.to(self.device, non_blocking=True) for name, tensor in host.items()}
+            copies = {
+                name: tensor.to(self.device, non_blocking=True) for name, tensor in host.items()
+            }
             event = torch.cuda.Event()
             event.record(self.stream)
         return copies, event
@@ -94,18 +116,26 @@ class CudaDevice:
 
 
 def open_device(device: Any) -> tuple[torch.device | None, Device | None]:
-    """(where batches go by a blocking copy, what copies them ahead): at most one of them. Raises ConfigError for no device of torch's."""
+    """(where batches go by a blocking copy, what copies them ahead): at most one of them.
+
+    Raises ConfigError for no device of torch's.
+    """
     if device is None or isinstance(device, Device):
         return None, device
     try:
         found = torch.device(device)
     except (RuntimeError, TypeError) as error:
-        raise ConfigError("unknown device", expected="cpu, cuda, cuda:0, ...", found=f"{error}".split("\n", 1)[0]) from None
+        raise ConfigError(
+            "unknown device", expected="cpu, cuda, cuda:0, ...", found=f"{error}".split("\n", 1)[0]
+        ) from None
     return (None, CudaDevice(found)) if found.type == "cuda" else (found, None)
 
 
 class DeviceCopier:
-    """Copies batches one ahead of who takes them. memory: the ring to page-lock, locked at the first epoch and let go by `close`."""
+    """Copies batches one ahead of who takes them. memory.
+
+    The ring to page-lock, locked at the first epoch and let go by `close`.
+    """
 
     def __init__(self, device: Device, memory: Any) -> None:
         self.device, self.memory = device, memory
@@ -113,8 +143,11 @@ class DeviceCopier:
         self.tried = False
         self.pending: deque[tuple[Passed, Tensors]] = deque()
 
-    def run(self, batches: Iterator[T], tensors: Callable[[T], Tensors]) -> Generator[tuple[T, Tensors], None, None]:
-        """(batch, its tensors on the device), in the order of `batches`. tensors: takes a batch's host tensors out of it.
+    def run(
+        self, batches: Iterator[T], tensors: Callable[[T], Tensors]
+    ) -> Generator[tuple[T, Tensors], None, None]:
+        """(batch, its tensors on the device), in the order of `batches`. tensors: takes a batch's
+        host tensors out of it.
 
         An exception of `batches` is raised where it belongs: after the batches before it.
         """

@@ -1,12 +1,14 @@
 """How planned batches get filled: in line, by decode threads, or by spawned worker processes.
 
-Purpose: `make_engine(...)` gives an object whose `run(plans)` yields filled batches in the order of the plans.
-Used by: utils.loader
-Design notes: all engines fill batches through a reader's `fill`, so that they cannot differ in what they deliver. A decode thread takes
-  its ring slot when it begins; a spawned worker gets one from the parent with its plan, and only slot numbers, indices and counters
-  travel. Errors of a worker come back as values, so that their type and their one line survive. Abandoned batches return their slots
-  before the next epoch begins. What a failed worker leaves behind is killed: one that hangs answers no request to end.
-Assistant guidance: when extending: an engine knows no epoch, no sampler and no tensor; a new one must pass the same-order tests.
+Purpose: `make_engine(...)` gives an object whose `run(plans)` yields filled batches in the order of
+the plans. Used by: utils.loader Design notes: all engines fill batches through a reader's `fill`,
+so that they cannot differ in what they deliver. A decode thread takes
+  its ring slot when it begins; a spawned worker gets one from the parent with its plan, and only
+  slot numbers, indices and counters travel. Errors of a worker come back as values, so that their
+  type and their one line survive. Abandoned batches return their slots before the next epoch
+  begins. What a failed worker leaves behind is killed: one that hangs answers no request to end.
+Assistant guidance: when extending: an engine knows no epoch, no sampler and no tensor; a new one
+must pass the same-order tests.
 """
 
 from __future__ import annotations
@@ -46,7 +48,10 @@ class Batch:
 
 @dataclass(slots=True)
 class _Filled:
-    """What a worker sends back: counters, an error, or, when it had no slot, the arrays themselves."""
+    """What a worker sends back.
+
+    Counters, an error, or, when it had no slot, the arrays themselves.
+    """
 
     decoded: int = 0
     bytes_read: int = 0
@@ -56,9 +61,20 @@ class _Filled:
 
 
 class LocalEngine:
-    """Threads of this process; with no workers each batch is filled when it is asked for (`inline`)."""
+    """Threads of this process.
 
-    def __init__(self, reader: ChunkReader, names: list[str], layout: BatchLayout, workers: int, in_flight: int, spare: int) -> None:
+    With no workers each batch is filled when it is asked for (`inline`).
+    """
+
+    def __init__(
+        self,
+        reader: ChunkReader,
+        names: list[str],
+        layout: BatchLayout,
+        workers: int,
+        in_flight: int,
+        spare: int,
+    ) -> None:
         self.reader, self.names = reader, names
         self.in_flight = in_flight
         self.ring = BatchRing(layout, in_flight + 2 + spare, shared=False)
@@ -71,25 +87,33 @@ class LocalEngine:
         try:
             while True:
                 while len(waiting) < self.in_flight and (plan := next(plans, None)) is not None:
-                    waiting.append((plan, self.pool.submit(self._fill, plan) if self.pool else None))
+                    waiting.append(
+                        (plan, self.pool.submit(self._fill, plan) if self.pool else None)
+                    )
                 if not waiting:
                     return
                 plan, future = waiting[0]
-                # Stays in `waiting` until it is filled: whatever ends the wait, its slot is given back below.
+                # Stays in `waiting` until it is filled: whatever ends the wait, its slot is given
+                # back below.
                 slot, arrays, filled = future.result() if future else self._fill(plan)
                 waiting.popleft()
                 exported = arrays if slot is None else self.ring.export(slot, len(plan.indices))
                 opened, counted = self.reader.chunks_opened - counted, self.reader.chunks_opened
-                yield Batch(plan, exported, filled.decoded, filled.bytes_read, opened, int(slot is None))
+                yield Batch(
+                    plan, exported, filled.decoded, filled.bytes_read, opened, int(slot is None)
+                )
                 del arrays, exported
         finally:
             for _, future in waiting:
-                # A running one writes into its slot until it is done; a failed one gave its slot back itself.
+                # A running one writes into its slot until it is done; a failed one gave its slot
+                # back itself.
                 if future is not None and not future.cancel() and future.exception() is None:
                     self.ring.give_back(future.result()[0])
 
     def _fill(self, plan: BatchPlan) -> tuple[int | None, dict[str, NDArray[Any]], _Filled]:
-        """The slot is taken only now, so that a fast consumer's threads go round few buffers, and those stay in the cache."""
+        """The slot is taken only now, so that a fast consumer's threads go round few buffers, and
+        those stay in the cache.
+        """
         slot = self.ring.take()
         try:
             out = self.ring.write_views(slot, len(plan.indices))
@@ -105,7 +129,10 @@ class LocalEngine:
 
 
 class _Work:
-    """The `dataset` of spawned workers: fills a slot of the shared ring. Handles are opened in the worker, at its first job."""
+    """The `dataset` of spawned workers: fills a slot of the shared ring.
+
+    Handles are opened in the worker, at its first job.
+    """
 
     def __init__(self, source: Source, layout: BatchLayout, block: SharedBlock) -> None:
         self.source, self.layout, self.block = source, layout, block
@@ -119,7 +146,9 @@ class _Work:
             if slot is None:
                 memory = np.empty(self.layout.size, np.uint8)
             else:
-                memory = np.frombuffer(self.block.map, np.uint8, self.layout.size, slot * self.layout.size)
+                memory = np.frombuffer(
+                    self.block.map, np.uint8, self.layout.size, slot * self.layout.size
+                )
             out = self.layout.views(memory, len(indices))
             opened = self.reader.chunks_opened
             filled = _Filled(*self.reader.fill(self.source.names, indices, out))
@@ -130,11 +159,20 @@ class _Work:
         except WarehouseError as error:
             return _Filled(error=error)
         except Exception as error:
-            return _Filled(error=WorkerError("a loader worker failed", where=_own_name(), found=f"{type(error).__name__}: {error}"[:200]))
+            return _Filled(
+                error=WorkerError(
+                    "a loader worker failed",
+                    where=_own_name(),
+                    found=f"{type(error).__name__}: {error}"[:200],
+                )
+            )
 
 
 class _Jobs:
-    """The `sampler` of the DataLoader: issues a slot with each plan, in the parent, and remembers them in order."""
+    """The `sampler` of the DataLoader.
+
+    Issues a slot with each plan, in the parent, and remembers them in order.
+    """
 
     def __init__(self, ring: BatchRing) -> None:
         self.ring = ring
@@ -153,7 +191,14 @@ class SpawnEngine:
     """A torch DataLoader with spawned workers that decode into a shared ring."""
 
     def __init__(
-        self, reader: ChunkReader, source: Source, layout: BatchLayout, workers: int, prefetch_factor: int, timeout_s: int, spare: int
+        self,
+        reader: ChunkReader,
+        source: Source,
+        layout: BatchLayout,
+        workers: int,
+        prefetch_factor: int,
+        timeout_s: int,
+        spare: int,
     ) -> None:
         from torch.utils.data import DataLoader
 
@@ -194,7 +239,10 @@ class SpawnEngine:
             if isinstance(self.reader, StreamReader):
                 self.reader.done(plan.indices)
             arrays = filled.arrays if slot is None else self.ring.export(slot, len(plan.indices))
-            opened, counted = filled.chunks_opened + self.reader.chunks_opened - counted, self.reader.chunks_opened
+            opened, counted = (
+                filled.chunks_opened + self.reader.chunks_opened - counted,
+                self.reader.chunks_opened,
+            )
             yield Batch(plan, arrays, filled.decoded, filled.bytes_read, opened, int(slot is None))
             del arrays, filled, taken
 
@@ -209,7 +257,10 @@ class SpawnEngine:
         return *self.jobs.issued.popleft(), filled
 
     def _drain(self) -> None:
-        """Take in what an abandoned epoch left with the workers: only then are its slots, and a stream's buffers, free."""
+        """Take in what an abandoned epoch left with the workers.
+
+        Only then are its slots, and a stream's buffers, free.
+        """
         self.jobs.stopped = True
         while self.stream is not None and self.jobs.issued and (taken := self._next()) is not None:
             plan, slot, filled = taken
@@ -218,7 +269,10 @@ class SpawnEngine:
                 self.reader.done(plan.indices)
 
     def _failed(self, error: RuntimeError) -> WorkerError:
-        """torch's report of a dead or silent worker as one line; the other workers end, and every slot is free again."""
+        """torch's report of a dead or silent worker as one line.
+
+        The other workers end, and every slot is free again.
+        """
         failure = worker_error(error, self.loader._iterator)
         self._end_workers(kill=True)
         return failure
@@ -232,10 +286,13 @@ class SpawnEngine:
                 _disown(iterator)
                 for worker in workers:
                     worker.kill()
-            feeders = [queue._thread for queue in iterator._index_queues if queue._thread is not None]
+            feeders = [
+                queue._thread for queue in iterator._index_queues if queue._thread is not None
+            ]
             iterator._shutdown_workers()
             self.loader._iterator = None
-            # Left alone, a feeder may let go of its semaphores while the interpreter ends, and be cut off between unlinking and telling.
+            # Left alone, a feeder may let go of its semaphores while the interpreter ends, and be
+            # cut off between unlinking and telling.
             for feeder in feeders:
                 feeder.join(timeout=5)
             for worker in workers:
@@ -268,7 +325,10 @@ def _own_name() -> str:
 
 
 def _disown(iterator: Any) -> None:
-    """Have torch forget its workers: its SIGCHLD handler would report the ones that we end as failures."""
+    """Have torch forget its workers.
+
+    Its SIGCHLD handler would report the ones that we end as failures.
+    """
     from torch.utils.data import _utils
 
     if iterator._worker_pids_set:
@@ -277,19 +337,27 @@ def _disown(iterator: Any) -> None:
 
 
 def worker_error(error: RuntimeError, iterator: Any) -> WorkerError:
-    """torch's report of a dead or silent worker as one line that names it and how it ended. iterator: None when none was started."""
+    """torch's report of a dead or silent worker as one line that names it and how it ended.
+    iterator: None when none was started.
+    """
     text = str(error).split("\n", 1)[0]
     workers = list(enumerate(iterator._workers)) if iterator is not None else []
     if "timed out" in text:
         number = iterator._task_info.get(iterator._rcvd_idx, (0,))[0]
-        where, silence = f"worker {number} (pid {workers[number][1].pid})", f"no answer for {iterator._timeout:g} s"
+        where, silence = (
+            f"worker {number} (pid {workers[number][1].pid})",
+            f"no answer for {iterator._timeout:g} s",
+        )
         remedy = "is the warehouse on a slow mount? raise --loader.worker_timeout, or try --loader.engine thread"
         return WorkerError("a loader worker hangs", where=where, found=silence, remedy=remedy)
     dead = [(number, worker) for number, worker in workers if not worker.is_alive()]
     names = ", ".join(f"worker {number} (pid {worker.pid})" for number, worker in dead) or None
     ends = ", ".join(exit_name(worker.exitcode) for _, worker in dead) or text
     return WorkerError(
-        "a loader worker died", where=names, found=ends, remedy="look for the out-of-memory killer; try --loader.engine thread"
+        "a loader worker died",
+        where=names,
+        found=ends,
+        remedy="look for the out-of-memory killer; try --loader.engine thread",
     )
 
 
@@ -313,7 +381,8 @@ def make_engine(
     worker_timeout: int,
     spare: int = 0,
 ) -> LocalEngine | SpawnEngine:
-    """worker_timeout: seconds until a spawned worker that does not answer counts as hanging. spare: more slots in the ring.
+    """worker_timeout: seconds until a spawned worker that does not answer counts as hanging. spare:
+    more slots in the ring.
 
     Raises ConfigError for an unknown engine; `fork` is refused with its reason.
     """
@@ -326,22 +395,42 @@ def make_engine(
     if kind not in {"thread", "spawn", "inline"}:
         raise ConfigError("unknown engine", expected="thread, spawn or inline", found=repr(kind))
     if verify not in {"first_touch", "always", "off"}:
-        raise ConfigError("unknown verify", expected="first_touch, always or off", found=repr(verify))
+        raise ConfigError(
+            "unknown verify", expected="first_touch, always or off", found=repr(verify)
+        )
     # No batch is larger than what its chunks hold, whatever batch_size says.
-    most = int(sampler.sizes.sum() if isinstance(sampler, RandomBatchSampler) else sampler.sizes.max(initial=1) * sampler.chunks_per_batch)
+    most = int(
+        sampler.sizes.sum()
+        if isinstance(sampler, RandomBatchSampler)
+        else sampler.sizes.max(initial=1) * sampler.chunks_per_batch
+    )
     rows = max(1, min(sampler.batch_size, most))
-    layout = BatchLayout.of(rows, {name: (split.specs[name].shape[1:], split.specs[name].dtype) for name in names})
+    layout = BatchLayout.of(
+        rows, {name: (split.specs[name].shape[1:], split.specs[name].dtype) for name in names}
+    )
     spawn = kind == "spawn" and num_workers > 0
     reader, source = open_source(
-        store, split, names, sampler, shared=spawn, verify=verify, prefetch=prefetch, threads=num_workers, patience_s=worker_timeout
+        store,
+        split,
+        names,
+        sampler,
+        shared=spawn,
+        verify=verify,
+        prefetch=prefetch,
+        threads=num_workers,
+        patience_s=worker_timeout,
     )
     threads = num_workers if kind == "thread" else 0
     try:
         if spawn:
-            return SpawnEngine(reader, source, layout, num_workers, prefetch_factor, worker_timeout, spare)
+            return SpawnEngine(
+                reader, source, layout, num_workers, prefetch_factor, worker_timeout, spare
+            )
         return LocalEngine(reader, names, layout, threads, max(1, threads * prefetch_factor), spare)
     except (OSError, MemoryError) as error:
         size = f"{layout.size / 1e6:.0f} MB a batch"
         raise ConfigError(
-            "no memory for the ring of batches", found=f"{size}: {error}", remedy="lower batch_size or prefetch_factor"
+            "no memory for the ring of batches",
+            found=f"{size}: {error}",
+            remedy="lower batch_size or prefetch_factor",
         ) from None

@@ -1,10 +1,13 @@
 """The experiment book's file: its schema, how a run begins in it or goes on, and how it is read.
 
-Purpose: `Book` opens experiments.db, begins runs, and gives runs, parameters, metrics and artefacts back.
-Used by: scripts.inspect_runs, utils.tracking.experiments, utils.tracking.run_report
-Design notes: docs/experiments.md describes the tables for people with other tools. Metrics are one narrow table clustered by (run,
-  kind, name, step): a curve is one range read. A run whose process died stays `running` in the file; readers see `lost`.
-Assistant guidance: when extending: no torch here; a new column is a new schema version with a way up from the old one.
+Purpose: `Book` opens experiments.db, begins runs, and gives runs, parameters, metrics and artefacts
+back. Used by: scripts.inspect_runs, utils.tracking.experiments, utils.tracking.run_report Design
+notes: docs/experiments.md describes the tables for people with other tools. Metrics are one narrow
+table clustered by (run,
+  kind, name, step): a curve is one range read. A run whose process died stays `running` in the
+  file; readers see `lost`.
+Assistant guidance: when extending: no torch here; a new column is a new schema version with a way
+up from the old one.
 """
 
 from __future__ import annotations
@@ -63,7 +66,10 @@ SCHEMA = Schema(
 
 
 class Book:
-    """An open experiments.db. Raises DatabaseError or ConfigError as `utils.tracking.database.open_database` does."""
+    """An open experiments.db.
+
+    Raises DatabaseError or ConfigError as `utils.tracking.database.open_database` does.
+    """
 
     def __init__(self, path: Path, *, wait_s: float = 20.0, create: bool = True) -> None:
         self.path, self.wait_s = path, wait_s
@@ -83,24 +89,44 @@ class Book:
     ) -> dict[str, Any]:
         """Begin a run, or go on with one; its row of `runs`.
 
-        trainer: the settings section; params: nested settings, kept flat as "a.b" with JSON values; data: (version, split) trained on;
-        output: the folder the trainer writes; headline: the metric of `epoch` lines that says which is best, and "max" or "min".
-        after_step: go on with the last run of this trainer and output, of which figures after that step are forgotten; None: a new run.
+        trainer: the settings section; params: nested settings, kept flat as "a.b" with JSON values;
+        data: (version, split) trained on; output: the folder the trainer writes; headline: the
+        metric of `epoch` lines that says which is best, and "max" or "min". after_step: go on with
+        the last run of this trainer and output, of which figures after that step are forgotten;
+        None: a new run.
         """
         now, process = time.time(), psutil.Process()
-        facts = {"trainer": trainer, "name": name, "state": "running", "error": None, "updated": now, "ended": None,
-                 "headline": headline[0], "better": headline[1], "output": str(output.resolve()) if output else None,
-                 "code_version": code_version(), "code_commit": _commit(), "data_version": data[0], "data_split": data[1],
-                 "host": socket.gethostname(), "pid": process.pid, "pid_started": process.create_time(),
-                 "machine": json.dumps(_machine())}  # fmt: skip
+        facts = {
+            "trainer": trainer,
+            "name": name,
+            "state": "running",
+            "error": None,
+            "updated": now,
+            "ended": None,
+            "headline": headline[0],
+            "better": headline[1],
+            "output": str(output.resolve()) if output else None,
+            "code_version": code_version(),
+            "code_commit": _commit(),
+            "data_version": data[0],
+            "data_split": data[1],
+            "host": socket.gethostname(),
+            "pid": process.pid,
+            "pid_started": process.create_time(),
+            "machine": json.dumps(_machine()),
+        }
         with transaction(self.connection, self.path, SCHEMA) as db:
             former = None
             if after_step is not None and output is not None:
-                query = "SELECT id FROM runs WHERE trainer = ? AND output = ? ORDER BY id DESC LIMIT 1"
+                query = (
+                    "SELECT id FROM runs WHERE trainer = ? AND output = ? ORDER BY id DESC LIMIT 1"
+                )
                 former = db.execute(query, (trainer, facts["output"])).fetchone()
             if former is None:
                 facts["started"] = now
-                into = f"INSERT INTO runs ({', '.join(facts)}) VALUES ({', '.join('?' * len(facts))})"  # noqa: S608 - names are ours
+                into = (
+                    f"INSERT INTO runs ({', '.join(facts)}) VALUES ({', '.join('?' * len(facts))})"  # noqa: S608 - names are ours
+                )
                 run_id = int(db.execute(into, tuple(facts.values())).lastrowid or 0)
             else:
                 run_id = int(former[0])
@@ -109,37 +135,71 @@ class Book:
                 db.execute("DELETE FROM metrics WHERE run = ? AND step > ?", (run_id, after_step))
                 db.execute("DELETE FROM params WHERE run = ?", (run_id,))
                 self._recall_best(run_id, headline)
-            db.executemany("INSERT INTO params VALUES (?, ?, ?)", [(run_id, key, value) for key, value in flat(params)])
+            db.executemany(
+                "INSERT INTO params VALUES (?, ?, ?)",
+                [(run_id, key, value) for key, value in flat(params)],
+            )
             return dict(db.execute("SELECT * FROM runs WHERE id = ?", (run_id,)).fetchone())
 
     def _recall_best(self, run_id: int, headline: tuple[str, str]) -> None:
         sign = -1 if headline[1] == "max" else 1
         best = self.connection.execute(BEST, (run_id, headline[0], sign)).fetchone() or (None, None)
-        self.connection.execute("UPDATE runs SET best = ?, best_step = ? WHERE id = ?", (*best, run_id))
+        self.connection.execute(
+            "UPDATE runs SET best = ?, best_step = ? WHERE id = ?", (*best, run_id)
+        )
 
-    def runs(self, *, trainer: str | None = None, ids: Iterable[int] | None = None) -> list[dict[str, Any]]:
-        """Rows of `runs`, oldest first; the state of a run whose process is gone is `lost`. Raises DatabaseError."""
+    def runs(
+        self, *, trainer: str | None = None, ids: Iterable[int] | None = None
+    ) -> list[dict[str, Any]]:
+        """Rows of `runs`, oldest first; the state of a run whose process is gone is `lost`.
+
+        Raises DatabaseError.
+        """
         rows = [dict(row) for row in self._all("SELECT * FROM runs ORDER BY id", ())]
         wanted = None if ids is None else set(ids)
-        rows = [row for row in rows if trainer in {None, row["trainer"]} and (wanted is None or row["id"] in wanted)]
-        return [row | {"state": "lost" if row["state"] == "running" and not _alive(row) else row["state"]} for row in rows]
+        rows = [
+            row
+            for row in rows
+            if trainer in {None, row["trainer"]} and (wanted is None or row["id"] in wanted)
+        ]
+        return [
+            row
+            | {"state": "lost" if row["state"] == "running" and not _alive(row) else row["state"]}
+            for row in rows
+        ]
 
     def params(self, run_id: int) -> dict[str, Any]:
-        return {row["name"]: json.loads(row["value"]) for row in self._all("SELECT * FROM params WHERE run = ? ORDER BY name", (run_id,))}
+        return {
+            row["name"]: json.loads(row["value"])
+            for row in self._all("SELECT * FROM params WHERE run = ? ORDER BY name", (run_id,))
+        }
 
-    def metric(self, run_id: int, name: str, kind: str = "epoch") -> tuple[list[int], list[float], list[float]]:
+    def metric(
+        self, run_id: int, name: str, kind: str = "epoch"
+    ) -> tuple[list[int], list[float], list[float]]:
         """(steps, values, Unix times), by step; NaN where the value was NaN."""
         rows = self._all(
-            "SELECT step, value, time FROM metrics WHERE run = ? AND kind = ? AND name = ? ORDER BY step", (run_id, kind, name)
+            "SELECT step, value, time FROM metrics WHERE run = ? AND kind = ? AND name = ? ORDER BY step",
+            (run_id, kind, name),
         )
-        return [row[0] for row in rows], [math.nan if row[1] is None else row[1] for row in rows], [row[2] for row in rows]
+        return (
+            [row[0] for row in rows],
+            [math.nan if row[1] is None else row[1] for row in rows],
+            [row[2] for row in rows],
+        )
 
     def metric_names(self, run_id: int) -> list[tuple[str, str]]:
         """(kind, name) of every metric of a run."""
-        return [(row[0], row[1]) for row in self._all("SELECT DISTINCT kind, name FROM metrics WHERE run = ?", (run_id,))]
+        return [
+            (row[0], row[1])
+            for row in self._all("SELECT DISTINCT kind, name FROM metrics WHERE run = ?", (run_id,))
+        ]
 
     def artefacts(self, run_id: int) -> list[dict[str, Any]]:
-        return [dict(row) for row in self._all("SELECT * FROM artefacts WHERE run = ? ORDER BY name", (run_id,))]
+        return [
+            dict(row)
+            for row in self._all("SELECT * FROM artefacts WHERE run = ? ORDER BY name", (run_id,))
+        ]
 
     def _all(self, query: str, values: tuple[Any, ...]) -> list[sqlite3.Row]:
         with transaction(self.connection, self.path, SCHEMA, write=False) as connection:
@@ -177,20 +237,32 @@ def _alive(row: Mapping[str, Any]) -> bool:
 
 def _machine() -> dict[str, Any]:
     versions: dict[str, Any] = {
-        name: str(getattr(sys.modules[name], "__version__", "")) for name in ("torch", "numpy", "zarr") if name in sys.modules
+        name: str(getattr(sys.modules[name], "__version__", ""))
+        for name in ("torch", "numpy", "zarr")
+        if name in sys.modules
     }
-    return {"platform": platform.platform(), "python": platform.python_version(), "cpus": os.cpu_count(),
-            "memory_gb": round(psutil.virtual_memory().total / 1e9, 1), **versions}  # fmt: skip
+    return {
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "cpus": os.cpu_count(),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        **versions,
+    }
 
 
 def _commit() -> str | None:
-    """The commit of a checkout, with "+" when tracked files differ from it; None for an installed package."""
+    """The commit of a checkout, with "+" when tracked files differ from it.
+
+    None for an installed package.
+    """
     if not (ROOT / ".git").exists():
         return None
     git = ("git", "-C", str(ROOT))
     try:
         head, changed = (
-            subprocess.run([*git, *words], capture_output=True, text=True, timeout=10, check=True).stdout  # noqa: S603 - no shell, fixed words
+            subprocess.run(  # noqa: S603
+                [*git, *words], capture_output=True, text=True, timeout=10, check=True
+            ).stdout
             for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
         )
     except (OSError, subprocess.SubprocessError):

@@ -1,13 +1,18 @@
-"""Checkpoints as one safetensors file and one JSON file that names it with its digest. No pickle anywhere.
+"""Checkpoints as one safetensors file and one JSON file that names it with its digest. No pickle
+anywhere.
 
-Purpose: save and load weights, their running average and optimizer state so that a crash at any moment leaves a whole checkpoint.
-Used by: detector.backbone, detector.task, features.encoders, features.finetune, features.head, features.head_score, scripts.infer_view,
-  scripts.segment_patches, scripts.train_head, segmentation.mask_jobs, segmentation.unet, utils.training.loop, vqvae.compress.codec,
-  vqvae.pictures
-Design notes: tensors go first, under a name that carries their digest; replacing `checkpoint.json` is the commit, and only then is
-  the former tensor file removed. Everything read is bounded, compared with its digest, and its weights checked for NaN. Names are
-  flat: "model.<key>", "average.<key>", "optimizer.<parameter number>.<key>". Nothing random is stored: it all derives from the seed.
-Assistant guidance: when extending: new state is a new prefix or a new JSON key; raise FORMAT only when old files can no longer be read.
+Purpose: save and load weights, their running average and optimizer state so that a crash at any
+moment leaves a whole checkpoint. Used by: detector.backbone, detector.task, features.encoders,
+features.finetune, features.head, features.head_score, scripts.infer_view,
+  scripts.segment_patches, scripts.train_head, segmentation.mask_jobs, segmentation.unet,
+  utils.training.loop, vqvae.compress.codec, vqvae.pictures
+Design notes: tensors go first, under a name that carries their digest; replacing `checkpoint.json`
+  is the commit, and only then is the former tensor file removed. Everything read is bounded,
+  compared with its digest, and its weights checked for NaN. Names are flat: "model.<key>",
+  "average.<key>", "optimizer.<parameter number>.<key>". Nothing random is stored: it all derives
+  from the seed.
+Assistant guidance: when extending: new state is a new prefix or a new JSON key; raise FORMAT only
+when old files can no longer be read.
 """
 
 from __future__ import annotations
@@ -67,7 +72,10 @@ TAKERS = {
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """tensors: by prefixed name, on the CPU; meta: JSON values; path: the JSON file it came from."""
+    """tensors: by prefixed name, on the CPU; meta: JSON values; path.
+
+    The JSON file it came from.
+    """
 
     tensors: dict[str, Tensor]
     meta: dict[str, Any]
@@ -75,7 +83,11 @@ class Checkpoint:
 
     def part(self, prefix: str) -> dict[str, Tensor]:
         """The tensors under "<prefix>.", without it."""
-        return {name[len(prefix) + 1 :]: value for name, value in self.tensors.items() if name.startswith(prefix + ".")}
+        return {
+            name[len(prefix) + 1 :]: value
+            for name, value in self.tensors.items()
+            if name.startswith(prefix + ".")
+        }
 
 
 def prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -83,21 +95,31 @@ def prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def save_checkpoint(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> Path:
-    """Write both files durably, drop the former tensors; the path of the JSON file. Raises TrainingError when the disk refuses."""
-    data = pack_tensors({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()})
+    """Write both files durably, drop the former tensors; the path of the JSON file.
+
+    Raises TrainingError when the disk refuses.
+    """
+    data = pack_tensors(
+        {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    )
     digest = hashlib.sha256(data).hexdigest()
     name = f"checkpoint-{digest[:16]}.safetensors"
     index = {"format": FORMAT, "file": name, "size": len(data), "sha256": digest, "meta": meta}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_bytes(folder / name, data)
-        write_bytes(folder / INDEX, json.dumps(index, indent=1, sort_keys=True, allow_nan=False).encode())
+        write_bytes(
+            folder / INDEX, json.dumps(index, indent=1, sort_keys=True, allow_nan=False).encode()
+        )
         for other in folder.iterdir():
             if NAME.fullmatch(other.name) and other.name != name:
                 other.unlink(missing_ok=True)
     except OSError as error:
         raise TrainingError(
-            "the checkpoint cannot be written", where=folder, found=error.strerror, remedy="choose another output folder"
+            "the checkpoint cannot be written",
+            where=folder,
+            found=error.strerror,
+            remedy="choose another output folder",
         ) from None
     return folder / INDEX
 
@@ -109,33 +131,51 @@ def has_checkpoint(folder: Path) -> bool:
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read and check a checkpoint. path: its folder or its checkpoint.json.
 
-    Raises ConfigError where there is none, CorruptError for bytes that disagree with their digest or are not a checkpoint,
-    StateError for another format. Weights with NaN or infinity are corrupt.
+    Raises ConfigError where there is none, CorruptError for bytes that disagree with their digest
+    or are not a checkpoint, StateError for another format. Weights with NaN or infinity are
+    corrupt.
     """
     index_path = path / INDEX if path.is_dir() else path
     index = _read_index(index_path)
     name, size, digest, meta = (index.get(key) for key in ("file", "size", "sha256", "meta"))
     if not (
-        isinstance(name, str) and NAME.fullmatch(name) and isinstance(size, int) and isinstance(digest, str) and isinstance(meta, dict)
+        isinstance(name, str)
+        and NAME.fullmatch(name)
+        and isinstance(size, int)
+        and isinstance(digest, str)
+        and isinstance(meta, dict)
     ):
-        raise CorruptError("the checkpoint's index is not one of ours", where=index_path, remedy=REMEDY)
+        raise CorruptError(
+            "the checkpoint's index is not one of ours", where=index_path, remedy=REMEDY
+        )
     data = _read_tensors(index_path.parent / name, size)
     if hashlib.sha256(data).hexdigest() != digest:
-        raise CorruptError("the checkpoint disagrees with its digest", where=index_path.parent / name, remedy="train again")
+        raise CorruptError(
+            "the checkpoint disagrees with its digest",
+            where=index_path.parent / name,
+            remedy="train again",
+        )
     try:
         tensors = parse_tensors(data)
     except (SafetensorError, ValueError, KeyError) as error:
-        raise CorruptError("the checkpoint's tensors do not parse", where=index_path.parent / name, found=str(error)) from None
+        raise CorruptError(
+            "the checkpoint's tensors do not parse",
+            where=index_path.parent / name,
+            found=str(error),
+        ) from None
     for key, value in tensors.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise CorruptError(
-                "the checkpoint has values that are not finite", where=f"{index_path.parent / name}, {key}", remedy="train again"
+                "the checkpoint has values that are not finite",
+                where=f"{index_path.parent / name}, {key}",
+                remedy="train again",
             )
     return Checkpoint(tensors, meta, index_path)
 
 
 def known_model(saved: Checkpoint, kinds: Sequence[str], what: str, remedy: str) -> dict[str, Any]:
-    """What a checkpoint says of its model. Raises StateError, naming the command that takes it, when that is of none of these kinds.
+    """What a checkpoint says of its model. Raises StateError, naming the command that takes it,
+    when that is of none of these kinds.
 
     what: the model wanted, such as "a detector"; remedy: how to come by one.
     """
@@ -145,17 +185,30 @@ def known_model(saved: Checkpoint, kinds: Sequence[str], what: str, remedy: str)
         return dict(model)
     taker = TAKERS.get(str(kind))
     this = f"this one is for python -m scripts.{taker} {saved.path.parent}; " if taker else ""
-    raise StateError(f"the checkpoint is not of {what}", where=saved.path, expected=f"kind {' or '.join(kinds)}",
-                     found=f"kind {kind!r:.40}" if kind else "no kind of model", remedy=this + remedy)  # fmt: skip
+    raise StateError(
+        f"the checkpoint is not of {what}",
+        where=saved.path,
+        expected=f"kind {' or '.join(kinds)}",
+        found=f"kind {kind!r:.40}" if kind else "no kind of model",
+        remedy=this + remedy,
+    )
 
 
 def same_run(saved: Checkpoint, pairs: dict[str, tuple[Any, Any]], remedy: str) -> None:
-    """pairs: what the run says now and what the checkpoint says, by name. Raises StateError naming the first that differs."""
+    """pairs: what the run says now and what the checkpoint says, by name.
+
+    Raises StateError naming the first that differs.
+    """
     for key, (now, then) in pairs.items():
         if now != then:
             place, expected, found = _first_difference(key, now, then)
-            raise StateError("the checkpoint is of another run", where=f"{saved.path}, {place}", expected=expected, found=found,
-                             remedy=remedy)  # fmt: skip
+            raise StateError(
+                "the checkpoint is of another run",
+                where=f"{saved.path}, {place}",
+                expected=expected,
+                found=found,
+                remedy=remedy,
+            )
 
 
 def _first_difference(place: str, now: Any, then: Any) -> tuple[str, Any, Any]:
@@ -166,7 +219,9 @@ def _first_difference(place: str, now: Any, then: Any) -> tuple[str, Any, Any]:
         at = next(key for key in keys if key not in now or key not in then or now[key] != then[key])
         return _first_difference(f"{place}.{at}", now.get(at), then.get(at))
     if isinstance(now, list) and isinstance(then, list) and len(now) == len(then):
-        step = next(step for step, pair in enumerate(zip(now, then, strict=True)) if pair[0] != pair[1])
+        step = next(
+            step for step, pair in enumerate(zip(now, then, strict=True)) if pair[0] != pair[1]
+        )
         return _first_difference(f"{place}.{step}", now[step], then[step])
     if isinstance(now, list) and isinstance(then, list) and len(str([now, then])) > 400:
         return place, f"{len(now)} entries", f"{len(then)} entries"
@@ -179,61 +234,115 @@ def _read_index(path: Path) -> dict[str, Any]:
     if path.is_symlink() or not path.is_file():
         raise ConfigError("no checkpoint there", where=path, remedy=REMEDY)
     try:
-        size, data = path.stat().st_size, path.read_bytes() if path.stat().st_size <= MAX_INDEX_BYTES else b""
+        size, data = (
+            path.stat().st_size,
+            path.read_bytes() if path.stat().st_size <= MAX_INDEX_BYTES else b"",
+        )
     except OSError as error:
-        raise ConfigError("the checkpoint cannot be read", where=path, found=error.strerror) from None
+        raise ConfigError(
+            "the checkpoint cannot be read", where=path, found=error.strerror
+        ) from None
     if size > MAX_INDEX_BYTES:
-        raise CorruptError("the checkpoint's index is too large", where=path, expected=f"at most {MAX_INDEX_BYTES} bytes", found=size)
+        raise CorruptError(
+            "the checkpoint's index is too large",
+            where=path,
+            expected=f"at most {MAX_INDEX_BYTES} bytes",
+            found=size,
+        )
     try:
         index = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise CorruptError("the checkpoint's index does not parse", where=path, found=str(error)) from None
+        raise CorruptError(
+            "the checkpoint's index does not parse", where=path, found=str(error)
+        ) from None
     if not isinstance(index, dict):
         raise CorruptError("the checkpoint's index is not one of ours", where=path, remedy=REMEDY)
     if index.get("format") != FORMAT:
-        raise StateError("the checkpoint has another format", where=path, expected=FORMAT, found=f"{index.get('format')!r:.40}")
+        raise StateError(
+            "the checkpoint has another format",
+            where=path,
+            expected=FORMAT,
+            found=f"{index.get('format')!r:.40}",
+        )
     return index
 
 
 def _read_tensors(path: Path, size: int) -> bytes:
     try:
         if path.is_symlink() or not path.is_file():
-            raise CorruptError("the checkpoint's tensors are missing", where=path, remedy="train again")
+            raise CorruptError(
+                "the checkpoint's tensors are missing", where=path, remedy="train again"
+            )
         found = os.stat(path).st_size
         if found != size or found > MAX_TENSOR_BYTES:
             raise CorruptError(
-                "the checkpoint is truncated or changed", where=path, expected=f"{size} bytes", found=found, remedy="train again"
+                "the checkpoint is truncated or changed",
+                where=path,
+                expected=f"{size} bytes",
+                found=found,
+                remedy="train again",
             )
         return path.read_bytes()
     except OSError as error:
-        raise CorruptError("the checkpoint cannot be read", where=path, found=error.strerror) from None
+        raise CorruptError(
+            "the checkpoint cannot be read", where=path, found=error.strerror
+        ) from None
 
 
 def load_module(module: nn.Module, tensors: dict[str, Tensor], where: Path) -> None:
-    """Copy tensors into a module of the same names and shapes, all or nothing. Raises StateError naming the first that differs."""
+    """Copy tensors into a module of the same names and shapes, all or nothing.
+
+    Raises StateError naming the first that differs.
+    """
     own = module.state_dict()
     for name in [*own, *tensors]:
         if name not in own or name not in tensors:
-            raise StateError("the checkpoint is of another model", where=where, expected=f"{name} {'present' if name in own else 'absent'}")
+            raise StateError(
+                "the checkpoint is of another model",
+                where=where,
+                expected=f"{name} {'present' if name in own else 'absent'}",
+            )
         if own[name].shape != tensors[name].shape:
-            raise StateError("the checkpoint is of another model", where=where, expected=f"{name} of shape {list(own[name].shape)}",
-                             found=list(tensors[name].shape))  # fmt: skip
+            raise StateError(
+                "the checkpoint is of another model",
+                where=where,
+                expected=f"{name} of shape {list(own[name].shape)}",
+                found=list(tensors[name].shape),
+            )
     module.load_state_dict(tensors)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """An optimizer's groups: decay matrices and kernels, leave biases and norms alone. Optimizer state is numbered in this order."""
-    decayed, plain = ([parameter for parameter in model.parameters() if (parameter.ndim > 1) is matrix] for matrix in (True, False))
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    """An optimizer's groups: decay matrices and kernels, leave biases and norms alone.
+
+    Optimizer state is numbered in this order.
+    """
+    decayed, plain = (
+        [parameter for parameter in model.parameters() if (parameter.ndim > 1) is matrix]
+        for matrix in (True, False)
+    )
+    groups = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
     return [group for group in groups if group["params"]]
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state as flat tensors "<parameter number>.<key>". Learning rates and the like come from the settings."""
-    return {f"{number}.{key}": value for number, state in optimizer.state_dict()["state"].items() for key, value in state.items()}
+    """The optimizer's state as flat tensors "<parameter number>.<key>".
+
+    Learning rates and the like come from the settings.
+    """
+    return {
+        f"{number}.{key}": value
+        for number, state in optimizer.state_dict()["state"].items()
+        for key, value in state.items()
+    }
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], where: Path) -> None:
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], where: Path
+) -> None:
     """Put `optimizer_tensors` back. Raises StateError when they belong to other parameters."""
     state: dict[int, dict[str, Tensor]] = {}
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -241,28 +350,45 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
         number, _, key = name.partition(".")
         at = int(number) if number.isdigit() else -1
         if not 0 <= at < len(parameters) or (value.ndim and value.shape != parameters[at].shape):
-            raise StateError("the checkpoint's optimizer state is of another model", where=where, found=name)
+            raise StateError(
+                "the checkpoint's optimizer state is of another model", where=where, found=name
+            )
         state.setdefault(at, {})[key] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    optimizer.load_state_dict(
+        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+    )
 
 
 def restore_run(trainer: Any, agreed: dict[str, Any]) -> None:
-    """Put a utils.training.loop.Trainer back to where its output folder's checkpoint stopped. agreed: the settings that must be alike.
+    """Put a utils.training.loop.Trainer back to where its output folder's checkpoint stopped.
+    agreed: the settings that must be alike.
 
-    Raises StateError for another run, or a checkpoint that does not say where it stopped; what `load_checkpoint` raises.
+    Raises StateError for another run, or a checkpoint that does not say where it stopped; what
+    `load_checkpoint` raises.
     """
     saved = load_checkpoint(trainer.output)
     former = saved.meta.get("settings", {})
-    pairs = {"model": (trainer.task.describe(), saved.meta.get("model"))} | {key: (value, former.get(key)) for key, value in agreed.items()}
-    same_run(saved, pairs, remedy=f"repeat the setting, or choose another --{trainer.task.section}.output")
+    pairs = {"model": (trainer.task.describe(), saved.meta.get("model"))} | {
+        key: (value, former.get(key)) for key, value in agreed.items()
+    }
+    same_run(
+        saved,
+        pairs,
+        remedy=f"repeat the setting, or choose another --{trainer.task.section}.output",
+    )
     try:
         for key in COUNTERS:
             setattr(trainer, key, type(getattr(trainer, key))(saved.meta["counters"][key]))
         trainer.pieces = int(saved.meta["counters"].get("pieces", 1))
-        trainer.spent_before, trainer.history = float(saved.meta["seconds"]), list(saved.meta["history"])
+        trainer.spent_before, trainer.history = (
+            float(saved.meta["seconds"]),
+            list(saved.meta["history"]),
+        )
         state, scaler = dict(saved.meta["loader"]), dict(saved.meta["scaler"])
     except (KeyError, TypeError, ValueError) as error:
-        raise StateError("the checkpoint does not say where it stopped", where=saved.path, found=str(error)) from None
+        raise StateError(
+            "the checkpoint does not say where it stopped", where=saved.path, found=str(error)
+        ) from None
     load_module(trainer.model, saved.part("model"), saved.path)
     load_module(trainer.average, saved.part("average"), saved.path)
     restore_optimizer(trainer.optimizer, saved.part("optimizer"), saved.path)

@@ -1,12 +1,16 @@
-"""A limit on the memory a run may take: enforced by the allocator on a GPU, watched on a CPU, told always.
+"""A limit on the memory a run may take: enforced by the allocator on a GPU, watched on a CPU, told
+always.
 
-Purpose: `MemoryBudget` refuses a model that cannot fit, raises `OverBudget` where a piece of a batch took too much, and knows the peak.
-Used by: scripts.finetune, utils.training.loop
-Design notes: on a GPU the limit is the share of its memory that PyTorch's allocator may reserve, so an over-run is its own error.
-  On a CPU nothing can refuse an allocation; the limit is of the whole process, looked at after every piece by the kernel's mark of
-  the highest resident set (VmHWM), which is put back before each piece; where that is not possible, by the resident set as it is.
-  The answer to an over-run, smaller pieces, is the training loop's: here is nothing but measuring.
-Assistant guidance: when extending: a new device is a new Meter; figures are 10^9 bytes, as in the settings.
+Purpose: `MemoryBudget` refuses a model that cannot fit, raises `OverBudget` where a piece of a
+batch took too much, and knows the peak. Used by: scripts.finetune, utils.training.loop Design
+notes: on a GPU the limit is the share of its memory that PyTorch's allocator may reserve, so an
+over-run is its own error.
+  On a CPU nothing can refuse an allocation; the limit is of the whole process, looked at after
+  every piece by the kernel's mark of the highest resident set (VmHWM), which is put back before
+  each piece; where that is not possible, by the resident set as it is. The answer to an over-run,
+  smaller pieces, is the training loop's: here is nothing but measuring.
+Assistant guidance: when extending: a new device is a new Meter; figures are 10^9 bytes, as in the
+settings.
 """
 
 from __future__ import annotations
@@ -39,7 +43,8 @@ class OverBudget(MemoryError):
 def is_shortage(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on a GPU, on a CPU, in Python or by the budget."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and any(words in str(error) for words in ("out of memory", "allocate memory"))
+        isinstance(error, RuntimeError)
+        and any(words in str(error) for words in ("out of memory", "allocate memory"))
     )
 
 
@@ -57,7 +62,10 @@ class Meter(Protocol):
 
 
 class ProcessMeter:
-    """The resident set of this process. `exact` is false where the kernel's mark cannot be put back."""
+    """The resident set of this process.
+
+    `exact` is false where the kernel's mark cannot be put back.
+    """
 
     def __init__(self) -> None:
         self.process, self.exact = psutil.Process(), True
@@ -75,14 +83,17 @@ class ProcessMeter:
     def peak(self) -> int:
         if self.exact:
             with contextlib.suppress(OSError, ValueError, StopIteration):
-                line = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
+                line = next(
+                    line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM:")
+                )
                 return int(line.split()[1]) * 1024
         return self.now()
 
     def trim(self) -> None:
         gc.collect()
-        # glibc keeps freed blocks, and they would count as taken. From here on blocks of 1 MiB and more go back as soon as they are freed,
-        # which costs page faults; where memory is short that is the better bargain.
+        # glibc keeps freed blocks, and they would count as taken. From here on blocks of 1 MiB and
+        # more go back as soon as they are freed, which costs page faults; where memory is short
+        # that is the better bargain.
         with contextlib.suppress(OSError, AttributeError):
             glibc = ctypes.CDLL(None)
             glibc.mallopt(M_MMAP_THRESHOLD, 1 << 20)
@@ -90,7 +101,10 @@ class ProcessMeter:
 
 
 class CudaMeter:
-    """What PyTorch's allocator has reserved on a GPU; the driver's own few hundred MB are not in it."""
+    """What PyTorch's allocator has reserved on a GPU.
+
+    The driver's own few hundred MB are not in it.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -110,12 +124,19 @@ class CudaMeter:
 
 
 class MemoryBudget:
-    """limit_gb: 10^9 bytes; None: only watched. On a GPU the limit is handed to the allocator here, before anything is put there."""
+    """limit_gb: 10^9 bytes; None: only watched.
 
-    def __init__(self, limit_gb: float | None, device: torch.device, meter: Meter | None = None) -> None:
+    On a GPU the limit is handed to the allocator here, before anything is put there.
+    """
+
+    def __init__(
+        self, limit_gb: float | None, device: torch.device, meter: Meter | None = None
+    ) -> None:
         self.limit = None if limit_gb is None else int(limit_gb * GB)
         self.device = device
-        self.meter: Meter = meter or (CudaMeter(device) if device.type == "cuda" else ProcessMeter())
+        self.meter: Meter = meter or (
+            CudaMeter(device) if device.type == "cuda" else ProcessMeter()
+        )
         self.highest = self.meter.peak()
         if self.limit is not None and device.type == "cuda":
             whole = torch.cuda.get_device_properties(device).total_memory
@@ -127,22 +148,34 @@ class MemoryBudget:
         return round(self.highest / GB, 3)
 
     def require(self, model: nn.Module, groups: Iterable[dict[str, Any]], section: str) -> int:
-        """Bytes that training needs before the first picture, asked while nothing but the weights is there, on the CPU.
+        """Bytes that training needs before the first picture, asked while nothing but the weights
+        is there, on the CPU.
 
         Raises TrainingError when the limit is below: no batch is small enough.
         """
         held, coming = training_bytes(model, groups)
         needed = coming + (self.meter.now() + held // 2 if self.device.type == "cpu" else held)
         if self.limit is not None and needed > self.limit:
-            inside = f", {self.meter.now() / GB:.2f} GB of it the process as it stands" if self.device.type == "cpu" else ""
-            raise TrainingError("the memory budget is below the model's own size", where=f"{section}.memory_budget_gb",
-                                expected=f"at least {needed / GB:.2f} (weights, their average, gradients, optimizer{inside})",
-                                found=self.limit / GB, remedy=f"raise it, or unfreeze less with --{section}.blocks")  # fmt: skip
+            inside = (
+                f", {self.meter.now() / GB:.2f} GB of it the process as it stands"
+                if self.device.type == "cpu"
+                else ""
+            )
+            raise TrainingError(
+                "the memory budget is below the model's own size",
+                where=f"{section}.memory_budget_gb",
+                expected=f"at least {needed / GB:.2f} (weights, their average, gradients, optimizer{inside})",
+                found=self.limit / GB,
+                remedy=f"raise it, or unfreeze less with --{section}.blocks",
+            )
         return needed
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[None]:
-        """Around a piece's forward and backward pass. Raises OverBudget when it took more than the limit."""
+        """Around a piece's forward and backward pass.
+
+        Raises OverBudget when it took more than the limit.
+        """
         self.highest = max(self.highest, self.meter.peak())
         self.meter.reset()
         yield
@@ -153,7 +186,13 @@ class MemoryBudget:
 
 
 def training_bytes(model: nn.Module, groups: Iterable[dict[str, Any]]) -> tuple[int, int]:
-    """(weights and their running average, gradients and AdamW's two moments of what the optimizer's groups train)."""
-    weights = sum(value.numel() * value.element_size() for value in [*model.parameters(), *model.buffers()])
-    trained = sum(value.numel() * value.element_size() for group in groups for value in group["params"])
+    """(weights and their running average, gradients and AdamW's two moments of what the optimizer's
+    groups train).
+    """
+    weights = sum(
+        value.numel() * value.element_size() for value in [*model.parameters(), *model.buffers()]
+    )
+    trained = sum(
+        value.numel() * value.element_size() for group in groups for value in group["params"]
+    )
     return 2 * weights, 3 * trained

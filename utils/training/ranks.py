@@ -1,11 +1,13 @@
 """The ranks of one run: one process, or several started by torchrun that average their gradients.
 
-Purpose: device, precision, process group, DDP wrapping, sums and maxima over ranks. With one process everything here is a no-op.
-Used by: detector.predict, features.finetune, scripts.finetune, scripts.infer_view, scripts.segment_patches, scripts.train_detector,
+Purpose: device, precision, process group, DDP wrapping, sums and maxima over ranks. With one
+process everything here is a no-op. Used by: detector.predict, features.finetune, scripts.finetune,
+scripts.infer_view, scripts.segment_patches, scripts.train_detector,
   scripts.train_vqvae, utils.training.loop, vqvae.compress.codec
-Design notes: torchrun is recognised by RANK, LOCAL_RANK and WORLD_SIZE; NCCL on GPUs, gloo elsewhere.
-  Only the first rank writes files and evaluates; the others wait in the next collective.
-Assistant guidance: when extending: every rank must make the same collective calls in the same order, also on the way out.
+Design notes: torchrun is recognised by RANK, LOCAL_RANK and WORLD_SIZE; NCCL on GPUs, gloo
+  elsewhere. Only the first rank writes files and evaluates; the others wait in the next collective.
+Assistant guidance: when extending: every rank must make the same collective calls in the same
+order, also on the way out.
 """
 
 from __future__ import annotations
@@ -25,7 +27,10 @@ __all__ = ["Ranks", "autocast_dtype", "choose_device", "to_device"]
 
 
 def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
-    """`auto` is a GPU where there is one, else the CPU; `cuda` is this rank's GPU. Raises ConfigError for a device that is not there."""
+    """`auto` is a GPU where there is one, else the CPU; `cuda` is this rank's GPU.
+
+    Raises ConfigError for a device that is not there.
+    """
     cuda = torch.cuda.is_available()
     if wanted == "auto":
         wanted = "cuda" if cuda else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -36,14 +41,20 @@ def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
             device = torch.device("cuda", local_rank % torch.cuda.device_count())
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError("the device cannot be used", where=wanted, found=str(error).split("\n", 1)[0], remedy="use auto or cpu") from None
+        raise ConfigError(
+            "the device cannot be used",
+            where=wanted,
+            found=str(error).split("\n", 1)[0],
+            remedy="use auto or cpu",
+        ) from None
     return device
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     """What `auto`, `float32`, `bf16` or `fp16` means on a device; None is float32.
 
-    `auto`: bf16 on a GPU that has it, fp16 on one that has not, float32 on the CPU. Raises ConfigError for fp16 on a CPU.
+    `auto`: bf16 on a GPU that has it, fp16 on one that has not, float32 on the CPU. Raises
+    ConfigError for fp16 on a CPU.
     """
     if precision == "auto":
         if device.type != "cuda":
@@ -55,11 +66,17 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
 
 
 def to_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """The batch on the device, through pinned memory to a GPU; pictures stay uint8, a quarter of the bytes."""
+    """The batch on the device, through pinned memory to a GPU.
+
+    Pictures stay uint8, a quarter of the bytes.
+    """
     if device.type == "cpu":
         return batch
     if device.type == "cuda":
-        batch = {key: value if value.is_cuda or value.is_pinned() else value.pin_memory() for key, value in batch.items()}
+        batch = {
+            key: value if value.is_cuda or value.is_pinned() else value.pin_memory()
+            for key, value in batch.items()
+        }
     return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
 
 
@@ -75,16 +92,28 @@ class Ranks:
     def start(cls, device: str = "auto") -> Ranks:
         """Join the group torchrun describes in the environment, or be alone."""
         try:
-            count, rank, local = (int(os.environ.get(key, default)) for key, default in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)))
+            count, rank, local = (
+                int(os.environ.get(key, default))
+                for key, default in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0))
+            )
         except ValueError:
-            raise ConfigError("RANK, LOCAL_RANK and WORLD_SIZE must be numbers", remedy="start several processes with torchrun") from None
+            raise ConfigError(
+                "RANK, LOCAL_RANK and WORLD_SIZE must be numbers",
+                remedy="start several processes with torchrun",
+            ) from None
         chosen = choose_device(device, local)
         if chosen.type == "cuda":
             torch.cuda.set_device(chosen)
         if count > 1 and not torch.distributed.is_initialized():
             if "MASTER_ADDR" not in os.environ:
-                raise ConfigError("WORLD_SIZE is set but MASTER_ADDR is not", found=f"WORLD_SIZE={count}", remedy="start with torchrun")
-            torch.distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo", rank=rank, world_size=count)
+                raise ConfigError(
+                    "WORLD_SIZE is set but MASTER_ADDR is not",
+                    found=f"WORLD_SIZE={count}",
+                    remedy="start with torchrun",
+                )
+            torch.distributed.init_process_group(
+                "nccl" if chosen.type == "cuda" else "gloo", rank=rank, world_size=count
+            )
         return cls(rank, count, chosen)
 
     @property
@@ -98,10 +127,14 @@ class Ranks:
     def wrap(self, model: nn.Module) -> nn.Module:
         if self.count == 1:
             return model
-        return nn.parallel.DistributedDataParallel(model, device_ids=[self.device.index] if self.device.type == "cuda" else None)
+        return nn.parallel.DistributedDataParallel(
+            model, device_ids=[self.device.index] if self.device.type == "cuda" else None
+        )
 
     def sync(self, wrapped: nn.Module, *, when: bool) -> Any:
-        """A context in which backward averages the gradients over ranks, or leaves that to a later one."""
+        """A context in which backward averages the gradients over ranks, or leaves that to a later
+        one.
+        """
         return contextlib.nullcontext() if when or self.count == 1 else wrapped.no_sync()
 
     def total(self, values: Tensor) -> Tensor:
@@ -114,7 +147,11 @@ class Ranks:
         """Elementwise maximum over ranks: what one rank knows (out of time, Ctrl-C), all do."""
         if self.count == 1:
             return values
-        shared = torch.tensor(values, dtype=torch.float64 if self.device.type != "mps" else torch.float32, device=self.device)
+        shared = torch.tensor(
+            values,
+            dtype=torch.float64 if self.device.type != "mps" else torch.float32,
+            device=self.device,
+        )
         torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX)
         return [float(value) for value in shared.tolist()]
 
@@ -126,7 +163,9 @@ class Ranks:
         size = torch.tensor([len(text)], device=self.device)
         torch.distributed.broadcast(size, src=0)
         data = (
-            torch.tensor(list(text), dtype=torch.uint8, device=self.device) if self.first else size.new_empty(int(size), dtype=torch.uint8)
+            torch.tensor(list(text), dtype=torch.uint8, device=self.device)
+            if self.first
+            else size.new_empty(int(size), dtype=torch.uint8)
         )
         torch.distributed.broadcast(data, src=0)
         return json.loads(bytes(data.tolist()))

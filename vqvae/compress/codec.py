@@ -1,7 +1,8 @@
 """A trained VQ-VAE as a codec: blocks of a cube to integer codes and back, from a checkpoint alone.
 
-Deterministic on one machine: weights are the run's averaged ones, in eval mode, float32, and blocks do not know of each other
-(a batch of two gives what two batches of one give up to rounding of sums; codes are compared by distance, so ties aside the same).
+Deterministic on one machine: weights are the run's averaged ones, in eval mode, float32, and blocks
+do not know of each other (a batch of two gives what two batches of one give up to rounding of sums;
+codes are compared by distance, so ties aside the same).
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ LIMITS = {"width": 4096, "depth": 64, "codebook_size": 65_536, "code_dim": 1024,
 
 
 class CubeCodec:
-    """features; block, grid (time, y, x) in voxels and latent positions; levels; codebook_size; decoder_bytes: float32 weights that
-    decoding needs, without codebook_bytes."""
+    """features; block, grid (time, y, x) in voxels and latent positions; levels; codebook_size;
+    decoder_bytes: float32 weights that decoding needs, without codebook_bytes."""
 
     def __init__(self, model: VQVAE, path: Path, device: torch.device | str = "cpu") -> None:
         """Raises ConfigError for a device that cannot be used."""
@@ -39,12 +40,22 @@ class CubeCodec:
         self.features, self.block, self.grid = model.channels.features, shape.block, shape.grid
         self.levels, self.codebook_size = shape.levels, shape.codebook_size
         parts = (model.spread, model.decoder, model.head)
-        self.decoder_bytes = 4 * (sum(value.numel() for part in parts for value in part.parameters()) + model.place.numel())
-        self.codebook_bytes = 4 * shape.levels * shape.codebook_size * model.quantizer.dim if shape.quantizer == "ema" else 0
+        self.decoder_bytes = 4 * (
+            sum(value.numel() for part in parts for value in part.parameters())
+            + model.place.numel()
+        )
+        self.codebook_bytes = (
+            4 * shape.levels * shape.codebook_size * model.quantizer.dim
+            if shape.quantizer == "ema"
+            else 0
+        )
 
     @torch.inference_mode()
     def vectors(self, data: Tensor, valid: Tensor) -> Tensor:
-        """float32 [B, t, y, x, D], on the codec's device: what a block's codes approximate. data: float32 [B, T, Y, X, F], valid: bool."""
+        """float32 [B, t, y, x, D], on the codec's device: what a block's codes approximate. data.
+
+        Float32 [B, T, Y, X, F], valid: bool.
+        """
         latent = self.model.latent(data.to(self.device), valid.to(self.device)).movedim(1, -1)
         return self.model.quantizer.measured(latent.flatten(0, -2)).view(latent.shape)
 
@@ -55,7 +66,8 @@ class CubeCodec:
 
     @torch.inference_mode()
     def encode(self, data: Tensor, valid: Tensor, search: CodeSearch | None = None) -> Tensor:
-        """data: float32 [B, T, Y, X, F], valid: bool; codes int64 [B, levels, t, y, x] in 0..codebook_size-1.
+        """data: float32 [B, T, Y, X, F], valid: bool; codes int64 [B, levels, t, y, x] in
+        0..codebook_size-1.
 
         search: how they are chosen, and for how many levels; None: the nearest at each level.
         """
@@ -67,18 +79,22 @@ class CubeCodec:
 
     @torch.inference_mode()
     def decode(self, codes: Tensor) -> Tensor:
-        """codes: int64 [B, l, t, y, x], the first l levels of `levels`; data float32 [B, T, Y, X, F] in physical units and codes.
+        """codes: int64 [B, l, t, y, x], the first l levels of `levels`; data float32 [B, T, Y, X,
+        F] in physical units and codes.
 
         Every voxel gets a value: keep `valid` beside the codes.
         """
         return self.model.decode(codes.to(self.device)).cpu()
 
 
-def restore_vqvae(path: Path | str, features: Sequence[Feature] | None = None, device: torch.device | str = "cpu") -> CubeCodec:
+def restore_vqvae(
+    path: Path | str, features: Sequence[Feature] | None = None, device: torch.device | str = "cpu"
+) -> CubeCodec:
     """The codec of a checkpoint (its folder or checkpoint.json).
 
-    features: those of the cube to be encoded; name, kind and codes must be the checkpoint's, in order. Statistics are the
-    checkpoint's. Raises StateError for another model or other features, CorruptError and ConfigError as `load_checkpoint`.
+    features: those of the cube to be encoded; name, kind and codes must be the checkpoint's, in
+    order. Statistics are the checkpoint's. Raises StateError for another model or other features,
+    CorruptError and ConfigError as `load_checkpoint`.
     """
     checkpoint = load_checkpoint(Path(path))
     remedy = "train one with python -m scripts.train_vqvae"
@@ -91,7 +107,12 @@ def restore_vqvae(path: Path | str, features: Sequence[Feature] | None = None, d
         shape.check()
         model = VQVAE(table, shape, CodebookRules())
     except (KeyError, TypeError, ValueError, AttributeError, WarehouseError) as error:
-        raise StateError("the checkpoint is not of a VQ-VAE", where=checkpoint.path, found=str(error)[:200], remedy=remedy) from None
+        raise StateError(
+            "the checkpoint is not of a VQ-VAE",
+            where=checkpoint.path,
+            found=str(error)[:200],
+            remedy=remedy,
+        ) from None
     if features is not None:
         _same_features(table, features, checkpoint.path)
     load_module(model, checkpoint.part("average"), checkpoint.path)
@@ -114,12 +135,27 @@ def _shape(said: dict[str, Any]) -> Shape:
 
 
 def _same_features(trained: Sequence[Feature], wanted: Sequence[Feature], path: Path) -> None:
-    one, other = ([(feature.name, feature.kind, tuple(sorted(feature.codes))) for feature in table] for table in (trained, wanted))
+    one, other = (
+        [(feature.name, feature.kind, tuple(sorted(feature.codes))) for feature in table]
+        for table in (trained, wanted)
+    )
     if one != other:
-        place = next((place for place, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), min(len(one), len(other)))
+        place = next(
+            (
+                place
+                for place, pair in enumerate(zip(one, other, strict=False))
+                if pair[0] != pair[1]
+            ),
+            min(len(one), len(other)),
+        )
         said = [_words(table[place]) if place < len(table) else "nothing" for table in (one, other)]
-        raise StateError("the checkpoint was trained on other features", where=path, expected=f"{said[0]} as feature {place}",
-                         found=said[1], remedy="train on this cube with python -m scripts.train_vqvae")  # fmt: skip
+        raise StateError(
+            "the checkpoint was trained on other features",
+            where=path,
+            expected=f"{said[0]} as feature {place}",
+            found=said[1],
+            remedy="train on this cube with python -m scripts.train_vqvae",
+        )
 
 
 def _words(feature: tuple[str, str, tuple[int, ...]]) -> str:

@@ -1,13 +1,16 @@
-"""A cube as a published version of codes: one sample an inner chunk of the cube, in the cube's splits.
+"""A cube as a published version of codes: one sample an inner chunk of the cube, in the cube's
+splits.
 
     <split>/codes   u1|u2 [sample, level, latent_t, latent_y, latent_x]   indices into the codebooks, the smallest type that holds them
             valid   u1    [sample, byte]                                  bits of `valid` [time, y, x, feature], C order, first bit highest
             origin  i4    [sample, axis]                                  first voxel (t, y, x) in the cube
 
-What lies in no split of the cube is a split `left_out` here, so that all of it comes back. A stored chunk is one Blosc-zstd buffer of
-`shard_samples` samples and decodes alone: an inner chunk a sample would cost 36 bytes of header, checksum and index for 200-600 of
-codes. Codes are chosen by search.py and numbered by use; `codebook_rows` of the manifest's summary has their rows. Memory: one stored
-chunk, and a batch in the encoder. The manifest names cube, checkpoint digest and settings in its recipe.
+What lies in no split of the cube is a split `left_out` here, so that all of it comes back. A stored
+chunk is one Blosc-zstd buffer of `shard_samples` samples and decodes alone: an inner chunk a sample
+would cost 36 bytes of header, checksum and index for 200-600 of codes. Codes are chosen by
+search.py and numbered by use; `codebook_rows` of the manifest's summary has their rows. Memory: one
+stored chunk, and a batch in the encoder. The manifest names cube, checkpoint digest and settings in
+its recipe.
 """
 
 from __future__ import annotations
@@ -27,7 +30,16 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
-from vqvae.compress.blocks import BATCH, LABEL_NAMES, CubePart, encode_blocks, learned_search, numbered, read_blocks, training_vectors
+from vqvae.compress.blocks import (
+    BATCH,
+    LABEL_NAMES,
+    CubePart,
+    encode_blocks,
+    learned_search,
+    numbered,
+    read_blocks,
+    training_vectors,
+)
 from vqvae.compress.codec import CubeCodec, restore_vqvae
 from vqvae.compress.search import CodeSearch
 from warehouse.errors import StateError, TrainingError
@@ -52,7 +64,14 @@ __all__ = [
 ]
 
 CODES_SAMPLES_SCHEMA = pa.schema(
-    [("split", pa.string()), ("index", pa.int64()), ("t", pa.int64()), ("y", pa.int64()), ("x", pa.int64()), ("sha256", pa.string())]
+    [
+        ("split", pa.string()),
+        ("index", pa.int64()),
+        ("t", pa.int64()),
+        ("y", pa.int64()),
+        ("x", pa.int64()),
+        ("sha256", pa.string()),
+    ]
 )
 """t, y, x: first voxel in the cube; sha256: of codes, valid and origin, decoded."""
 
@@ -60,17 +79,42 @@ CODES_SAMPLES_SCHEMA = pa.schema(
 class CompressSettings(Section):
     """What `compress_zarr` makes of a cube and a trained VQ-VAE."""
 
-    warehouse: str | None = Field(None, description="a cube's warehouse or one of its versions; null: the newest under build.output_root")
-    checkpoint: str = Field("checkpoints/vqvae", description="of the model: its folder or checkpoint.json")
+    warehouse: str | None = Field(
+        None,
+        description="a cube's warehouse or one of its versions; null: the newest under build.output_root",
+    )
+    checkpoint: str = Field(
+        "checkpoints/vqvae", description="of the model: its folder or checkpoint.json"
+    )
     output_root: str = Field("artifacts/codes", description="where versions of codes are published")
-    levels: int | None = Field(None, ge=1, le=32, description="residual levels kept; null: all the model has")
-    rate_weight: float = Field(0.2, ge=0, le=1000, description="thousandths of the latent variance a bit is worth; 0: nearest codes")
+    levels: int | None = Field(
+        None, ge=1, le=32, description="residual levels kept; null: all the model has"
+    )
+    rate_weight: float = Field(
+        0.2,
+        ge=0,
+        le=1000,
+        description="thousandths of the latent variance a bit is worth; 0: nearest codes",
+    )
     paths: int = Field(4, ge=1, le=64, description="sequences of codes kept a level while choosing")
-    shard_samples: int = Field(256, ge=1, le=65_536, description="samples of a stored chunk of codes, the unit that decodes alone")
-    reconstruct: str | None = Field(None, description="folder where the reconstruction is published as a cube; null: none")
-    report: str | None = Field(None, description="folder of the rate-distortion report on held-out blocks; null: none")
-    report_samples: int = Field(2048, ge=1, description="held-out blocks the report looks at, at most")
-    workers: int = Field(0, ge=0, le=256, description="processes; 0: this one, with all of PyTorch's threads")
+    shard_samples: int = Field(
+        256,
+        ge=1,
+        le=65_536,
+        description="samples of a stored chunk of codes, the unit that decodes alone",
+    )
+    reconstruct: str | None = Field(
+        None, description="folder where the reconstruction is published as a cube; null: none"
+    )
+    report: str | None = Field(
+        None, description="folder of the rate-distortion report on held-out blocks; null: none"
+    )
+    report_samples: int = Field(
+        2048, ge=1, description="held-out blocks the report looks at, at most"
+    )
+    workers: int = Field(
+        0, ge=0, le=256, description="processes; 0: this one, with all of PyTorch's threads"
+    )
     if_exists: Literal["skip", "clear"] = "skip"
     device: str = Field("cpu", description="cpu, auto, cuda, cuda:1, ...")
 
@@ -82,36 +126,69 @@ def checkpoint_digest(codec: CubeCodec) -> str:
 
 @lru_cache(maxsize=2)
 def open_codec(path: str, digest: str | None, device: str = "cpu") -> CubeCodec:
-    """The codec of a checkpoint, once a process. Raises StateError when it is not the one of that digest; else as `restore_vqvae`."""
+    """The codec of a checkpoint, once a process.
+
+    Raises StateError when it is not the one of that digest; else as `restore_vqvae`.
+    """
     codec = restore_vqvae(path, device=device)
     found = checkpoint_digest(codec)
     if digest is not None and found != digest:
-        raise StateError("these codes were made with another checkpoint", where=codec.path, expected=f"sha256 {digest[:12]}",
-                         found=found[:12], remedy="name the one they were made with: --compress.checkpoint FOLDER")  # fmt: skip
+        raise StateError(
+            "these codes were made with another checkpoint",
+            where=codec.path,
+            expected=f"sha256 {digest[:12]}",
+            found=found[:12],
+            remedy="name the one they were made with: --compress.checkpoint FOLDER",
+        )
     return codec
 
 
-def code_arrays(samples: int, size: int, levels: int, grid: Sequence[int], codebook_size: int, valid_bits: int) -> tuple[ArraySpec, ...]:
-    """Arrays of one split. size: samples of a stored chunk; grid: latent positions (t, y, x) of a sample."""
+def code_arrays(
+    samples: int, size: int, levels: int, grid: Sequence[int], codebook_size: int, valid_bits: int
+) -> tuple[ArraySpec, ...]:
+    """Arrays of one split. size: samples of a stored chunk; grid.
+
+    Latent positions (t, y, x) of a sample.
+    """
     dtype = "uint8" if codebook_size <= 256 else "uint16"
     row, width = (levels, *grid), -(-valid_bits // 8)
     dims = ("sample", "level", "latent_t", "latent_y", "latent_x")
-    # Zstd's Huffman stage works on bytes: bytes of equal weight side by side beat planes of bits (docs/compression.md).
+    # Zstd's Huffman stage works on bytes: bytes of equal weight side by side beat planes of bits
+    # (docs/compression.md).
     codes = Codec("zstd", 9, dtype != "uint8", np.dtype(dtype).itemsize)
     rows: list[tuple[str, tuple[int, ...], str, tuple[str, ...], Codec, str]] = [
         ("codes", row, dtype, dims, codes, "indices into the codebooks, first level first"),
-        ("valid", (width,), "uint8", ("sample", "byte"), Codec("zstd", 9), "bits of valid [time, y, x, feature], first bit highest"),
-        ("origin", (3,), "int32", ("sample", "axis"), Codec("zstd", 9, True, 4), "first voxel (time, y, x) in the cube"),
+        (
+            "valid",
+            (width,),
+            "uint8",
+            ("sample", "byte"),
+            Codec("zstd", 9),
+            "bits of valid [time, y, x, feature], first bit highest",
+        ),
+        (
+            "origin",
+            (3,),
+            "int32",
+            ("sample", "axis"),
+            Codec("zstd", 9, True, 4),
+            "first voxel (time, y, x) in the cube",
+        ),
     ]
     return tuple(
-        ArraySpec(name, (samples, *shape), kind, axes, (size, *shape), None, codec, {"long_name": text})
+        ArraySpec(
+            name, (samples, *shape), kind, axes, (size, *shape), None, codec, {"long_name": text}
+        )
         for name, shape, kind, axes, codec, text in rows
     )
 
 
 @dataclass(frozen=True)
 class CodeLoader:
-    """`load` of the builder: (label, stored chunk of its split) -> its samples. Travels to workers; opens cube and model there."""
+    """`load` of the builder: (label, stored chunk of its split) -> its samples.
+
+    Travels to workers; opens cube and model there.
+    """
 
     cube: Path
     checkpoint: str
@@ -128,10 +205,14 @@ class CodeLoader:
         indices = np.arange(chunk * self.size, min((chunk + 1) * self.size, len(part)))
         codec = open_codec(self.checkpoint, self.digest, self.device)
         rows = list(self._rows(part, reader, codec, indices))
-        facts = {"valid": [int(number) for number in np.sum([row.pop("count") for row in rows], axis=0)]}
+        facts = {
+            "valid": [int(number) for number in np.sum([row.pop("count") for row in rows], axis=0)]
+        }
         return Block(range(len(rows)), iter(rows), {"decode": time.perf_counter() - start}, facts)
 
-    def _rows(self, part: CubePart, reader: ChunkReader, codec: CubeCodec, indices: NDArray[np.int64]) -> Iterator[dict[str, NDArray[Any]]]:
+    def _rows(
+        self, part: CubePart, reader: ChunkReader, codec: CubeCodec, indices: NDArray[np.int64]
+    ) -> Iterator[dict[str, NDArray[Any]]]:
         origins = part.places.origins(indices).astype(np.int32)
         dtype = np.uint8 if codec.codebook_size <= 256 else np.uint16
         for first in range(0, len(indices), BATCH):
@@ -142,7 +223,12 @@ class CodeLoader:
             bits = np.packbits(valid.reshape(len(some), -1), axis=1)
             counts = valid.sum(axis=(1, 2, 3))
             for at in range(len(some)):
-                yield {"codes": codes[at], "valid": bits[at], "origin": origins[first + at], "count": counts[at]}
+                yield {
+                    "codes": codes[at],
+                    "valid": bits[at],
+                    "origin": origins[first + at],
+                    "count": counts[at],
+                }
 
 
 @lru_cache(maxsize=len(LABEL_NAMES))
@@ -151,43 +237,84 @@ def _part(cube: Path, label: int) -> tuple[CubePart, ChunkReader]:
     return part, part.reader()
 
 
-def codes_recipe(warehouse: Warehouse, settings: CompressSettings) -> tuple[dict[str, Any], CubeCodec]:
+def codes_recipe(
+    warehouse: Warehouse, settings: CompressSettings
+) -> tuple[dict[str, Any], CubeCodec]:
     """What names a cube's version of codes, and its codec.
 
-    Raises TrainingError for a warehouse of pictures; StateError for a checkpoint of other features, block or fewer levels; as
-    `restore_vqvae` for one that is absent or damaged.
+    Raises TrainingError for a warehouse of pictures; StateError for a checkpoint of other features,
+    block or fewer levels; as `restore_vqvae` for one that is absent or damaged.
     """
     cube = warehouse.cube
     if cube is None:
-        raise TrainingError("this warehouse holds no cube", where=warehouse.location,
-                            remedy="build one with python -m scripts.build_zarr --build.format raster")  # fmt: skip
+        raise TrainingError(
+            "this warehouse holds no cube",
+            where=warehouse.location,
+            remedy="build one with python -m scripts.build_zarr --build.format raster",
+        )
     codec = restore_vqvae(settings.checkpoint, cube.features, settings.device)
     inner = cube.layout.inner
     if any(size % part for size, part in zip(inner, codec.block, strict=True)):
-        raise StateError("the checkpoint was trained on other blocks", where=codec.path, expected=f"divisors of {list(inner)}",
-                         found=list(codec.block), remedy="train on this cube with python -m scripts.train_vqvae")  # fmt: skip
+        raise StateError(
+            "the checkpoint was trained on other blocks",
+            where=codec.path,
+            expected=f"divisors of {list(inner)}",
+            found=list(codec.block),
+            remedy="train on this cube with python -m scripts.train_vqvae",
+        )
     levels = codec.levels if settings.levels is None else settings.levels
     if levels > codec.levels:
-        raise StateError("the checkpoint has fewer levels", where=codec.path, expected=f"at least {levels}", found=codec.levels,
-                         remedy="lower --compress.levels")  # fmt: skip
+        raise StateError(
+            "the checkpoint has fewer levels",
+            where=codec.path,
+            expected=f"at least {levels}",
+            found=codec.levels,
+            remedy="lower --compress.levels",
+        )
     source = {
-        "version": warehouse.version, "digest": warehouse.manifest.digest, "cube": cube.to_json(), "summary": warehouse.manifest.summary,
-    }  # fmt: skip
-    chosen = {"levels": levels, "shard_samples": settings.shard_samples, "rate_weight": settings.rate_weight, "paths": settings.paths}
-    recipe = {"format_version": FORMAT_VERSION, "code_version": code_version(), "format": "codes", "source": source,
-              "checkpoint": checkpoint_digest(codec), "settings": chosen}  # fmt: skip
+        "version": warehouse.version,
+        "digest": warehouse.manifest.digest,
+        "cube": cube.to_json(),
+        "summary": warehouse.manifest.summary,
+    }
+    chosen = {
+        "levels": levels,
+        "shard_samples": settings.shard_samples,
+        "rate_weight": settings.rate_weight,
+        "paths": settings.paths,
+    }
+    recipe = {
+        "format_version": FORMAT_VERSION,
+        "code_version": code_version(),
+        "format": "codes",
+        "source": source,
+        "checkpoint": checkpoint_digest(codec),
+        "settings": chosen,
+    }
     return recipe, codec
 
 
 def plan_codes(warehouse: Warehouse, settings: CompressSettings) -> tuple[BuildPlan, CodeLoader]:
-    """The build of a cube's codes and its `load`; raises what `codes_recipe` does. Takes seconds: prices and numbers are learned here."""
+    """The build of a cube's codes and its `load`; raises what `codes_recipe` does.
+
+    Takes seconds: prices and numbers are learned here.
+    """
     recipe, codec = codes_recipe(warehouse, settings)
     cube = warehouse.cube
     assert cube is not None
     inner, digest, levels = cube.layout.inner, recipe["checkpoint"], recipe["settings"]["levels"]
-    grid = tuple(size // part * cells for size, part, cells in zip(inner, codec.block, codec.grid, strict=True))
+    grid = tuple(
+        size // part * cells
+        for size, part, cells in zip(inner, codec.block, codec.grid, strict=True)
+    )
     version, key = version_name(recipe)
-    search = learned_search(codec, training_vectors(codec, warehouse), levels=levels, weight=settings.rate_weight, paths=settings.paths)
+    search = learned_search(
+        codec,
+        training_vectors(codec, warehouse),
+        levels=levels,
+        weight=settings.rate_weight,
+        paths=settings.paths,
+    )
     labels = warehouse.cube_table("split")
     splits, total = [], 0
     for label, name in enumerate(LABEL_NAMES):
@@ -195,30 +322,75 @@ def plan_codes(warehouse: Warehouse, settings: CompressSettings) -> tuple[BuildP
         if not samples:
             continue
         total += samples
-        specs = code_arrays(samples, settings.shard_samples, levels, grid, codec.codebook_size, math.prod(inner) * cube.shape[3])
+        specs = code_arrays(
+            samples,
+            settings.shard_samples,
+            levels,
+            grid,
+            codec.codebook_size,
+            math.prod(inner) * cube.shape[3],
+        )
         chunks = -(-samples // settings.shard_samples)
         payloads = tuple((label, chunk) for chunk in range(chunks))
-        # Learned anew by whoever goes on: on another machine a rounding may number codes otherwise, and then no chunk may be kept.
-        splits.append(SplitPlan(name, specs, payloads, (search.digest,) * chunks, ({},) * chunks, whole_chunks=True))
+        # Learned anew by whoever goes on: on another machine a rounding may number codes otherwise,
+        # and then no chunk may be kept.
+        splits.append(
+            SplitPlan(
+                name, specs, payloads, (search.digest,) * chunks, ({},) * chunks, whole_chunks=True
+            )
+        )
     summary = {
-        "source": warehouse.version, "checkpoint": digest, "levels": levels, "codebook_size": codec.codebook_size,
-        "inner": list(inner), "features": [feature.name for feature in cube.features], "codebook_rows": search.order.tolist(),
-    }  # fmt: skip
+        "source": warehouse.version,
+        "checkpoint": digest,
+        "levels": levels,
+        "codebook_size": codec.codebook_size,
+        "inner": list(inner),
+        "features": [feature.name for feature in cube.features],
+        "codebook_rows": search.order.tolist(),
+    }
     tools = toolchain() | {"torch": torch.__version__}
-    plan = BuildPlan(version, key, recipe, {}, tools, tuple(splits), (), total, total, (), summary, {}, contents=code_contents)
-    loader = CodeLoader(warehouse.folder, settings.checkpoint, digest, settings.device, levels, settings.shard_samples, search)
+    plan = BuildPlan(
+        version,
+        key,
+        recipe,
+        {},
+        tools,
+        tuple(splits),
+        (),
+        total,
+        total,
+        (),
+        summary,
+        {},
+        contents=code_contents,
+    )
+    loader = CodeLoader(
+        warehouse.folder,
+        settings.checkpoint,
+        digest,
+        settings.device,
+        levels,
+        settings.shard_samples,
+        search,
+    )
     return plan, loader
 
 
 def code_contents(plan: BuildPlan, results: Sequence[Any], store: Path) -> Contents:
     """What a version of codes says about itself; writes the groups' metadata."""
     source = plan.recipe["source"]
-    summary = plan.summary | {"valid": [int(n) for n in np.sum([result.facts["valid"] for result in results], axis=0)]}
+    summary = plan.summary | {
+        "valid": [int(n) for n in np.sum([result.facts["valid"] for result in results], axis=0)]
+    }
     # In the manifest alone: as attributes of every group they would weigh more than some codes.
     shown = {key: value for key, value in summary.items() if key != "codebook_rows"}
-    with consolidated(store, [split.name for split in plan.splits], {"layout": "codes", "version": plan.version}) as groups:
+    with consolidated(
+        store, [split.name for split in plan.splits], {"layout": "codes", "version": plan.version}
+    ) as groups:
         for split in plan.splits:
-            groups[split.name].attrs.update({"class_names": [], "layout": "codes", "split": split.name, "summary": shown})
+            groups[split.name].attrs.update(
+                {"class_names": [], "layout": "codes", "split": split.name, "summary": shown}
+            )
             for spec in split.specs:
                 create_array(groups[split.name], spec)
     waiting = iter(results)
@@ -226,13 +398,29 @@ def code_contents(plan: BuildPlan, results: Sequence[Any], store: Path) -> Conte
     for split in plan.splits:
         digests = [digest for _ in split.payloads for digest in next(waiting).samples]
         origins = _origins(store, split, len(digests))
-        parts.append({"split": np.full(len(digests), split.name), "index": np.arange(len(digests)), "t": origins[:, 0], "y": origins[:, 1],
-                      "x": origins[:, 2], "sha256": np.array(digests)})  # fmt: skip
-        splits[split.name] = {"samples": len(digests), "shard_samples": split.shard_samples, "chunks": len(split.payloads)}
+        parts.append(
+            {
+                "split": np.full(len(digests), split.name),
+                "index": np.arange(len(digests)),
+                "t": origins[:, 0],
+                "y": origins[:, 1],
+                "x": origins[:, 2],
+                "sha256": np.array(digests),
+            }
+        )
+        splits[split.name] = {
+            "samples": len(digests),
+            "shard_samples": split.shard_samples,
+            "chunks": len(split.payloads),
+        }
     columns = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     arrays = array_info(plan.splits[0].specs)
-    digested = [plan.recipe["checkpoint"], source["digest"], [split.name for split in plan.splits],
-                [part["sha256"].tolist() for part in parts]]  # fmt: skip
+    digested = [
+        plan.recipe["checkpoint"],
+        source["digest"],
+        [split.name for split in plan.splits],
+        [part["sha256"].tolist() for part in parts],
+    ]
     return Contents(columns, CODES_SAMPLES_SCHEMA, digested, splits, arrays, summary)
 
 
@@ -243,5 +431,10 @@ def _origins(store: Path, split: SplitPlan, samples: int) -> NDArray[np.int64]:
     spec = next(spec for spec in split.specs if spec.name == "origin")
     out = np.empty((len(split.payloads), *spec.chunk), spec.dtype)
     for chunk in range(len(out)):
-        decode_into(memoryview((store / split.name / spec.name / chunk_key(spec, chunk)).read_bytes()), out[chunk], spec.codec, True)
+        decode_into(
+            memoryview((store / split.name / spec.name / chunk_key(spec, chunk)).read_bytes()),
+            out[chunk],
+            spec.codec,
+            True,
+        )
     return out.reshape(-1, 3)[:samples].astype(np.int64)

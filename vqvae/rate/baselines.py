@@ -1,8 +1,10 @@
 """Other codecs on the same held-out values: what a VQ-VAE has to beat, each with its real bytes.
 
-All work on continuous features divided by their range, so that a mean square error is the one of rate.py. Each is charged the bits of
-`valid` too, as the codes are. Principal components are orthonormal: a quantiser's error in them is the error of the values. Bases are
-fitted on training blocks and counted apart, as a decoder is. Codecs of pictures and of arrays are in picture_codecs.py.
+All work on continuous features divided by their range, so that a mean square error is the one of
+rate.py. Each is charged the bits of `valid` too, as the codes are. Principal components are
+orthonormal: a quantiser's error in them is the error of the values. Bases are fitted on training
+blocks and counted apart, as a decoder is. Codecs of pictures and of arrays are in
+picture_codecs.py.
 """
 
 from __future__ import annotations
@@ -31,7 +33,10 @@ LEVEL_BITS = (8, 7, 6, 5, 4, 3, 2)
 BITS = (0, 1, 2, 3, 5)
 GROUP = 256
 DEAD_ZONE = 0.6
-"""Scores under this many steps become 0: at low rates cheaper than rounding at equal error (docs/log.md)."""
+"""Scores under this many steps become 0.
+
+At low rates cheaper than rounding at equal error (docs/log.md).
+"""
 MOST_COMPONENTS = 2048
 """An eigenbasis of more takes minutes."""
 WITH_DATES = "PCA over features and dates + JPEG 2000"
@@ -39,7 +44,10 @@ WITH_DATES = "PCA over features and dates + JPEG 2000"
 
 @dataclass(frozen=True)
 class Blocks:
-    """Blocks of continuous features. values: float32 [N, T, Y, X, C], scaled, 0 where missing; valid: bool, the same shape."""
+    """Blocks of continuous features. values: float32 [N, T, Y, X, C], scaled, 0 where missing.
+
+    valid: bool, the same shape.
+    """
 
     values: Array
     valid: NDArray[np.bool_]
@@ -58,7 +66,10 @@ def mask_bytes(valid: NDArray[np.bool_]) -> int:
 
 
 def baseline_points(train: Blocks, held: Blocks) -> Iterator[Coded]:
-    """Every codec that is there at every rate, one after the other; guess: float32 [N, T, Y, X, C] of `held`."""
+    """Every codec that is there at every rate, one after the other; guess.
+
+    Float32 [N, T, Y, X, C] of `held`.
+    """
     mask, absent = mask_bytes(held.valid), absent_codecs()
     for coded in _points(train, held, absent):
         yield replace(coded, bytes=coded.bytes + mask)
@@ -77,16 +88,31 @@ def _points(train: Blocks, held: Blocks, absent: dict[str, str]) -> Iterator[Cod
     filling = time.perf_counter() - start
 
     def cut(coded: Coded, seconds: float = filling) -> Coded:
-        return replace(coded, guess=held.mosaic.cut(coded.guess), encode_seconds=coded.encode_seconds + seconds)
+        return replace(
+            coded, guess=held.mosaic.cut(coded.guess), encode_seconds=coded.encode_seconds + seconds
+        )
 
     if "JPEG 2000" not in absent:
         yield from map(cut, _jpeg2000(train, laid, held.mosaic))
     smooth = held.mosaic.cut(laid)
-    yield from _pca_int8("PCA of pixels' time series + int8 + zstd", train.values, smooth, (1, 1), PIXEL_KEPT)
+    yield from _pca_int8(
+        "PCA of pixels' time series + int8 + zstd", train.values, smooth, (1, 1), PIXEL_KEPT
+    )
     patch = _patch(train.values, 4)
-    yield from _pca_int8(f"PCA of {patch} x {patch} patches + int8 + zstd", train.values, smooth, (patch, patch), KEPT)
+    yield from _pca_int8(
+        f"PCA of {patch} x {patch} patches + int8 + zstd",
+        train.values,
+        smooth,
+        (patch, patch),
+        KEPT,
+    )
     patch = _patch(train.values, 8)
-    yield from _pca_one_step(f"PCA of {patch} x {patch} patches, one step for all, + zstd", train.values, smooth, (patch, patch))
+    yield from _pca_one_step(
+        f"PCA of {patch} x {patch} patches, one step for all, + zstd",
+        train.values,
+        smooth,
+        (patch, patch),
+    )
     truth, valid = held.mosaic.lay(held.values), held.mosaic.lay(held.valid)
     # Zeros, not a smooth filling: ZFP passes over blocks of them.
     yield from (cut(each, 0.0) for each in ([] if "ZFP" in absent else zfp(truth, valid)))
@@ -97,15 +123,21 @@ def _points(train: Blocks, held: Blocks, absent: dict[str, str]) -> Iterator[Cod
 def _jpeg2000(train: Blocks, laid: Array, mosaic: Mosaic) -> Iterator[Coded]:
     count = laid.shape[3]
     yield from jpeg2000("JPEG 2000", laid, np.eye(count, dtype=np.float32))
-    yield from jpeg2000("PCA over features + JPEG 2000", laid, components(train.values.reshape(-1, count)))
+    yield from jpeg2000(
+        "PCA over features + JPEG 2000", laid, components(train.values.reshape(-1, count))
+    )
     if _no_basis_with_dates(train, mosaic) is None:
         series = train.mosaic.lay(train.values)[:, _at_every_date(train)].transpose(1, 0, 2)
-        yield from jpeg2000(WITH_DATES, laid, components(series.reshape(len(series), -1)), dates=True)
+        yield from jpeg2000(
+            WITH_DATES, laid, components(series.reshape(len(series), -1)), dates=True
+        )
 
 
 def _at_every_date(train: Blocks) -> NDArray[np.bool_]:
     """Pixels [rows, columns] that blocks of all dates cover."""
-    covered: NDArray[np.bool_] = train.mosaic.lay(np.ones((*train.values.shape[:-1], 1), bool))[..., 0].all(axis=0)
+    covered: NDArray[np.bool_] = train.mosaic.lay(np.ones((*train.values.shape[:-1], 1), bool))[
+        ..., 0
+    ].all(axis=0)
     return covered
 
 
@@ -117,32 +149,64 @@ def _no_basis_with_dates(train: Blocks, held: Mosaic) -> str | None:
     if size > MOST_COMPONENTS:
         return f"dates x features are {size} components, and a basis of more than {MOST_COMPONENTS} takes minutes"
     found = int(_at_every_date(train).sum())
-    return None if found > 2 * size else f"{found} training pixels have all dates, and {size} components want more than {2 * size}"
+    return (
+        None
+        if found > 2 * size
+        else f"{found} training pixels have all dates, and {size} components want more than {2 * size}"
+    )
 
 
 def _simple_points(blocks: Array) -> Iterator[Coded]:
     for bits in MANTISSAS:
-        yield _simple("float16, mantissa rounded, + zstd", f"{bits} of 10 bits", blocks,
-                      lambda value, bits=bits: _rounded(value.astype(np.float16), bits), lambda value: value)  # fmt: skip
+        yield _simple(
+            "float16, mantissa rounded, + zstd",
+            f"{bits} of 10 bits",
+            blocks,
+            lambda value, bits=bits: _rounded(value.astype(np.float16), bits),
+            lambda value: value,
+        )
     low, high = (getattr(blocks, each)(axis=(0, 1, 2, 3)) for each in ("min", "max"))
     for bits in LEVEL_BITS:
         step = np.maximum((high - low) / np.float32((1 << bits) - 1), np.float32(1e-9))
-        yield _simple("int8 + zstd", f"{1 << bits} levels", blocks,
-                      lambda value, step=step: np.round((value - low) / step).astype(np.uint8),
-                      lambda value, step=step: value * step + low, extra=low.nbytes + step.nbytes)  # fmt: skip
+        yield _simple(
+            "int8 + zstd",
+            f"{1 << bits} levels",
+            blocks,
+            lambda value, step=step: np.round((value - low) / step).astype(np.uint8),
+            lambda value, step=step: value * step + low,
+            extra=low.nbytes + step.nbytes,
+        )
     for bits in BITS:
-        yield _simple("bit rounding + zstd", f"{bits} bits", blocks, lambda value, bits=bits: _rounded(value, bits), lambda value: value)
+        yield _simple(
+            "bit rounding + zstd",
+            f"{bits} bits",
+            blocks,
+            lambda value, bits=bits: _rounded(value, bits),
+            lambda value: value,
+        )
 
 
 def _simple(
-    name: str, setting: str, blocks: Array, encode: Callable[[Array], Any], decode: Callable[[Any], Array], extra: int = 0
+    name: str,
+    setting: str,
+    blocks: Array,
+    encode: Callable[[Array], Any],
+    decode: Callable[[Any], Array],
+    extra: int = 0,
 ) -> Coded:
     start = time.perf_counter()
     kept = encode(blocks)
     packed = _zstd(kept)
     middle = time.perf_counter()
     guess = decode(kept).astype(np.float32)
-    return Coded(name, setting, sum(map(len, packed)) + extra, guess, middle - start, _unpacked_seconds(packed, middle))
+    return Coded(
+        name,
+        setting,
+        sum(map(len, packed)) + extra,
+        guess,
+        middle - start,
+        _unpacked_seconds(packed, middle),
+    )
 
 
 def _unpacked_seconds(packed: Sequence[bytes], start: float) -> float:
@@ -153,31 +217,51 @@ def _unpacked_seconds(packed: Sequence[bytes], start: float) -> float:
 
 
 def _zstd(rows: NDArray[Any]) -> list[bytes]:
-    """Blosc-zstd buffers of groups of rows, features apart: shuffled by bytes or by bits, whichever is smaller."""
+    """Blosc-zstd buffers of groups of rows, features apart.
+
+    Shuffled by bytes or by bits, whichever is smaller.
+    """
     size = rows.dtype.itemsize
-    parts = [np.ascontiguousarray(np.moveaxis(rows[first : first + GROUP], -1, 0)) for first in range(0, len(rows), GROUP)]
+    parts = [
+        np.ascontiguousarray(np.moveaxis(rows[first : first + GROUP], -1, 0))
+        for first in range(0, len(rows), GROUP)
+    ]
     ways = [
-        [blosc.compress(part.view(np.uint8).reshape(-1)[at : at + (1 << 30)], b"zstd", 9, shuffle, 0, size)
-         for part in parts for at in range(0, part.nbytes, 1 << 30)]
+        [
+            blosc.compress(
+                part.view(np.uint8).reshape(-1)[at : at + (1 << 30)], b"zstd", 9, shuffle, 0, size
+            )
+            for part in parts
+            for at in range(0, part.nbytes, 1 << 30)
+        ]
         for shuffle in (int(size > 1), 2)
-    ]  # fmt: skip
+    ]
     return min(ways, key=lambda way: sum(map(len, way)))
 
 
 def _rounded(value: NDArray[Any], bits: int) -> NDArray[Any]:
-    """float16 or float32 with `bits` of its mantissa kept, rounded to nearest even (Zender 2016, doi 10.5194/gmd-9-3199-2016)."""
+    """float16 or float32 with `bits` of its mantissa kept, rounded to nearest even (Zender 2016,
+    doi 10.5194/gmd-9-3199-2016).
+    """
     word, whole = (np.uint16, 10) if value.dtype == np.float16 else (np.uint32, 23)
     drop = whole - bits
     if not drop:
         return value
     raw = value.view(word)
     half = word((1 << (drop - 1)) - 1)
-    out: NDArray[Any] = ((raw + half + ((raw >> word(drop)) & word(1))) & word(np.iinfo(word).max ^ ((1 << drop) - 1))).view(value.dtype)
+    out: NDArray[Any] = (
+        (raw + half + ((raw >> word(drop)) & word(1)))
+        & word(np.iinfo(word).max ^ ((1 << drop) - 1))
+    ).view(value.dtype)
     return out
 
 
 def _patch(train: Array, most: int) -> int:
-    """Edge of patches: at most `most`, a divisor of the blocks' edges, with an eigenbasis that is small and well determined."""
+    """Edge of patches.
+
+    At most `most`, a divisor of the blocks' edges, with an eigenbasis that is small and well
+    determined.
+    """
     n, t, y, x, count = train.shape
     for edge in (8, 4, 2):
         size = t * edge * edge * count
@@ -194,7 +278,9 @@ def _basis(train: Array, patch: tuple[int, int]) -> tuple[Array, Array]:
     return components(rows), rows
 
 
-def _pca_int8(name: str, train: Array, blocks: Array, patch: tuple[int, int], kept: Sequence[int]) -> Iterator[Coded]:
+def _pca_int8(
+    name: str, train: Array, blocks: Array, patch: tuple[int, int], kept: Sequence[int]
+) -> Iterator[Coded]:
     basis, rows = _basis(train, patch)
     step = np.maximum(np.abs(rows @ basis[:, : max(kept)]).max(axis=0), 1e-6) / 127
     for number in sorted({min(number, basis.shape[1]) for number in kept}):
@@ -203,24 +289,49 @@ def _pca_int8(name: str, train: Array, blocks: Array, patch: tuple[int, int], ke
         numbers = np.clip(np.round(scores / step[:number]), -128, 127).astype(np.int8)
         packed = _zstd(numbers)
         middle = time.perf_counter()
-        guess = _unfolded((numbers * step[:number]).astype(np.float32) @ basis[:, :number].T, blocks.shape, patch)
-        yield Coded(name, f"{number} components", sum(map(len, packed)), guess, middle - start, _unpacked_seconds(packed, middle),
-                    basis[:, :number].nbytes + step[:number].nbytes)  # fmt: skip
+        guess = _unfolded(
+            (numbers * step[:number]).astype(np.float32) @ basis[:, :number].T, blocks.shape, patch
+        )
+        yield Coded(
+            name,
+            f"{number} components",
+            sum(map(len, packed)),
+            guess,
+            middle - start,
+            _unpacked_seconds(packed, middle),
+            basis[:, :number].nbytes + step[:number].nbytes,
+        )
 
 
-def _pca_one_step(name: str, train: Array, blocks: Array, patch: tuple[int, int]) -> Iterator[Coded]:
-    """All components with the step of one target error (a uniform quantiser's is step^2 / 12): weak ones become zeros."""
+def _pca_one_step(
+    name: str, train: Array, blocks: Array, patch: tuple[int, int]
+) -> Iterator[Coded]:
+    """All components with the step of one target error (a uniform quantiser's is step^2 / 12).
+
+    Weak ones become zeros.
+    """
     basis, _ = _basis(train, patch)
     for quality in COARSE:
         step = np.float32(math.sqrt(12 * 10 ** (-quality / 10)))
         start = time.perf_counter()
         scores = _folded(blocks, patch) @ basis / step
-        numbers = (np.sign(scores) * np.floor(np.abs(scores) + 1 - DEAD_ZONE)).clip(-32_768, 32_767).astype(np.int16)
+        numbers = (
+            (np.sign(scores) * np.floor(np.abs(scores) + 1 - DEAD_ZONE))
+            .clip(-32_768, 32_767)
+            .astype(np.int16)
+        )
         packed = _zstd(numbers)
         middle = time.perf_counter()
         guess = _unfolded((numbers * step).astype(np.float32) @ basis.T, blocks.shape, patch)
-        yield Coded(name, f"step of {quality:g} dB", sum(map(len, packed)), guess, middle - start, _unpacked_seconds(packed, middle),
-                    basis.nbytes)  # fmt: skip
+        yield Coded(
+            name,
+            f"step of {quality:g} dB",
+            sum(map(len, packed)),
+            guess,
+            middle - start,
+            _unpacked_seconds(packed, middle),
+            basis.nbytes,
+        )
 
 
 def _folded(blocks: Array, patch: tuple[int, int]) -> Array:
@@ -234,4 +345,8 @@ def _folded(blocks: Array, patch: tuple[int, int]) -> Array:
 def _unfolded(rows: Array, shape: Sequence[int], patch: tuple[int, int]) -> Array:
     n, t, y, x, c = shape
     py, px = patch
-    return rows.reshape(n, y // py, x // px, t, py, px, c).transpose(0, 3, 1, 4, 2, 5, 6).reshape(n, t, y, x, c)
+    return (
+        rows.reshape(n, y // py, x // px, t, py, px, c)
+        .transpose(0, 3, 1, 4, 2, 5, 6)
+        .reshape(n, t, y, x, c)
+    )

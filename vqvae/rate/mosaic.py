@@ -1,7 +1,9 @@
-"""Blocks of a cube laid out as pictures, so that codecs of pictures see more than one block at a time.
+"""Blocks of a cube laid out as pictures, so that codecs of pictures see more than one block at a
+time.
 
-Label blocks lie below each other, as wide as one: no two columns meet that are no neighbours, rows do only where one block ends. Dates
-are an axis of their own. Given up: neighbours across label blocks of one split, which are few.
+Label blocks lie below each other, as wide as one: no two columns meet that are no neighbours, rows
+do only where one block ends. Dates are an axis of their own. Given up: neighbours across label
+blocks of one split, which are few.
 """
 
 from __future__ import annotations
@@ -16,18 +18,28 @@ __all__ = ["Mosaic", "filled"]
 
 
 class Mosaic:
-    """[time, rows, columns] of blocks. origins: int64 [N, 3] of inner chunks; inner, block: (time, y, x) in voxels.
+    """[time, rows, columns] of blocks. origins: int64 [N, 3] of inner chunks; inner, block: (time,
+    y, x) in voxels.
 
     times: first dates of the inner chunks there are, int64, ascending.
     """
 
-    def __init__(self, origins: NDArray[np.int64], inner: Sequence[int], block: Sequence[int]) -> None:
+    def __init__(
+        self, origins: NDArray[np.int64], inner: Sequence[int], block: Sequence[int]
+    ) -> None:
         self.inner = tuple(inner)
         where = origins[:, 1:] // np.array(block[1:])
         _, number = np.unique(where, axis=0, return_inverse=True)
         self.times, step = np.unique(origins[:, 0], return_inverse=True)
         inside = origins[:, 1:] % np.array(block[1:])
-        self.corners = np.stack([step.reshape(-1) * inner[0], number.reshape(-1) * block[1] + inside[:, 0], inside[:, 1]], axis=1)
+        self.corners = np.stack(
+            [
+                step.reshape(-1) * inner[0],
+                number.reshape(-1) * block[1] + inside[:, 0],
+                inside[:, 1],
+            ],
+            axis=1,
+        )
         self.block_rows = int(block[1])
         self.shape = (len(self.times) * inner[0], (int(number.max()) + 1) * block[1], int(block[2]))
 
@@ -48,10 +60,11 @@ class Mosaic:
 
 
 def filled(values: NDArray[np.float32], valid: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """values, valid: [time, rows, columns, C]; missing values replaced by means of ever wider surroundings in their plane (push-pull).
+    """values, valid: [time, rows, columns, C]; missing values replaced by means of ever wider
+    surroundings in their plane (push-pull).
 
-    What stands there is free to choose, and a smooth continuation costs a codec of pictures less than a hole with sharp edges. Planes
-    without any valid value become 0.
+    What stands there is free to choose, and a smooth continuation costs a codec of pictures less
+    than a hole with sharp edges. Planes without any valid value become 0.
     """
     if valid.all() or max(values.shape[1:3]) == 1:
         return np.where(valid, values, 0).astype(np.float32)
@@ -60,7 +73,9 @@ def filled(values: NDArray[np.float32], valid: NDArray[np.bool_]) -> NDArray[np.
 
     def sums(part: NDArray[Any]) -> NDArray[np.float32]:
         whole = np.pad(part, even).astype(np.float32)
-        out: NDArray[np.float32] = whole.reshape(time, whole.shape[1] // 2, 2, whole.shape[2] // 2, 2, count).sum(axis=(2, 4))
+        out: NDArray[np.float32] = whole.reshape(
+            time, whole.shape[1] // 2, 2, whole.shape[2] // 2, 2, count
+        ).sum(axis=(2, 4))
         return out
 
     number = sums(valid)

@@ -1,11 +1,14 @@
-"""JPEG 2000, ZFP and SZ3 on mosaics of held-out blocks, each with the layout and mode that served it best on NAIP (docs/log.md).
+"""JPEG 2000, ZFP and SZ3 on mosaics of held-out blocks, each with the layout and mode that served
+it best on NAIP (docs/log.md).
 
-JPEG 2000 (Pillow's OpenJPEG, irreversible 9-7 wavelet, 16 bits): all dates and components below each other in one codestream. One
-stream has one header, and its rate allocation cuts all components where the error falls equally fast a byte: on NAIP worth 0.5 to 2 dB
-against a stream a component at one error each. Components are features, principal components of features, or of features and dates.
-ZFP (zfpy, fixed accuracy) and SZ3 (pysz, absolute error bound): layouts of 2, 3 and 4 dimensions and the predictors of SZ3 are all
-tried, what another setting beats at no more bytes is dropped. Both are optional, and what is not there is named with the reason.
-None of these streams can be decoded by block, as the codes of a VQ-VAE can.
+JPEG 2000 (Pillow's OpenJPEG, irreversible 9-7 wavelet, 16 bits): all dates and components below
+each other in one codestream. One stream has one header, and its rate allocation cuts all components
+where the error falls equally fast a byte: on NAIP worth 0.5 to 2 dB against a stream a component at
+one error each. Components are features, principal components of features, or of features and dates.
+ZFP (zfpy, fixed accuracy) and SZ3 (pysz, absolute error bound): layouts of 2, 3 and 4 dimensions
+and the predictors of SZ3 are all tried, what another setting beats at no more bytes is dropped.
+Both are optional, and what is not there is named with the reason. None of these streams can be
+decoded by block, as the codes of a VQ-VAE can.
 """
 
 from __future__ import annotations
@@ -36,7 +39,8 @@ STREAM_PIXELS = 1 << 26
 class Coded:
     """One codec at one rate. guess: float32, the values decoded, in the shape of what was encoded.
 
-    bytes: of everything that belongs to these values; apart: of what was learnt from training blocks, such as a basis.
+    bytes: of everything that belongs to these values; apart: of what was learnt from training
+    blocks, such as a basis.
     """
 
     codec: str
@@ -55,21 +59,32 @@ def absent_codecs() -> dict[str, str]:
     out = {}
     for codec, module in (("ZFP", "zfpy"), ("SZ3", "pysz")):
         if importlib.util.find_spec(module) is None:
-            out[codec] = f"the package {module} is not installed: pip install 'tensor-warehouse[codecs]'"
+            out[codec] = (
+                f"the package {module} is not installed: pip install 'tensor-warehouse[codecs]'"
+            )
     if not features.check_codec("jpg_2000"):
         out["JPEG 2000"] = "this Pillow was built without OpenJPEG"
     return out
 
 
-def front(makers: Sequence[Callable[[], Coded]], truth: Array, valid: NDArray[np.bool_]) -> Iterator[Coded]:
+def front(
+    makers: Sequence[Callable[[], Coded]], truth: Array, valid: NDArray[np.bool_]
+) -> Iterator[Coded]:
     """The points that no other beats in bytes and in mean square error over valid values, by bytes.
 
-    Each maker is called once, those of the points kept once more: no two decoded arrays are held at a time.
+    Each maker is called once, those of the points kept once more: no two decoded arrays are held at
+    a time.
     """
     tried = []
     for at, make in enumerate(makers):
         point = make()
-        tried.append((point.bytes, float(np.square((point.guess - truth)[valid], dtype=np.float64).mean()), at))
+        tried.append(
+            (
+                point.bytes,
+                float(np.square((point.guess - truth)[valid], dtype=np.float64).mean()),
+                at,
+            )
+        )
     least = np.inf
     for _, error, at in sorted(tried):
         if error < least:
@@ -78,12 +93,20 @@ def front(makers: Sequence[Callable[[], Coded]], truth: Array, valid: NDArray[np
 
 
 def row_parts(planes: NDArray[Any], axis: int) -> list[NDArray[Any]]:
-    """Consecutive parts along the axis of rows, each of about STREAM_PIXELS at most: a picture each."""
-    return np.array_split(planes, min(planes.shape[axis], -(-planes.size // STREAM_PIXELS)), axis=axis)
+    """Consecutive parts along the axis of rows, each of about STREAM_PIXELS at most.
+
+    A picture each.
+    """
+    return np.array_split(
+        planes, min(planes.shape[axis], -(-planes.size // STREAM_PIXELS)), axis=axis
+    )
 
 
 def jpeg2000(name: str, laid: Array, basis: Array, *, dates: bool = False) -> Iterator[Coded]:
-    """laid: [time, rows, columns, C]. basis: orthonormal [C, C]; with `dates` [time * C, time * C], over dates and features at once."""
+    """laid: [time, rows, columns, C]. basis: orthonormal [C, C].
+
+    With `dates` [time * C, time * C], over dates and features at once.
+    """
     time_steps, rows, columns, count = laid.shape
 
     def planes_of(values: Array) -> Array:
@@ -91,11 +114,17 @@ def jpeg2000(name: str, laid: Array, basis: Array, *, dates: bool = False) -> It
         if dates:
             joint = values.transpose(1, 2, 0, 3).reshape(rows, columns, -1) @ basis
             return np.ascontiguousarray(joint.transpose(2, 0, 1))
-        return np.ascontiguousarray((values @ basis).transpose(3, 0, 1, 2)).reshape(-1, rows, columns)
+        return np.ascontiguousarray((values @ basis).transpose(3, 0, 1, 2)).reshape(
+            -1, rows, columns
+        )
 
     def values_of(planes: Array) -> Array:
         if dates:
-            return (planes.transpose(1, 2, 0) @ basis.T).reshape(rows, columns, time_steps, count).transpose(2, 0, 1, 3)
+            return (
+                (planes.transpose(1, 2, 0) @ basis.T)
+                .reshape(rows, columns, time_steps, count)
+                .transpose(2, 0, 1, 3)
+            )
         return planes.reshape(count, time_steps, rows, columns).transpose(1, 2, 3, 0) @ basis.T
 
     apart = 0 if np.array_equal(basis, np.eye(len(basis))) else basis.nbytes
@@ -106,10 +135,24 @@ def jpeg2000(name: str, laid: Array, basis: Array, *, dates: bool = False) -> It
         parts = row_parts(planes, axis=1)
         streams = [_encode_j2k(part, scale, quality) for part in parts]
         middle = time.perf_counter()
-        back = np.concatenate([_decode_j2k(stream, scale, part.shape) for stream, part in zip(streams, parts, strict=True)], axis=1)
+        back = np.concatenate(
+            [
+                _decode_j2k(stream, scale, part.shape)
+                for stream, part in zip(streams, parts, strict=True)
+            ],
+            axis=1,
+        )
         guess = values_of(back).astype(np.float32)
         size = sum(map(len, streams))
-        yield Coded(name, f"{quality:g} dB", size, guess, middle - start, time.perf_counter() - middle, apart)
+        yield Coded(
+            name,
+            f"{quality:g} dB",
+            size,
+            guess,
+            middle - start,
+            time.perf_counter() - middle,
+            apart,
+        )
 
 
 def _encode_j2k(planes: Array, scale: float, quality: float) -> bytes:
@@ -118,9 +161,21 @@ def _encode_j2k(planes: Array, scale: float, quality: float) -> bytes:
 
     # OpenJPEG's fixed quality is against the peak of the 16 bits; 0 and less would mean none lost.
     decibel = max(1.0, float(quality + 20 * np.log10(65_535 / scale)))
-    stack = (np.round(planes * scale) + 32_768).clip(0, 65_535).astype(np.uint16).reshape(-1, planes.shape[2])
+    stack = (
+        (np.round(planes * scale) + 32_768)
+        .clip(0, 65_535)
+        .astype(np.uint16)
+        .reshape(-1, planes.shape[2])
+    )
     buffer = io.BytesIO()
-    Image.fromarray(stack).save(buffer, "JPEG2000", irreversible=True, no_jp2=True, quality_mode="dB", quality_layers=[decibel])
+    Image.fromarray(stack).save(
+        buffer,
+        "JPEG2000",
+        irreversible=True,
+        no_jp2=True,
+        quality_mode="dB",
+        quality_layers=[decibel],
+    )
     return buffer.getvalue()
 
 
@@ -128,18 +183,33 @@ def _decode_j2k(stream: bytes, scale: float, shape: Sequence[int]) -> Array:
     from PIL import Image
 
     with Image.open(io.BytesIO(stream)) as picture:
-        out: Array = ((np.asarray(picture).astype(np.float32) - 32_768) / np.float32(scale)).reshape(shape)
+        out: Array = (
+            (np.asarray(picture).astype(np.float32) - 32_768) / np.float32(scale)
+        ).reshape(shape)
     return out
 
 
 def _layouts(laid: Array) -> dict[str, tuple[int, ...]]:
-    """Shapes to code [C, time, rows, columns] in: planes below each other, planes as a stack, all axes."""
+    """Shapes to code [C, time, rows, columns] in.
+
+    Planes below each other, planes as a stack, all axes.
+    """
     time_steps, rows, columns, count = laid.shape
-    return {"2D": (count * time_steps * rows, columns), "3D": (count * time_steps, rows, columns), "4D": (count, time_steps, rows, columns)}
+    return {
+        "2D": (count * time_steps * rows, columns),
+        "3D": (count * time_steps, rows, columns),
+        "4D": (count, time_steps, rows, columns),
+    }
 
 
-def _coded(codec: str, setting: str, laid: Array, shape: Sequence[int], encode: Callable[[Array], Any],
-           decode: Callable[[Any], Array]) -> Coded:  # fmt: skip
+def _coded(
+    codec: str,
+    setting: str,
+    laid: Array,
+    shape: Sequence[int],
+    encode: Callable[[Array], Any],
+    decode: Callable[[Any], Array],
+) -> Coded:
     start = time.perf_counter()
     packed = encode(np.ascontiguousarray(laid.transpose(3, 0, 1, 2)).reshape(shape))
     middle = time.perf_counter()
@@ -148,15 +218,33 @@ def _coded(codec: str, setting: str, laid: Array, shape: Sequence[int], encode: 
 
 
 def zfp(laid: Array, valid: NDArray[np.bool_]) -> Iterator[Coded]:
-    """laid, valid: [time, rows, columns, C]. Fixed accuracy: fixed rate spends as much on a lake as on a town."""
+    """laid, valid: [time, rows, columns, C].
+
+    Fixed accuracy: fixed rate spends as much on a lake as on a town.
+    """
     import zfpy
 
     def make(layout: str, shape: tuple[int, ...], tolerance: float) -> Coded:
         setting = f"{layout}, tolerance {tolerance:g}"
-        return _coded("ZFP", setting, laid, shape, lambda value: zfpy.compress_numpy(value, tolerance=tolerance), zfpy.decompress_numpy)
+        return _coded(
+            "ZFP",
+            setting,
+            laid,
+            shape,
+            lambda value: zfpy.compress_numpy(value, tolerance=tolerance),
+            zfpy.decompress_numpy,
+        )
 
     shapes = _layouts(laid)
-    return front([partial(make, layout, shapes[layout], tolerance) for layout in shapes for tolerance in TOLERANCES], laid, valid)
+    return front(
+        [
+            partial(make, layout, shapes[layout], tolerance)
+            for layout in shapes
+            for tolerance in TOLERANCES
+        ],
+        laid,
+        valid,
+    )
 
 
 def sz3(laid: Array, valid: NDArray[np.bool_]) -> Iterator[Coded]:
@@ -164,14 +252,28 @@ def sz3(laid: Array, valid: NDArray[np.bool_]) -> Iterator[Coded]:
     import pysz
 
     kinds = pysz.szAlgorithm
-    ways = [("2D", "interpolation", kinds.INTERP), ("2D", "interpolation or Lorenzo", kinds.INTERP_LORENZO),
-            ("2D", "Lorenzo and regression", kinds.LORENZO_REG), ("4D", "Lorenzo and regression", kinds.LORENZO_REG)]  # fmt: skip
+    ways = [
+        ("2D", "interpolation", kinds.INTERP),
+        ("2D", "interpolation or Lorenzo", kinds.INTERP_LORENZO),
+        ("2D", "Lorenzo and regression", kinds.LORENZO_REG),
+        ("4D", "Lorenzo and regression", kinds.LORENZO_REG),
+    ]
 
     def make(layout: str, text: str, algorithm: int, bound: float) -> Coded:
         shape = _layouts(laid)[layout]
         config = pysz.szConfig(*shape)
-        config.errorBoundMode, config.absErrorBound, config.cmprAlgo = pysz.szErrorBoundMode.ABS, bound, algorithm
-        return _coded("SZ3", f"{layout}, {text}, bound {bound:g}", laid, shape, lambda value: pysz.sz.compress(value, config)[0],
-                      lambda packed: pysz.sz.decompress(packed, np.float32, shape)[0])  # fmt: skip
+        config.errorBoundMode, config.absErrorBound, config.cmprAlgo = (
+            pysz.szErrorBoundMode.ABS,
+            bound,
+            algorithm,
+        )
+        return _coded(
+            "SZ3",
+            f"{layout}, {text}, bound {bound:g}",
+            laid,
+            shape,
+            lambda value: pysz.sz.compress(value, config)[0],
+            lambda packed: pysz.sz.decompress(packed, np.float32, shape)[0],
+        )
 
     return front([partial(make, *way, bound) for way in ways for bound in BOUNDS], laid, valid)

@@ -1,7 +1,8 @@
 """Files that survive a power cut, and the lock of a version being built.
 
-Every write goes to a temporary name in the same folder, is fsynced, renamed, and its folder fsynced: after a crash a name holds
-the whole new content or the whole old one. Zarr's own LocalStore renames but never fsyncs.
+Every write goes to a temporary name in the same folder, is fsynced, renamed, and its folder
+fsynced: after a crash a name holds the whole new content or the whole old one. Zarr's own
+LocalStore renames but never fsyncs.
 """
 
 from __future__ import annotations
@@ -23,13 +24,25 @@ from warehouse.errors import LockedError
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["DurableFile", "exchange", "fsync_folder", "fsync_tree", "lock", "remove_tree", "replace", "write_bytes"]
+__all__ = [
+    "DurableFile",
+    "exchange",
+    "fsync_folder",
+    "fsync_tree",
+    "lock",
+    "remove_tree",
+    "replace",
+    "write_bytes",
+]
 
 TEMP_SUFFIX = ".part"
 
 
 class DurableFile:
-    """A file being written under a temporary name; `commit` makes it durable under its own. Counts bytes, hashes them on the way."""
+    """A file being written under a temporary name; `commit` makes it durable under its own.
+
+    Counts bytes, hashes them on the way.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -82,7 +95,9 @@ def replace(source: Path, target: Path) -> None:
 
 
 def exchange(one: Path, other: Path) -> None:
-    """Swap two folders of one file system so that both names hold something at every moment, where the kernel can (Linux)."""
+    """Swap two folders of one file system so that both names hold something at every moment, where
+    the kernel can (Linux).
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     swap = getattr(libc, "renameat2", None)
     here, both = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
@@ -105,7 +120,10 @@ def fsync_folder(path: Path) -> None:
 
 
 def fsync_tree(root: Path) -> None:
-    """Make every folder entry below `root` durable; files are fsynced when written, except zarr.json, fsynced here."""
+    """Make every folder entry below `root` durable.
+
+    Files are fsynced when written, except zarr.json, fsynced here.
+    """
     for folder, _, names in os.walk(root, topdown=False):
         for name in names:
             if name == "zarr.json":
@@ -125,7 +143,10 @@ def remove_tree(path: Path) -> None:
 
 @contextlib.contextmanager
 def lock(path: Path, *, wait_s: float = 0.0) -> Iterator[None]:
-    """Hold the lock file `path` or, after `wait_s`, raise LockedError naming the holder. The kernel frees a killed process's lock."""
+    """Hold the lock file `path` or, after `wait_s`, raise LockedError naming the holder.
+
+    The kernel frees a killed process's lock.
+    """
     if sys.platform == "win32":  # one builder at a time is then the user's care, as the README says
         yield
         return

@@ -1,7 +1,8 @@
 """The manifest, the version's name and the tables beside the store: what makes a version checkable.
 
-Chain of trust: the folder's name is the recipe's hash; the manifest holds its own digest and the tables' sha256; files.parquet
-holds every data file's size, sha256 and seal. Nothing in them differs from run to run, and no path in them is absolute.
+Chain of trust: the folder's name is the recipe's hash; the manifest holds its own digest and the
+tables' sha256; files.parquet holds every data file's size, sha256 and seal. Nothing in them differs
+from run to run, and no path in them is absolute.
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ _REMEDY = "a published version never changes; build it again with --build.if_exi
 
 
 class Manifest(BaseModel):
-    """manifest.json. `digest`: sha256 of the decoded content, the same for every codec and stored chunk.
-    `cube`: warehouse/layouts/cube_geometry.py."""
+    """manifest.json. `digest`: sha256 of the decoded content, the same for every codec and stored
+    chunk. `cube`: warehouse/layouts/cube_geometry.py."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -80,7 +81,9 @@ class Manifest(BaseModel):
 
 def canonical(data: Any) -> bytes:
     """JSON with sorted keys and no spare blanks: what is hashed."""
-    return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    return json.dumps(
+        data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode()
 
 
 def version_name(recipe: dict[str, Any]) -> tuple[str, str]:
@@ -105,13 +108,17 @@ def toolchain() -> dict[str, str]:
     """Versions of what decides the encoded bytes."""
     from importlib.metadata import version
 
-    return {name: version(name) for name in ("numcodecs", "numpy", "pyarrow", "zarr")} | {"format": str(FORMAT_VERSION)}
+    return {name: version(name) for name in ("numcodecs", "numpy", "pyarrow", "zarr")} | {
+        "format": str(FORMAT_VERSION)
+    }
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     data = manifest.model_dump(mode="json")
     data["manifest_sha256"] = hashlib.sha256(canonical(data)).hexdigest()
-    durable.write_bytes(folder / MANIFEST, json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False).encode())
+    durable.write_bytes(
+        folder / MANIFEST, json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False).encode()
+    )
 
 
 def read_manifest(folder: Location) -> Manifest:
@@ -124,11 +131,17 @@ def read_manifest(folder: Location) -> Manifest:
             if path.is_symlink() or not path.is_file():
                 raise FileNotFoundError
             if path.stat().st_size > MAX_MANIFEST_BYTES:
-                raise CorruptError("the manifest is too large", where=path, expected=f"at most {MAX_MANIFEST_BYTES} bytes")
+                raise CorruptError(
+                    "the manifest is too large",
+                    where=path,
+                    expected=f"at most {MAX_MANIFEST_BYTES} bytes",
+                )
             raw = path.read_bytes()
     except OSError:
         raise NotAWarehouseError(
-            "no manifest here", where=path, remedy="build it with python -m scripts.build_zarr --build.if_exists clear"
+            "no manifest here",
+            where=path,
+            remedy="build it with python -m scripts.build_zarr --build.if_exists clear",
         ) from None
     try:
         data = json.loads(raw)
@@ -136,11 +149,24 @@ def read_manifest(folder: Location) -> Manifest:
         expected = hashlib.sha256(canonical(data)).hexdigest()
         if found != expected:
             raise CorruptError(
-                "the manifest was changed after publishing", where=path, expected=expected[:12], found=str(found)[:12], remedy=_REMEDY
+                "the manifest was changed after publishing",
+                where=path,
+                expected=expected[:12],
+                found=str(found)[:12],
+                remedy=_REMEDY,
             )
         manifest = Manifest(**data)
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError, ValidationError) as error:
-        raise CorruptError("the manifest does not parse", where=path, found=f"{error}"[:160], remedy=_REMEDY) from None
+    except (
+        ValueError,
+        KeyError,
+        AttributeError,
+        TypeError,
+        RecursionError,
+        ValidationError,
+    ) as error:
+        raise CorruptError(
+            "the manifest does not parse", where=path, found=f"{error}"[:160], remedy=_REMEDY
+        ) from None
     if manifest.format_version != FORMAT_VERSION:
         raise CorruptError(
             "the version has another format",
@@ -151,9 +177,21 @@ def read_manifest(folder: Location) -> Manifest:
         )
     name, key = version_name(manifest.recipe)
     if VERSION_NAME.fullmatch(folder.name) and folder.name != name:
-        raise CorruptError("a version folder holds another version", where=folder, expected=folder.name, found=name, remedy=_REMEDY)
+        raise CorruptError(
+            "a version folder holds another version",
+            where=folder,
+            expected=folder.name,
+            found=name,
+            remedy=_REMEDY,
+        )
     if (name, key) != (manifest.version, manifest.key):
-        raise CorruptError("the recipe does not give the version's name", where=path, expected=name, found=manifest.version, remedy=_REMEDY)
+        raise CorruptError(
+            "the recipe does not give the version's name",
+            where=path,
+            expected=name,
+            found=manifest.version,
+            remedy=_REMEDY,
+        )
     return manifest
 
 
@@ -163,31 +201,50 @@ def sha256_file(path: Path) -> str:
 
 
 def write_table(path: Path, columns: Mapping[str, Any], schema: pa.Schema) -> str:
-    """Write a Parquet table durably; its sha256. The same columns give the same bytes with one pyarrow release."""
+    """Write a Parquet table durably; its sha256.
+
+    The same columns give the same bytes with one pyarrow release.
+    """
     table = pa.table(dict(columns), schema=schema)
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", row_group_size=1 << 16, write_page_checksum=True)
+    pq.write_table(
+        table, sink, compression="zstd", row_group_size=1 << 16, write_page_checksum=True
+    )
     data = sink.getvalue().to_pybytes()
     durable.write_bytes(path, data)
     return hashlib.sha256(data).hexdigest()
 
 
-def read_table(folder: Location, manifest: Manifest, name: str, columns: list[str] | None = None) -> pa.Table:
-    """A table of a version, its sha256 checked against the manifest. Raises CorruptError naming the file."""
+def read_table(
+    folder: Location, manifest: Manifest, name: str, columns: list[str] | None = None
+) -> pa.Table:
+    """A table of a version, its sha256 checked against the manifest.
+
+    Raises CorruptError naming the file.
+    """
     with open_table(folder, manifest, name) as table:
         return table.read(columns)
 
 
 @contextmanager
 def open_table(folder: Location, manifest: Manifest, name: str) -> Iterator[pq.ParquetFile]:
-    """The same without reading it: a local table's row groups are read as they are asked for. `array` comes dictionary-encoded."""
+    """The same without reading it: a local table's row groups are read as they are asked for.
+
+    `array` comes dictionary-encoded.
+    """
     path = folder / name
     with ExitStack() as stack:
         try:
-            file: Any = stack.enter_context(open(path, "rb")) if isinstance(path, Path) else io.BytesIO(path.read_bytes())
+            file: Any = (
+                stack.enter_context(open(path, "rb"))
+                if isinstance(path, Path)
+                else io.BytesIO(path.read_bytes())
+            )
             found = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
-            raise CorruptError("a table is missing", where=path, found=error.strerror, remedy=_REMEDY) from None
+            raise CorruptError(
+                "a table is missing", where=path, found=error.strerror, remedy=_REMEDY
+            ) from None
         if found != manifest.tables.get(name):
             raise CorruptError(
                 "a table was changed after publishing",
@@ -196,14 +253,31 @@ def open_table(folder: Location, manifest: Manifest, name: str) -> Iterator[pq.P
                 remedy=_REMEDY,
             )
         file.seek(0)
-        yield stack.enter_context(pq.ParquetFile(file, read_dictionary=["array"] if name == FILES else None))
+        yield stack.enter_context(
+            pq.ParquetFile(file, read_dictionary=["array"] if name == FILES else None)
+        )
 
 
 def safe_relative(name: str, where: Location) -> PurePosixPath:
-    """A path of a table as one below its folder. Raises CorruptError for absolute paths, `..`, NUL and over-long names."""
+    """A path of a table as one below its folder.
+
+    Raises CorruptError for absolute paths, `..`, NUL and over-long names.
+    """
     path = PurePosixPath(name)
-    if not name or path.is_absolute() or ".." in path.parts or "\0" in name or "\\" in name or len(name) > 1024:
-        raise CorruptError("a path in a table leads out of the version", where=where, found=f"{name[:80]!r}", remedy=_REMEDY)
+    if (
+        not name
+        or path.is_absolute()
+        or ".." in path.parts
+        or "\0" in name
+        or "\\" in name
+        or len(name) > 1024
+    ):
+        raise CorruptError(
+            "a path in a table leads out of the version",
+            where=where,
+            found=f"{name[:80]!r}",
+            remedy=_REMEDY,
+        )
     return path
 
 
@@ -217,4 +291,7 @@ FILES_SCHEMA = pa.schema(
         ("seal", pa.uint32()),
     ]
 )
-"""path: below the version folder. array ("train/image"), chunk and seal are null for zarr.json files."""
+"""path.
+
+Below the version folder. array ("train/image"), chunk and seal are null for zarr.json files.
+"""

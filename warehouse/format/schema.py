@@ -1,7 +1,7 @@
 """The recipe of a build and the arrays it writes: settings, array layout, dimension names, codecs.
 
-A layout is a pure function of (settings, sample count): two builders with the same recipe write the same chunks, for any
-number of workers. Nothing here touches a file.
+A layout is a pure function of (settings, sample count): two builders with the same recipe write the
+same chunks, for any number of workers. Nothing here touches a file.
 """
 
 from __future__ import annotations
@@ -38,7 +38,10 @@ CROWD, DIFFICULT, TRUNCATED, CLIPPED = 1, 2, 4, 8
 IGNORED = CROWD | DIFFICULT
 """Boxes with any of these flags are left out of loss and AP."""
 GEOMETRY = ("scale_x", "scale_y", "pad_x", "pad_y", "raw_width", "raw_height")
-"""The columns of `letterbox`: canvas = source * scale + pad, in pixels; raw size after EXIF orientation."""
+"""The columns of `letterbox`: canvas = source * scale + pad, in pixels.
+
+Raw size after EXIF orientation.
+"""
 MASK_PADDING = 255
 """In `mask`, where the canvas shows no picture."""
 BOXLESS = frozenset({"folder", "classes", "masks"})
@@ -51,7 +54,9 @@ SPLIT_NAMES = ("train", "val", "test")
 class Section(BaseModel):
     """One section of `config.yaml`: frozen, unknown keys refused, checked on construction."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
+    )
 
 
 class BuildSettings(Section):
@@ -90,7 +95,9 @@ class BuildSettings(Section):
     @classmethod
     def _size_is_sane(cls, value: tuple[int, int]) -> tuple[int, int]:
         if not all(8 <= side <= 16_384 for side in value):
-            raise ValueError(f"both sides (H, W) must be between 8 and 16384 pixels, not {list(value)}")
+            raise ValueError(
+                f"both sides (H, W) must be between 8 and 16384 pixels, not {list(value)}"
+            )
         return value
 
     @field_validator("splits")
@@ -98,16 +105,24 @@ class BuildSettings(Section):
     def _shares_add_up(cls, value: dict[str, float]) -> dict[str, float]:
         unknown = sorted(set(value) - set(SPLIT_NAMES))
         if unknown:
-            raise ValueError(f"unknown split {unknown[0]!r}; known ones are {', '.join(SPLIT_NAMES)}")
-        if any(share < 0 for share in value.values()) or not math.isclose(sum(value.values()), 1.0, abs_tol=1e-6):
+            raise ValueError(
+                f"unknown split {unknown[0]!r}; known ones are {', '.join(SPLIT_NAMES)}"
+            )
+        if any(share < 0 for share in value.values()) or not math.isclose(
+            sum(value.values()), 1.0, abs_tol=1e-6
+        ):
             raise ValueError(f"shares must be non-negative and add up to 1, not {value}")
         return value
 
     @field_validator("mask_values")
     @classmethod
     def _mask_values_fit(cls, value: dict[int, int]) -> dict[int, int]:
-        if not value or not all(0 <= found <= 255 and 0 <= index < MASK_PADDING for found, index in value.items()):
-            raise ValueError(f"maps values 0..255 of the mask files to classes 0..{MASK_PADDING - 1}, not {value}")
+        if not value or not all(
+            0 <= found <= 255 and 0 <= index < MASK_PADDING for found, index in value.items()
+        ):
+            raise ValueError(
+                f"maps values 0..255 of the mask files to classes 0..{MASK_PADDING - 1}, not {value}"
+            )
         return value
 
     @field_validator("classes")
@@ -128,8 +143,13 @@ class BuildSettings(Section):
         return value
 
     def content(self) -> dict[str, Any]:
-        """The settings that decide what is written: part of the version key. Thresholds, paths and workers are not."""
-        return {key: value for key, value in self.model_dump(mode="json").items() if key in CONTENT_KEYS}
+        """The settings that decide what is written: part of the version key.
+
+        Thresholds, paths and workers are not.
+        """
+        return {
+            key: value for key, value in self.model_dump(mode="json").items() if key in CONTENT_KEYS
+        }
 
 
 CONTENT_KEYS = frozenset(
@@ -157,8 +177,8 @@ CONTENT_KEYS = frozenset(
 class Codec:
     """One inner chunk's codecs: `bytes` (little endian), optional Blosc, `crc32c`.
 
-    blocksize 0 lets Blosc choose; a whole picture in one block decoded 3% faster than the default (docs/log.md).
-    shuffle: none, by bytes, or (2) by bits.
+    blocksize 0 lets Blosc choose; a whole picture in one block decoded 3% faster than the default
+    (docs/log.md). shuffle: none, by bytes, or (2) by bits.
     """
 
     cname: Literal["lz4", "lz4hc", "zstd"] | None = "lz4"
@@ -170,10 +190,12 @@ class Codec:
 
 @dataclass(frozen=True, slots=True)
 class ArraySpec:
-    """One Zarr array: `chunk` is the stored chunk's shape; `inner` the inner chunk's, or None for a plain, unsharded array.
+    """One Zarr array: `chunk` is the stored chunk's shape; `inner` the inner chunk's, or None for a
+    plain, unsharded array.
 
-    grid: stored chunks along each dimension of the array on disk, where that is cut along others than `sample` (cubes).
-    A sharded sample is one inner chunk, or `parts` of them side by side along its last axis; the last part may reach beyond it.
+    grid: stored chunks along each dimension of the array on disk, where that is cut along others
+    than `sample` (cubes). A sharded sample is one inner chunk, or `parts` of them side by side
+    along its last axis; the last part may reach beyond it.
     """
 
     name: str
@@ -198,21 +220,30 @@ class ArraySpec:
 
 
 def shard_samples(samples: int, sample_bytes: int, wanted: int | None = None) -> int:
-    """Samples of a stored chunk: 128 MiB of them, at most ceil(samples / 8) and at least 64, unless `wanted` says otherwise."""
+    """Samples of a stored chunk.
+
+    128 MiB of them, at most ceil(samples / 8) and at least 64, unless `wanted` says otherwise.
+    """
     if wanted is not None:
         return wanted
     return max(MIN_SHARD_SAMPLES, min(CHUNK_BYTES // max(1, sample_bytes), -(-samples // 8)))
 
 
 def image_codec(compressor: str, dtype: str, row_bytes: int) -> Codec:
-    """uint8 pictures are not shuffled (shuffling 1-byte items does nothing); floats are, by their item size."""
+    """uint8 pictures are not shuffled (shuffling 1-byte items does nothing).
+
+    Floats are, by their item size.
+    """
     itemsize = np.dtype(dtype).itemsize
     cname: Any = None if compressor == "none" else compressor
     return Codec(cname, 5 if cname == "lz4hc" else 9, itemsize > 1, itemsize, row_bytes)
 
 
-def picture_arrays(samples: int, settings: BuildSettings, source_format: str | None = None) -> list[ArraySpec]:
-    """The arrays of one split of pictures, all with the same stored-chunk length. Sharded by sample: `image` and `mask`.
+def picture_arrays(
+    samples: int, settings: BuildSettings, source_format: str | None = None
+) -> list[ArraySpec]:
+    """The arrays of one split of pictures, all with the same stored-chunk length. Sharded by
+    sample: `image` and `mask`.
 
     source_format: `classes` adds `target`, `masks` adds `mask`.
     """
@@ -236,21 +267,58 @@ def picture_arrays(samples: int, settings: BuildSettings, source_format: str | N
         ),
     ]
     small: list[tuple[str, tuple[int, ...], str, tuple[str, ...], str]] = [
-        ("box", (slots, 4), "float32", ("sample", "slot", "corner"), "xyxy, normalised to the canvas; padded slots 0"),
+        (
+            "box",
+            (slots, 4),
+            "float32",
+            ("sample", "slot", "corner"),
+            "xyxy, normalised to the canvas; padded slots 0",
+        ),
         ("box_mask", (slots,), "bool", ("sample", "slot"), "true where a slot holds a box"),
-        ("box_flags", (slots,), "uint8", ("sample", "slot"), "bits: 1 crowd, 2 difficult, 4 truncated, 8 clipped"),
-        ("label", (slots,), "int16", ("sample", "slot"), "index into class_names, -1 in padded slots"),
+        (
+            "box_flags",
+            (slots,),
+            "uint8",
+            ("sample", "slot"),
+            "bits: 1 crowd, 2 difficult, 4 truncated, 8 clipped",
+        ),
+        (
+            "label",
+            (slots,),
+            "int16",
+            ("sample", "slot"),
+            "index into class_names, -1 in padded slots",
+        ),
         ("letterbox", (len(GEOMETRY),), "float32", ("sample", "geometry"), ", ".join(GEOMETRY)),
     ]
     if source_format == "classes":
-        small.append(("target", (), "int16", ("sample",), "class of the picture, index into class_names"))
+        small.append(
+            ("target", (), "int16", ("sample",), "class of the picture, index into class_names")
+        )
     if source_format == "masks":
         codec = image_codec(settings.compressor, "uint8", height * width)
-        attrs = {"long_name": f"class of each pixel; {MASK_PADDING} where the canvas shows no picture"}
+        attrs = {
+            "long_name": f"class of each pixel; {MASK_PADDING} where the canvas shows no picture"
+        }
         shape = (height, width)
-        specs.append(ArraySpec("mask", (samples, *shape), "uint8", ("sample", "y", "x"), (size, *shape), (1, *shape), codec, attrs))
+        specs.append(
+            ArraySpec(
+                "mask",
+                (samples, *shape),
+                "uint8",
+                ("sample", "y", "x"),
+                (size, *shape),
+                (1, *shape),
+                codec,
+                attrs,
+            )
+        )
     for name, row, dtype, dims, text in small:
         itemsize = np.dtype(dtype).itemsize
         codec = Codec(None if settings.compressor == "none" else "lz4", 9, itemsize > 1, itemsize)
-        specs.append(ArraySpec(name, (samples, *row), dtype, dims, (size, *row), None, codec, {"long_name": text}))
+        specs.append(
+            ArraySpec(
+                name, (samples, *row), dtype, dims, (size, *row), None, codec, {"long_name": text}
+            )
+        )
     return specs

@@ -1,12 +1,14 @@
 """Inner chunks and stored chunks as bytes: the only code that encodes and decodes samples.
 
-A stored chunk of a sharded array is `inner chunk ... | index | crc32c(index)`, as Zarr's `sharding_indexed` writes it: the index
-holds little-endian uint64 (offset, length) pairs, both 2^64-1 where an inner chunk is absent. An inner chunk, and a whole file
-of a plain array, is `blosc(bytes) | crc32c`. Invariant: no byte is handed out whose crc32c, Blosc header size and place in the
-`seal` disagree. The seal of a file is the crc32c of all its inner checksums and its index: files.parquet keeps it, so that a
-file swapped for another valid one is noticed when it is opened, without hashing it.
-Given up: Zarr features we do not write (nested shards, other codecs, index at the start): `foreign` tells, library.py reads them.
-Format: https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed/
+A stored chunk of a sharded array is `inner chunk ... | index | crc32c(index)`, as Zarr's
+`sharding_indexed` writes it: the index holds little-endian uint64 (offset, length) pairs, both
+2^64-1 where an inner chunk is absent. An inner chunk, and a whole file of a plain array, is
+`blosc(bytes) | crc32c`. Invariant: no byte is handed out whose crc32c, Blosc header size and place
+in the `seal` disagree. The seal of a file is the crc32c of all its inner checksums and its index:
+files.parquet keeps it, so that a file swapped for another valid one is noticed when it is opened,
+without hashing it. Given up: Zarr features we do not write (nested shards, other codecs, index at
+the start): `foreign` tells, library.py reads them. Format:
+https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed/
 """
 
 from __future__ import annotations
@@ -29,9 +31,19 @@ from warehouse.errors import CorruptError, StoreError
 from warehouse.format.location import Location
 from warehouse.format.schema import ArraySpec, Codec
 
-__all__ = ["ShardWriter", "StoredChunk", "decode_into", "encode", "fill_value", "foreign", "open_file", "parts_of"]
+__all__ = [
+    "ShardWriter",
+    "StoredChunk",
+    "decode_into",
+    "encode",
+    "fill_value",
+    "foreign",
+    "open_file",
+    "parts_of",
+]
 
-# Threaded Blosc holds the GIL, and its output depends on the thread count: 40 different outputs in 40 encodes were seen.
+# Threaded Blosc holds the GIL, and its output depends on the thread count: 40 different outputs in
+# 40 encodes were seen.
 blosc.use_threads = False
 
 ABSENT = 2**64 - 1
@@ -41,26 +53,41 @@ REMEDY = "the file was changed after publishing; run python -m scripts.verify_za
 
 
 def fill_value(spec: ArraySpec) -> Any:
-    """What stands in padded places of a last, short stored chunk; NaN in cubes, where it means missing."""
+    """What stands in padded places of a last, short stored chunk.
+
+    NaN in cubes, where it means missing.
+    """
     if spec.name == "data":
         return float("nan")
     return -1 if spec.name == "label" else np.dtype(spec.dtype).type(0).item()
 
 
 def encode(array: NDArray[Any], codec: Codec) -> bytes:
-    """The codecs of one inner chunk over a C-contiguous array: little-endian bytes, Blosc unless cname is None, crc32c."""
+    """The codecs of one inner chunk over a C-contiguous array.
+
+    Little-endian bytes, Blosc unless cname is None, crc32c.
+    """
     source = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
     if codec.cname is None:
         body = source.tobytes()
     else:
-        body = blosc.compress(source, codec.cname.encode(), codec.clevel, int(codec.shuffle), codec.blocksize, codec.typesize)
+        body = blosc.compress(
+            source,
+            codec.cname.encode(),
+            codec.clevel,
+            int(codec.shuffle),
+            codec.blocksize,
+            codec.typesize,
+        )
     return body + _CRC.pack(crc32c(body))
 
 
 def decode_into(source: memoryview, out: NDArray[Any], codec: Codec, check: bool) -> None:
-    """Decode one inner chunk straight into `out` (C-contiguous). Raises ValueError(reason) before writing if anything is off.
+    """Decode one inner chunk straight into `out` (C-contiguous). Raises ValueError(reason) before
+    writing if anything is off.
 
-    The header is compared with `out` first: a chunk that holds fewer bytes decodes without complaint and leaves the row's old tail.
+    The header is compared with `out` first: a chunk that holds fewer bytes decodes without
+    complaint and leaves the row's old tail.
     """
     end = len(source) - 4
     body = source[:end]
@@ -75,7 +102,9 @@ def decode_into(source: memoryview, out: NDArray[Any], codec: Codec, check: bool
         raise ValueError("inner chunk is shorter than a Blosc header")
     size, _, packed = _BLOSC_SIZES.unpack_from(source, 4)
     if size != out.nbytes or packed != end:
-        raise ValueError(f"Blosc header says {size} bytes in {packed}, expected {out.nbytes} in {end}")
+        raise ValueError(
+            f"Blosc header says {size} bytes in {packed}, expected {out.nbytes} in {end}"
+        )
     blosc.decompress(body, out)
 
 
@@ -88,18 +117,24 @@ class Writable(Protocol):
 
 
 def parts_of(row: NDArray[Any], spec: ArraySpec) -> list[NDArray[Any]]:
-    """A sample as the inner chunks it is stored as, in order; the last one is filled up with the fill value."""
+    """A sample as the inner chunks it is stored as, in order.
+
+    The last one is filled up with the fill value.
+    """
     if spec.parts == 1:
         return [row]
     assert spec.inner is not None
     width = spec.inner[-1]
     room = np.full((*row.shape[:-1], spec.parts * width), fill_value(spec), row.dtype)
     room[..., : row.shape[-1]] = row
-    return [np.ascontiguousarray(room[..., at * width : (at + 1) * width]) for at in range(spec.parts)]
+    return [
+        np.ascontiguousarray(room[..., at * width : (at + 1) * width]) for at in range(spec.parts)
+    ]
 
 
 class ShardWriter:
-    """Writes one stored chunk of a sharded array, inner chunk by inner chunk, into an open file. Memory: one encoded inner chunk.
+    """Writes one stored chunk of a sharded array, inner chunk by inner chunk, into an open file.
+    Memory: one encoded inner chunk.
 
     slots: inner chunks it has room for.
     """
@@ -125,24 +160,42 @@ class ShardWriter:
 
 
 def open_file(path: Path) -> int:
-    """A descriptor for reading; links are not followed, a FIFO does not hang. Raises CorruptError naming the file."""
+    """A descriptor for reading; links are not followed, a FIFO does not hang.
+
+    Raises CorruptError naming the file.
+    """
     try:
-        return os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+        return os.open(
+            path,
+            os.O_RDONLY
+            | getattr(os, "O_CLOEXEC", 0)
+            | getattr(os, "O_NOFOLLOW", 0)
+            | getattr(os, "O_NONBLOCK", 0),
+        )
     except OSError as error:
         if error.errno in {errno.EMFILE, errno.ENFILE}:
             raise StoreError(
-                "too many open files", where=path, remedy="raise the limit with ulimit -n, or lower --loader.interleave"
+                "too many open files",
+                where=path,
+                remedy="raise the limit with ulimit -n, or lower --loader.interleave",
             ) from None
-        raise CorruptError("a data file is missing or cannot be opened", where=path, found=error.strerror, remedy=REMEDY) from None
+        raise CorruptError(
+            "a data file is missing or cannot be opened",
+            where=path,
+            found=error.strerror,
+            remedy=REMEDY,
+        ) from None
 
 
 class StoredChunk:
-    """One file of an array: mapped, read with `pread`, or held in memory. Rows are decoded from it in any order, by any thread.
+    """One file of an array: mapped, read with `pread`, or held in memory. Rows are decoded from it
+    in any order, by any thread.
 
-    A row is a sample: one inner chunk, or spec.parts of them in a row, which `index` then holds one after the other.
-    expected: (size, seal) from files.parquet. rows: how many samples are in this chunk, or which slots; the others are absent.
-    memory: the whole file, when it was fetched already. Opening checks the size, the index's crc32c, every index entry and the seal;
-    raises CorruptError naming the file.
+    A row is a sample: one inner chunk, or spec.parts of them in a row, which `index` then holds one
+    after the other. expected: (size, seal) from files.parquet. rows: how many samples are in this
+    chunk, or which slots; the others are absent. memory: the whole file, when it was fetched
+    already. Opening checks the size, the index's crc32c, every index entry and the seal; raises
+    CorruptError naming the file.
     """
 
     def __init__(
@@ -174,26 +227,46 @@ class StoredChunk:
             raise
 
     def check_size(self) -> None:
-        """Compare the file's size with the published one. Before touching a map: reading past a truncated file's end is SIGBUS."""
+        """Compare the file's size with the published one.
+
+        Before touching a map: reading past a truncated file's end is SIGBUS.
+        """
         if self.fd < 0:
             return
         size = os.fstat(self.fd).st_size
         if size != self.size or self.size == 0:
-            raise CorruptError("a data file has the wrong size", where=self.path, expected=f"{self.size} bytes", found=size, remedy=REMEDY)
+            raise CorruptError(
+                "a data file has the wrong size",
+                where=self.path,
+                expected=f"{self.size} bytes",
+                found=size,
+                remedy=REMEDY,
+            )
 
     def _open_index(self, seal: int) -> list[tuple[int, int]]:
         if self.spec.inner is None:
             if self.size < 4 or _CRC.unpack(self._bytes(self.size - 4, 4))[0] != seal:
                 raise CorruptError(
-                    "a data file is not the one that was published", where=self.path, expected=f"seal {seal:08x}", remedy=REMEDY
+                    "a data file is not the one that was published",
+                    where=self.path,
+                    expected=f"seal {seal:08x}",
+                    remedy=REMEDY,
                 )
             return [(0, self.size)]
         slots = self.spec.chunk[0] * self.parts
-        present = self.present if self.parts == 1 else (self.present[:, None] * self.parts + np.arange(self.parts)).reshape(-1)
+        present = (
+            self.present
+            if self.parts == 1
+            else (self.present[:, None] * self.parts + np.arange(self.parts)).reshape(-1)
+        )
         tail = 16 * slots + 4
         if self.size < tail:
             raise CorruptError(
-                "a stored chunk is shorter than its index", where=self.path, expected=f"{tail} bytes", found=self.size, remedy=REMEDY
+                "a stored chunk is shorter than its index",
+                where=self.path,
+                expected=f"{tail} bytes",
+                found=self.size,
+                remedy=REMEDY,
             )
         body = bytes(self._bytes(self.size - tail, tail))
         if crc32c(body[:-4]) != _CRC.unpack(body[-4:])[0]:
@@ -201,17 +274,30 @@ class StoredChunk:
         index = np.frombuffer(body[:-4], "<u8").reshape(slots, 2)
         live = index[present]
         data = self.size - tail
-        inside = (live[:, 1] >= 4) & (live[:, 1] <= data) & (live[:, 0] <= data - np.minimum(live[:, 1], data))
+        inside = (
+            (live[:, 1] >= 4)
+            & (live[:, 1] <= data)
+            & (live[:, 0] <= data - np.minimum(live[:, 1], data))
+        )
         absent = (index == ABSENT).all(axis=1)
         absent[present] = True
         if not inside.all() or not absent.all():
             at = int(present[np.argmin(inside)] if not inside.all() else np.argmin(absent))
-            raise CorruptError("a shard index entry is absent or outside the file", where=f"{self.path}, inner chunk {at}", remedy=REMEDY)
+            raise CorruptError(
+                "a shard index entry is absent or outside the file",
+                where=f"{self.path}, inner chunk {at}",
+                remedy=REMEDY,
+            )
         entries = [(int(offset), int(length)) for offset, length in live.tolist()]
-        checksums = b"".join(bytes(self._bytes(offset + length - 4, 4)) for offset, length in entries)
+        checksums = b"".join(
+            bytes(self._bytes(offset + length - 4, 4)) for offset, length in entries
+        )
         if seal_of(checksums, body[:-4]) != seal:
             raise CorruptError(
-                "a stored chunk is not the one that was published", where=self.path, expected=f"seal {seal:08x}", remedy=REMEDY
+                "a stored chunk is not the one that was published",
+                where=self.path,
+                expected=f"seal {seal:08x}",
+                remedy=REMEDY,
             )
         if len(entries) == self.rows * self.parts:
             return entries
@@ -227,45 +313,75 @@ class StoredChunk:
         try:
             data = os.pread(self.fd, length, offset)
         except OSError as error:
-            raise CorruptError("a data file cannot be read", where=self.path, found=error.strerror, remedy=REMEDY) from None
+            raise CorruptError(
+                "a data file cannot be read", where=self.path, found=error.strerror, remedy=REMEDY
+            ) from None
         if len(data) != length:
             raise CorruptError(
-                "a data file ends early", where=self.path, expected=f"{offset + length} bytes", found=offset + len(data), remedy=REMEDY
+                "a data file ends early",
+                where=self.path,
+                expected=f"{offset + length} bytes",
+                found=offset + len(data),
+                remedy=REMEDY,
             )
         return memoryview(data)
 
     def read_row(self, row: int, out: NDArray[Any], *, check: bool) -> None:
-        """Decode sample `row` of this chunk into `out` (spec.shape[1:], C-contiguous). Raises CorruptError naming file and row."""
+        """Decode sample `row` of this chunk into `out` (spec.shape[1:], C-contiguous).
+
+        Raises CorruptError naming file and row.
+        """
         self.read_rows([row], out[None], [0], verify="always" if check else "off")
 
-    def read_rows(self, rows: Sequence[int], out: NDArray[Any], places: Sequence[int], *, verify: str) -> int:
-        """Decode samples `rows` of this chunk into out[places] (spec.shape[1:] each, C-contiguous); bytes read.
+    def read_rows(
+        self, rows: Sequence[int], out: NDArray[Any], places: Sequence[int], *, verify: str
+    ) -> int:
+        """Decode samples `rows` of this chunk into out[places] (spec.shape[1:] each, C-contiguous);
+        bytes read.
 
-        verify: always, first_touch or off. Raises CorruptError naming file and row. What is done between two calls that let go of the
-        GIL is kept short: decode threads wait for each other there.
+        verify: always, first_touch or off. Raises CorruptError naming file and row. What is done
+        between two calls that let go of the GIL is kept short: decode threads wait for each other
+        there.
         """
         if self.parts > 1:
             return self._read_parts(rows, out, places, verify)
         index, verified, codec, view = self.index, self.verified, self.spec.codec, self.view
         always, never = verify == "always", verify == "off"
         # Slices are made before the first call, so that little is left to do between two of them.
-        sources = None if view is None else [view[offset : offset + length] for offset, length in map(index.__getitem__, rows)]
+        sources = (
+            None
+            if view is None
+            else [view[offset : offset + length] for offset, length in map(index.__getitem__, rows)]
+        )
         targets = [out[place] for place in places]
         for at, row in enumerate(rows):
             check = always or not (never or verified[row])
             try:
-                decode_into(sources[at] if sources is not None else self._bytes(*index[row]), targets[at], codec, check)
+                decode_into(
+                    sources[at] if sources is not None else self._bytes(*index[row]),
+                    targets[at],
+                    codec,
+                    check,
+                )
             except (ValueError, RuntimeError) as error:
-                raise CorruptError(f"inner chunk {row} does not decode: {error}", where=self.path, remedy=REMEDY) from None
+                raise CorruptError(
+                    f"inner chunk {row} does not decode: {error}", where=self.path, remedy=REMEDY
+                ) from None
             if check:
                 verified[row] = 1
         return sum(index[row][1] for row in rows)
 
-    def _read_parts(self, rows: Sequence[int], out: NDArray[Any], places: Sequence[int], verify: str) -> int:
-        """read_rows where a sample is several inner chunks: each is decoded once into scratch and copied to its columns of the row."""
+    def _read_parts(
+        self, rows: Sequence[int], out: NDArray[Any], places: Sequence[int], verify: str
+    ) -> int:
+        """read_rows where a sample is several inner chunks.
+
+        Each is decoded once into scratch and copied to its columns of the row.
+        """
         assert self.spec.inner is not None
         width = self.spec.inner[-1]
-        # NumPy copies the last axis run by run: runs of up to four values went 1.4 to 4 times faster one column at a time.
+        # NumPy copies the last axis run by run: runs of up to four values went 1.4 to 4 times
+        # faster one column at a time.
         step = 1 if width <= 4 else width
         scratch, size = np.empty(self.spec.inner[1:], out.dtype), 0
         for row, place in zip(rows, places, strict=True):
@@ -279,20 +395,27 @@ class StoredChunk:
                     raise CorruptError(what, where=self.path, remedy=REMEDY) from None
                 columns = out[place][..., part * width : (part + 1) * width]
                 for at in range(0, columns.shape[-1], step):
-                    columns[..., at : at + step] = scratch[..., at : min(at + step, columns.shape[-1])]
+                    columns[..., at : at + step] = scratch[
+                        ..., at : min(at + step, columns.shape[-1])
+                    ]
                 size += entry[1]
             if check:
                 self.verified[row] = 1
         return size
 
     def read_all(self) -> NDArray[Any]:
-        """A plain array's whole chunk, cut to its rows: [rows, ...]. Decoded once, then kept: a few KB. Do not write into it."""
+        """A plain array's whole chunk, cut to its rows: [rows, ...].
+
+        Decoded once, then kept: a few KB. Do not write into it.
+        """
         if self.decoded is None:
             out = np.empty(self.spec.chunk, dtype=self.spec.dtype)
             try:
                 decode_into(self._bytes(0, self.size), out, self.spec.codec, True)
             except (ValueError, RuntimeError) as error:
-                raise CorruptError(f"a data file does not decode: {error}", where=self.path, remedy=REMEDY) from None
+                raise CorruptError(
+                    f"a data file does not decode: {error}", where=self.path, remedy=REMEDY
+                ) from None
             self.decoded = out[: self.rows]
         return self.decoded
 
@@ -309,7 +432,8 @@ class StoredChunk:
 
 
 def foreign(metadata: dict[str, Any], spec: ArraySpec) -> str | None:
-    """Why an array with these zarr.json contents is beyond this module, in half a sentence; None when it is of our codecs.
+    """Why an array with these zarr.json contents is beyond this module, in half a sentence; None
+    when it is of our codecs.
 
     Raises ValueError or KeyError when the contents are no array's metadata.
     """
@@ -317,7 +441,10 @@ def foreign(metadata: dict[str, Any], spec: ArraySpec) -> str | None:
     if spec.inner is not None and [codec["name"] for codec in codecs] == ["sharding_indexed"]:
         shard = codecs[0]["configuration"]
         codecs, place = shard["codecs"], shard.get("index_location", "end")
-        if [codec["name"] for codec in shard["index_codecs"]] != ["bytes", "crc32c"] or place != "end":
+        if [codec["name"] for codec in shard["index_codecs"]] != [
+            "bytes",
+            "crc32c",
+        ] or place != "end":
             why = f"its shard index is of other codecs, at the {place}"
         elif math.prod(shard["chunk_shape"]) != math.prod(spec.inner):
             why = f"its inner chunks are {shard['chunk_shape']}"
@@ -339,14 +466,19 @@ def foreign(metadata: dict[str, Any], spec: ArraySpec) -> str | None:
 
 
 def chunk_key(spec: ArraySpec, chunk: int) -> str:
-    """The file of stored chunk `chunk` below the array's folder (Zarr v3 default key encoding), C order over the spec's grid."""
+    """The file of stored chunk `chunk` below the array's folder (Zarr v3 default key encoding), C
+    order over the spec's grid.
+    """
     if spec.grid is not None:
         return "/".join(["c", *(str(at) for at in np.unravel_index(chunk, spec.grid))])
     return "/".join(["c", str(chunk), *["0"] * (len(spec.shape) - 1)])
 
 
 def padded(rows: Sequence[NDArray[Any]], spec: ArraySpec) -> NDArray[Any]:
-    """Rows of a plain array as one full stored chunk; places beyond the last row hold the fill value."""
+    """Rows of a plain array as one full stored chunk.
+
+    Places beyond the last row hold the fill value.
+    """
     out = np.full(spec.chunk, fill_value(spec), dtype=spec.dtype)
     for at, row in enumerate(rows):
         out[at] = row

@@ -1,4 +1,7 @@
-"""Which version folder a path means: a root follows its CURRENT, a version folder and a manifest.json are themselves."""
+"""Which version folder a path means.
+
+A root follows its CURRENT, a version folder and a manifest.json are themselves.
+"""
 
 from __future__ import annotations
 
@@ -24,16 +27,31 @@ def find_version(path: Location) -> Location:
         raise NotAWarehouseError("no such warehouse", where=path, remedy=BUILD_HINT)
     current = path / tables.CURRENT
     if not _is_plain_file(current):
-        raise NotAWarehouseError("no published version here (no CURRENT file)", where=path, remedy=BUILD_HINT)
+        raise NotAWarehouseError(
+            "no published version here (no CURRENT file)", where=path, remedy=BUILD_HINT
+        )
     name = current.read_bytes()[:64].decode(errors="replace").strip()
     if not tables.VERSION_NAME.fullmatch(name):
         raise CorruptError(
-            "CURRENT does not name a version", where=current, expected="v and 12 hex digits", found=f"{name!r}", remedy=BUILD_HINT
+            "CURRENT does not name a version",
+            where=current,
+            expected="v and 12 hex digits",
+            found=f"{name!r}",
+            remedy=BUILD_HINT,
         )
     if not _is_plain_file(path / name / tables.MANIFEST):
-        raise CorruptError("CURRENT names a version that is not there", where=current, found=name, remedy=BUILD_HINT)
+        raise CorruptError(
+            "CURRENT names a version that is not there",
+            where=current,
+            found=name,
+            remedy=BUILD_HINT,
+        )
     return path / name
 
 
 def _is_plain_file(path: Location) -> bool:
-    return path.size() is not None if isinstance(path, Remote) else path.is_file() and not path.is_symlink()
+    return (
+        path.size() is not None
+        if isinstance(path, Remote)
+        else path.is_file() and not path.is_symlink()
+    )

@@ -1,4 +1,7 @@
-"""What people look at: a version's numbers as text, and a contact sheet of its pictures with boxes drawn."""
+"""What people look at.
+
+A version's numbers as text, and a contact sheet of its pictures with boxes drawn.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,14 @@ from warehouse.format.schema import IGNORED, Section
 from warehouse.inspect.cube_report import cube_lines, cube_sheet, cube_tables
 from warehouse.read.version import Split, Warehouse
 
-__all__ = ["InspectSettings", "contact_sheet", "manifest_tables", "rejected_lines", "summary_lines", "write_contact_sheet"]
+__all__ = [
+    "InspectSettings",
+    "contact_sheet",
+    "manifest_tables",
+    "rejected_lines",
+    "summary_lines",
+    "write_contact_sheet",
+]
 
 PALETTE = (
     "#e6194b",
@@ -38,10 +48,16 @@ BACKGROUND, INK = "#202124", "#e8eaed"
 class InspectSettings(Section):
     """What `inspect_zarr` shows."""
 
-    path: str | None = Field(None, description="warehouse root, version folder or manifest.json; null: build.output_root")
+    path: str | None = Field(
+        None, description="warehouse root, version folder or manifest.json; null: build.output_root"
+    )
     split: str | None = Field(None, description="split of the contact sheet; null: the first")
-    output: str | None = Field(None, description="PNG of the contact sheet; null: artifacts/inspect/<version>_<split>.png")
-    pictures: int = Field(24, ge=1, le=400, description="pictures on the contact sheet, spread evenly over the split")
+    output: str | None = Field(
+        None, description="PNG of the contact sheet; null: artifacts/inspect/<version>_<split>.png"
+    )
+    pictures: int = Field(
+        24, ge=1, le=400, description="pictures on the contact sheet, spread evenly over the split"
+    )
 
 
 def summary_lines(summary: dict[str, Any]) -> Iterable[str]:
@@ -51,8 +67,12 @@ def summary_lines(summary: dict[str, Any]) -> Iterable[str]:
         return
     for name, part in (*summary["splits"].items(), ("all", summary["all"])):
         per = part["boxes_per_picture"]
-        dropped = ", ".join(f"{count} {reason}" for reason, count in part["dropped"].items()) or "none"
-        boxes = f"{part['boxes']} boxes ({per['min']}-{per['max']}, mean {per['mean']:.1f} a picture)"
+        dropped = (
+            ", ".join(f"{count} {reason}" for reason, count in part["dropped"].items()) or "none"
+        )
+        boxes = (
+            f"{part['boxes']} boxes ({per['min']}-{per['max']}, mean {per['mean']:.1f} a picture)"
+        )
         yield f"{name}: {part['pictures']} pictures, {boxes}; {part['empty']} empty, {part['clipped']} clipped, dropped {dropped}"
 
 
@@ -78,7 +98,12 @@ def manifest_tables(warehouse: Warehouse) -> Iterable[Any]:
         ("found / kept / rejected", f"{manifest.found} / {manifest.kept} / {manifest.rejected}"),
         ("classes", ", ".join(manifest.class_names) or "none"),
         ("code", manifest.recipe.get("code_version")),
-        ("settings", ", ".join(f"{key}={value}" for key, value in manifest.recipe.get("settings", {}).items())),
+        (
+            "settings",
+            ", ".join(
+                f"{key}={value}" for key, value in manifest.recipe.get("settings", {}).items()
+            ),
+        ),
     ):
         head.add_row(key, str(value))
     yield head
@@ -86,7 +111,11 @@ def manifest_tables(warehouse: Warehouse) -> Iterable[Any]:
     for name, raw in manifest.arrays.items():
         codec = raw["codec"]["cname"] or "uncompressed"
         arrays.add_row(
-            name, raw["dtype"], str(raw["row"]), ", ".join(raw["dims"]), f"{codec}, one sample an inner chunk" if raw["sharded"] else codec
+            name,
+            raw["dtype"],
+            str(raw["row"]),
+            ", ".join(raw["dims"]),
+            f"{codec}, one sample an inner chunk" if raw["sharded"] else codec,
         )
     yield arrays
     if "all" not in manifest.summary:
@@ -95,7 +124,18 @@ def manifest_tables(warehouse: Warehouse) -> Iterable[Any]:
             counts.add_row(name, str(info["samples"]))
         yield counts
         return
-    splits = Table("scope", "pictures", "boxes", "a picture", "size p50 px", "empty", "clipped", "dropped", "duplicates", title="summary")
+    splits = Table(
+        "scope",
+        "pictures",
+        "boxes",
+        "a picture",
+        "size p50 px",
+        "empty",
+        "clipped",
+        "dropped",
+        "duplicates",
+        title="summary",
+    )
     for name, part in (
         ("all", manifest.summary["all"]),
         *manifest.summary["splits"].items(),
@@ -122,12 +162,21 @@ def manifest_tables(warehouse: Warehouse) -> Iterable[Any]:
     if manifest.class_names:
         classes = Table("class", *manifest.splits, title="boxes of each class")
         for name in manifest.class_names:
-            classes.add_row(name, *(str(manifest.summary["splits"][split]["per_class"][name]) for split in manifest.splits))
+            classes.add_row(
+                name,
+                *(
+                    str(manifest.summary["splits"][split]["per_class"][name])
+                    for split in manifest.splits
+                ),
+            )
         yield classes
 
 
 def contact_sheet(split: Split, pictures: int = 24, *, tile: int = 256) -> Any:
-    """A PIL picture: evenly spread samples with their boxes (crowd and difficult ones grey) and class names."""
+    """A PIL picture.
+
+    Evenly spread samples with their boxes (crowd and difficult ones grey) and class names.
+    """
     from PIL import Image, ImageDraw
 
     chosen = np.unique(np.linspace(0, len(split) - 1, min(pictures, len(split))).astype(int))
@@ -137,10 +186,14 @@ def contact_sheet(split: Split, pictures: int = 24, *, tile: int = 256) -> Any:
     cell_w, cell_h = round(width * scale) + 8, round(height * scale) + 22
     names = split.class_names
     rows = -(-len(chosen) // columns)
-    sheet = Image.new("RGB", (columns * cell_w + 8, rows * cell_h + 30 + 18 * bool(names)), BACKGROUND)
+    sheet = Image.new(
+        "RGB", (columns * cell_w + 8, rows * cell_h + 30 + 18 * bool(names)), BACKGROUND
+    )
     draw = ImageDraw.Draw(sheet)
     draw.text(
-        (10, 8), f"{split.warehouse.version} / {split.name}: {len(split)} pictures, every {max(1, len(split) // len(chosen))}th", fill=INK
+        (10, 8),
+        f"{split.warehouse.version} / {split.name}: {len(split)} pictures, every {max(1, len(split) // len(chosen))}th",
+        fill=INK,
     )
     for at, name in enumerate(names[:12]):
         draw.rectangle((10 + at * 110, 27, 17 + at * 110, 34), fill=PALETTE[at % len(PALETTE)])
@@ -157,30 +210,43 @@ def contact_sheet(split: Split, pictures: int = 24, *, tile: int = 256) -> Any:
     return sheet
 
 
-def _sample(split: Split, reader: Any, index: int) -> tuple[NDArray[np.uint8], NDArray[Any], NDArray[Any], NDArray[Any]]:
+def _sample(
+    split: Split, reader: Any, index: int
+) -> tuple[NDArray[np.uint8], NDArray[Any], NDArray[Any], NDArray[Any]]:
     """(uint8 HWC, boxes xyxy in [0, 1], labels, flags) of one sample."""
     chunk, row = divmod(index, split.shard_samples)
     spec = split.specs["image"]
     out = np.empty((1, *spec.shape[1:]), spec.dtype)
     reader.read_rows("image", chunk, np.array([row]), out, np.array([0]))
-    picture = out[0] if spec.dtype == "uint8" else (out[0].astype(np.float32) * 255).round().astype(np.uint8)
+    picture = (
+        out[0]
+        if spec.dtype == "uint8"
+        else (out[0].astype(np.float32) * 255).round().astype(np.uint8)
+    )
     mask = reader.small("box_mask", chunk)[row]
-    boxes, labels, flags = (reader.small(name, chunk)[row][mask] for name in ("box", "label", "box_flags"))
+    boxes, labels, flags = (
+        reader.small(name, chunk)[row][mask] for name in ("box", "label", "box_flags")
+    )
     return np.ascontiguousarray(picture.transpose(1, 2, 0)), boxes, labels, flags
 
 
-def _draw_boxes(picture: Any, boxes: NDArray[Any], labels: NDArray[Any], flags: NDArray[Any]) -> None:
+def _draw_boxes(
+    picture: Any, boxes: NDArray[Any], labels: NDArray[Any], flags: NDArray[Any]
+) -> None:
     from PIL import ImageDraw
 
     draw = ImageDraw.Draw(picture)
     for box, label, flag in zip(boxes, labels.tolist(), flags.tolist(), strict=True):
-        x0, y0, x1, y1 = (box * [picture.width, picture.height, picture.width, picture.height]).tolist()
+        x0, y0, x1, y1 = (
+            box * [picture.width, picture.height, picture.width, picture.height]
+        ).tolist()
         colour = "#9aa0a6" if flag & IGNORED else PALETTE[max(label, 0) % len(PALETTE)]
         draw.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=colour, width=2)
 
 
 def write_contact_sheet(warehouse: Warehouse, settings: InspectSettings) -> Path | None:
-    """Draw and save the sheet (of a cube: features over time); its path, None where there is nothing to draw (codes, features).
+    """Draw and save the sheet (of a cube: features over time); its path, None where there is
+    nothing to draw (codes, features).
 
     Raises StoreError for an unknown split, BuildError when it cannot be written.
     """
@@ -191,12 +257,19 @@ def write_contact_sheet(warehouse: Warehouse, settings: InspectSettings) -> Path
         return None
     path = Path(settings.output or f"artifacts/inspect/{warehouse.version}_{split.name}.png")
     buffer = io.BytesIO()
-    sheet = cube_sheet(warehouse, settings.pictures) if warehouse.cube is not None else contact_sheet(split, settings.pictures)
+    sheet = (
+        cube_sheet(warehouse, settings.pictures)
+        if warehouse.cube is not None
+        else contact_sheet(split, settings.pictures)
+    )
     sheet.save(buffer, "PNG")
     try:
         durable.write_bytes(path, buffer.getvalue())
     except OSError as error:
         raise BuildError(
-            "the contact sheet cannot be written", where=path, found=error.strerror, remedy="choose another --inspect.output"
+            "the contact sheet cannot be written",
+            where=path,
+            found=error.strerror,
+            remedy="choose another --inspect.output",
         ) from None
     return path

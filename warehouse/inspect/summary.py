@@ -1,4 +1,7 @@
-"""Counts people look at before they train: per split, per source folder and in all; and their export as Parquet tables."""
+"""Counts people look at before they train: per split, per source folder and in all.
+
+And their export as Parquet tables.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,14 @@ from warehouse.format.schema import SPLIT_NAMES, Section
 from warehouse.inspect.cube_report import feature_table
 from warehouse.read.version import Warehouse
 
-__all__ = ["SAMPLES_SCHEMA", "ExportSettings", "PictureFacts", "export", "summarise", "summarise_by"]
+__all__ = [
+    "SAMPLES_SCHEMA",
+    "ExportSettings",
+    "PictureFacts",
+    "export",
+    "summarise",
+    "summarise_by",
+]
 
 PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
 SAMPLES_SCHEMA = pa.schema(
@@ -49,14 +59,18 @@ SAMPLES_SCHEMA = pa.schema(
 class ExportSettings(Section):
     """What `export_summary` writes."""
 
-    path: str | None = Field(None, description="warehouse root, version folder or manifest.json; null: build.output_root")
-    output: str = Field("artifacts/export", description="folder for summary, samples, chunks and trace as Parquet")
+    path: str | None = Field(
+        None, description="warehouse root, version folder or manifest.json; null: build.output_root"
+    )
+    output: str = Field(
+        "artifacts/export", description="folder for summary, samples, chunks and trace as Parquet"
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class PictureFacts:
-    """What a summary needs to know of one kept picture. box_sizes_px: sqrt of each box's area on the canvas, in pixels; target: its
-    class, of sources that give one a picture."""
+    """What a summary needs to know of one kept picture. box_sizes_px: sqrt of each box's area on
+    the canvas, in pixels; target: its class, of sources that give one a picture."""
 
     split: str
     folder: str
@@ -71,18 +85,32 @@ class PictureFacts:
 def summarise(pictures: Sequence[PictureFacts], class_names: Sequence[str]) -> dict[str, Any]:
     """One summary over the given pictures; keys as in the manifest."""
     counts = np.array([len(picture.labels) for picture in pictures], dtype=np.int64)
-    labels = np.concatenate([picture.labels for picture in pictures]) if pictures else np.empty(0, np.int16)
-    sizes = np.concatenate([picture.box_sizes_px for picture in pictures]) if pictures else np.empty(0)
+    labels = (
+        np.concatenate([picture.labels for picture in pictures])
+        if pictures
+        else np.empty(0, np.int16)
+    )
+    sizes = (
+        np.concatenate([picture.box_sizes_px for picture in pictures]) if pictures else np.empty(0)
+    )
     dropped: Counter[str] = Counter()
     for picture in pictures:
         dropped.update(picture.dropped)
-    targets = np.array([picture.target for picture in pictures if picture.target is not None], np.int64)
-    per_class = np.bincount(np.concatenate([labels.astype(np.int64), targets]), minlength=len(class_names))
+    targets = np.array(
+        [picture.target for picture in pictures if picture.target is not None], np.int64
+    )
+    per_class = np.bincount(
+        np.concatenate([labels.astype(np.int64), targets]), minlength=len(class_names)
+    )
     percentiles = np.percentile(sizes, PERCENTILES).round(2).tolist() if sizes.size else []
     return {
         "pictures": len(pictures),
         "boxes": int(counts.sum()),
-        "boxes_per_picture": {"min": int(counts.min()), "mean": round(float(counts.mean()), 3), "max": int(counts.max())}
+        "boxes_per_picture": {
+            "min": int(counts.min()),
+            "mean": round(float(counts.mean()), 3),
+            "max": int(counts.max()),
+        }
         if counts.size
         else {},
         "per_class": {name: int(count) for name, count in zip(class_names, per_class, strict=True)},
@@ -94,17 +122,24 @@ def summarise(pictures: Sequence[PictureFacts], class_names: Sequence[str]) -> d
     }
 
 
-def summarise_by(pictures: Sequence[PictureFacts], class_names: Sequence[str], key: str) -> dict[str, dict[str, Any]]:
+def summarise_by(
+    pictures: Sequence[PictureFacts], class_names: Sequence[str], key: str
+) -> dict[str, dict[str, Any]]:
     """A summary for each value of `split` or `folder`."""
     groups: dict[str, list[PictureFacts]] = {}
     for picture in pictures:
         groups.setdefault(getattr(picture, key), []).append(picture)
-    order = sorted(groups, key=lambda name: (SPLIT_NAMES.index(name) if key == "split" else 0, name))
+    order = sorted(
+        groups, key=lambda name: (SPLIT_NAMES.index(name) if key == "split" else 0, name)
+    )
     return {name: summarise(groups[name], class_names) for name in order}
 
 
 def summary_rows(summary: dict[str, Any]) -> Iterable[dict[str, Any]]:
-    """The manifest's summary as flat rows: scope (all, split, folder), name, counts; per class one row more each."""
+    """The manifest's summary as flat rows: scope (all, split, folder), name, counts.
+
+    Per class one row more each.
+    """
     scopes = [("all", "all", summary["all"])]
     scopes += [("split", name, part) for name, part in summary["splits"].items()]
     scopes += [("folder", name, part) for name, part in summary["folders"].items()]
@@ -147,17 +182,27 @@ SUMMARY_SCHEMA = pa.schema(
 
 
 def summary_table(warehouse: Warehouse) -> pa.Table:
-    """Pictures: a row a scope and class. Cubes: a row a feature. What was made of a version (codes, features): a row a key, as JSON."""
+    """Pictures: a row a scope and class. Cubes: a row a feature.
+
+    What was made of a version (codes, features): a row a key, as JSON.
+    """
     if warehouse.cube is not None:
         return feature_table(warehouse.cube)
     if "all" not in warehouse.manifest.summary:
         facts = warehouse.manifest.summary
-        return pa.table({"key": list(facts), "value": [json.dumps(value) for value in facts.values()]})
-    return pa.Table.from_pylist(list(summary_rows(warehouse.manifest.summary)), schema=SUMMARY_SCHEMA)
+        return pa.table(
+            {"key": list(facts), "value": [json.dumps(value) for value in facts.values()]}
+        )
+    return pa.Table.from_pylist(
+        list(summary_rows(warehouse.manifest.summary)), schema=SUMMARY_SCHEMA
+    )
 
 
 def export(warehouse: Warehouse, output: Path) -> dict[str, int]:
-    """Write summary, samples, chunks and trace as Parquet into `output`; rows by file name. Raises BuildError when it cannot."""
+    """Write summary, samples, chunks and trace as Parquet into `output`; rows by file name.
+
+    Raises BuildError when it cannot.
+    """
     files = warehouse.table(tables.FILES)
     trace = warehouse.folder / tables.TRACE
     written = {
@@ -170,7 +215,10 @@ def export(warehouse: Warehouse, output: Path) -> dict[str, int]:
             lines = [json.loads(line) for line in trace.read_text().splitlines()]
         except ValueError as error:
             raise CorruptError(
-                "the timings do not parse", where=trace, found=str(error)[:80], remedy="delete the file to export the rest"
+                "the timings do not parse",
+                where=trace,
+                found=str(error)[:80],
+                remedy="delete the file to export the rest",
             ) from None
         written["trace.parquet"] = pa.Table.from_pylist(lines)
     try:
@@ -179,6 +227,9 @@ def export(warehouse: Warehouse, output: Path) -> dict[str, int]:
             pq.write_table(table, output / name)
     except OSError as error:
         raise BuildError(
-            "the tables cannot be written", where=output, found=error.strerror, remedy="choose another --export.output"
+            "the tables cannot be written",
+            where=output,
+            found=error.strerror,
+            remedy="choose another --export.output",
         ) from None
     return {name: table.num_rows for name, table in written.items()}

@@ -1,7 +1,9 @@
-"""Comparing a published version with its digests: every file's size and sha256, every inner chunk's crc32c, nothing extra, nothing missing.
+"""Comparing a published version with its digests: every file's size and sha256, every inner chunk's
+crc32c, nothing extra, nothing missing.
 
-`quick` compares sizes and opens every stored chunk (index, seal); `full` also hashes every file, decodes every inner chunk and
-recomputes each sample's content digest. Reports all faults instead of stopping at the first.
+`quick` compares sizes and opens every stored chunk (index, seal); `full` also hashes every file,
+decodes every inner chunk and recomputes each sample's content digest. Reports all faults instead of
+stopping at the first.
 """
 
 from __future__ import annotations
@@ -29,9 +31,12 @@ __all__ = ["Fault", "VerifySettings", "verify"]
 class VerifySettings(Section):
     """What `verify_zarr` checks."""
 
-    path: str | None = Field(None, description="warehouse root, version folder or manifest.json; null: build.output_root")
+    path: str | None = Field(
+        None, description="warehouse root, version folder or manifest.json; null: build.output_root"
+    )
     level: Literal["full", "quick"] = Field(
-        "full", description="full hashes every file and decodes every sample; quick compares sizes and indices"
+        "full",
+        description="full hashes every file and decodes every sample; quick compares sizes and indices",
     )
 
 
@@ -43,8 +48,13 @@ class Fault:
     detail: str
 
 
-def verify(warehouse: Warehouse, level: str = "full", *, progress: Callable[[int], None] | None = None) -> tuple[int, list[Fault]]:
-    """(files looked at, faults). The manifest itself was checked when the warehouse was opened. Memory: one sample a thread."""
+def verify(
+    warehouse: Warehouse, level: str = "full", *, progress: Callable[[int], None] | None = None
+) -> tuple[int, list[Fault]]:
+    """(files looked at, faults). The manifest itself was checked when the warehouse was opened.
+
+    Memory: one sample a thread.
+    """
     faults: list[Fault] = []
     try:
         files = warehouse.table(tables.FILES).to_pylist()
@@ -58,7 +68,11 @@ def verify(warehouse: Warehouse, level: str = "full", *, progress: Callable[[int
             faults += found
     broken = {fault.path for fault in faults}
     for name in warehouse.splits:
-        faults += [fault for fault in _check_chunks(warehouse, warehouse.split(name), level, broken, progress) if fault.path not in broken]
+        faults += [
+            fault
+            for fault in _check_chunks(warehouse, warehouse.split(name), level, broken, progress)
+            if fault.path not in broken
+        ]
     return len(files), faults
 
 
@@ -74,7 +88,14 @@ def _check_rejected(warehouse: Warehouse) -> None:
 
 def _strays(warehouse: Warehouse, known: set[str]) -> Iterator[Fault]:
     """Files the table does not list, and links, which would lead readers out of the version."""
-    own = {tables.MANIFEST, tables.FILES, tables.SAMPLES, tables.REJECTED, tables.TRACE, "report.html"}
+    own = {
+        tables.MANIFEST,
+        tables.FILES,
+        tables.SAMPLES,
+        tables.REJECTED,
+        tables.TRACE,
+        "report.html",
+    }
     for folder, folders, names in os.walk(warehouse.folder):
         for name in (*folders, *names):
             path = Path(folder) / name
@@ -109,21 +130,43 @@ def _disagreement(path: Path, row: dict[str, Any], level: str) -> str:
 
 
 def _check_chunks(
-    warehouse: Warehouse, split: Split, level: str, broken: set[str], progress: Callable[[int], None] | None
+    warehouse: Warehouse,
+    split: Split,
+    level: str,
+    broken: set[str],
+    progress: Callable[[int], None] | None,
 ) -> Iterator[Fault]:
-    """Open every stored chunk; in `full`, decode its samples and compare their content digests with samples.parquet."""
+    """Open every stored chunk.
+
+    In `full`, decode its samples and compare their content digests with samples.parquet.
+    """
     reader = split.reader(access="pread", verify="always", keep=8)
     rows = warehouse.table(tables.SAMPLES, ["split", "sha256"])
-    digests = [digest for name, digest in zip(rows["split"].to_pylist(), rows["sha256"].to_pylist(), strict=True) if name == split.name]
+    digests = [
+        digest
+        for name, digest in zip(rows["split"].to_pylist(), rows["sha256"].to_pylist(), strict=True)
+        if name == split.name
+    ]
     prefix = f"{tables.STORE}/{split.group}/"
     starts = split.places.starts.tolist()
     for chunk, size in enumerate(split.chunk_sizes):
         start = starts[chunk]
         try:
-            small = {name: reader.small(name, chunk) for name, spec in split.specs.items() if spec.inner is None}
-            stored = {name: reader.chunk(name, chunk) for name, spec in split.specs.items() if spec.inner is not None}
+            small = {
+                name: reader.small(name, chunk)
+                for name, spec in split.specs.items()
+                if spec.inner is None
+            }
+            stored = {
+                name: reader.chunk(name, chunk)
+                for name, spec in split.specs.items()
+                if spec.inner is not None
+            }
             if level == "full":
-                rows_out = {name: np.empty(split.specs[name].shape[1:], split.specs[name].dtype) for name in stored}
+                rows_out = {
+                    name: np.empty(split.specs[name].shape[1:], split.specs[name].dtype)
+                    for name in stored
+                }
                 rows_in = split.places.locate(np.arange(start, start + size))[1].tolist()
                 for at, row in enumerate(rows_in):
                     digest = hashlib.sha256()
@@ -133,10 +176,17 @@ def _check_chunks(
                         array = rows_out[name] if name in stored else small[name][row]
                         digest.update(np.ascontiguousarray(array).view(np.uint8).reshape(-1).data)
                     if digest.hexdigest() != digests[start + at]:
-                        yield Fault(f"{prefix}*/c/{chunk}", f"sample {start + at} of {split.name} is not what was baked")
+                        yield Fault(
+                            f"{prefix}*/c/{chunk}",
+                            f"sample {start + at} of {split.name} is not what was baked",
+                        )
         except WarehouseError as error:
             where = str(error.where).split(", inner chunk")[0]
-            relative = Path(where).relative_to(warehouse.folder).as_posix() if where.startswith(str(warehouse.folder)) else where
+            relative = (
+                Path(where).relative_to(warehouse.folder).as_posix()
+                if where.startswith(str(warehouse.folder))
+                else where
+            )
             if relative not in broken:
                 yield Fault(relative, str(error))
         if progress:

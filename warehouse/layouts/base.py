@@ -1,7 +1,9 @@
-"""Where a split's samples lie: sample number -> (stored chunk of the split, row in it), and which file a stored chunk is.
+"""Where a split's samples lie: sample number -> (stored chunk of the split, row in it), and which
+file a stored chunk is.
 
-A split numbers its stored chunks from 0 in the order of its samples. Pictures fill theirs evenly; a cube's stored chunk may hold
-samples of several splits, or none of one (warehouse/layouts/cube_geometry.py). Index arithmetic only, no I/O.
+A split numbers its stored chunks from 0 in the order of its samples. Pictures fill theirs evenly; a
+cube's stored chunk may hold samples of several splits, or none of one
+(warehouse/layouts/cube_geometry.py). Index arithmetic only, no I/O.
 """
 
 from __future__ import annotations
@@ -38,7 +40,10 @@ class Places(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EvenPlaces:
-    """Pictures: `size` samples a stored chunk, the last may hold fewer; files are numbered alike."""
+    """Pictures: `size` samples a stored chunk, the last may hold fewer.
+
+    Files are numbered alike.
+    """
 
     samples: int
     size: int
@@ -50,7 +55,9 @@ class EvenPlaces:
 
     @property
     def starts(self) -> NDArray[np.int64]:
-        return np.minimum(np.arange(-(-self.samples // self.size) + 1, dtype=np.int64) * self.size, self.samples)
+        return np.minimum(
+            np.arange(-(-self.samples // self.size) + 1, dtype=np.int64) * self.size, self.samples
+        )
 
     def locate(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         return np.divmod(indices, self.size)

@@ -1,10 +1,12 @@
 """What a cube is made of: its features, its geometry, the places of its samples.
 
-A cube is one array [time, y, x, feature] cut into samples (time, y, x, all features), stored chunks (one is a file) and label blocks
-(one belongs to one split). A sample is one inner chunk, or one a feature group: splits, sample numbers and shares of valid values know
-nothing of feature groups. `CubeLayout` is the arithmetic between them; `CubePlaces` numbers the samples of a split by (stored chunk,
-place in it), C order. Categorical values are stored as their codes (float32, NaN where missing); statistics are
-over valid voxels of the training split. Memory: 16 bytes a sample of the split.
+A cube is one array [time, y, x, feature] cut into samples (time, y, x, all features), stored chunks
+(one is a file) and label blocks (one belongs to one split). A sample is one inner chunk, or one a
+feature group: splits, sample numbers and shares of valid values know nothing of feature groups.
+`CubeLayout` is the arithmetic between them; `CubePlaces` numbers the samples of a split by (stored
+chunk, place in it), C order. Categorical values are stored as their codes (float32, NaN where
+missing); statistics are over valid voxels of the training split. Memory: 16 bytes a sample of the
+split.
 """
 
 from __future__ import annotations
@@ -19,7 +21,17 @@ from numpy.typing import NDArray
 
 from warehouse.format.schema import SPLIT_NAMES, ArraySpec, Codec
 
-__all__ = ["LABELS", "LEFT_OUT", "VALID_SHARE", "Cube", "CubeLayout", "CubePlaces", "CubePlan", "Feature", "cube_arrays"]
+__all__ = [
+    "LABELS",
+    "LEFT_OUT",
+    "VALID_SHARE",
+    "Cube",
+    "CubeLayout",
+    "CubePlaces",
+    "CubePlan",
+    "Feature",
+    "cube_arrays",
+]
 
 Kind = Literal["continuous", "categorical", "canopy"]
 Box = tuple[int, int, int]
@@ -29,10 +41,12 @@ LEFT_OUT = 3
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """One feature of a cube. `codes` and `class_counts` (valid training voxels a code, same order) are for categorical ones only.
+    """One feature of a cube. `codes` and `class_counts` (valid training voxels a code, same order)
+    are for categorical ones only.
 
-    mean, std, minimum, maximum: over valid training voxels, in physical units; None where there is none (categorical, or no voxel).
-    valid_share: valid training voxels / all training voxels. static: repeated along time.
+    mean, std, minimum, maximum: over valid training voxels, in physical units; None where there is
+    none (categorical, or no voxel). valid_share: valid training voxels / all training voxels.
+    static: repeated along time.
     """
 
     name: str
@@ -49,7 +63,9 @@ class Feature:
 
     @classmethod
     def of(cls, raw: dict[str, Any]) -> Feature:
-        return cls(**(raw | {"codes": tuple(raw["codes"]), "class_counts": tuple(raw["class_counts"])}))
+        return cls(
+            **(raw | {"codes": tuple(raw["codes"]), "class_counts": tuple(raw["class_counts"])})
+        )
 
     def to_json(self) -> dict[str, Any]:
         raw = asdict(self)
@@ -58,10 +74,12 @@ class Feature:
 
 @dataclass(frozen=True)
 class CubeLayout:
-    """Shapes in voxels. shape: (time, y, x, feature); inner, shard, block: (time, y, x), the last two multiples of inner.
+    """Shapes in voxels. shape: (time, y, x, feature); inner, shard, block: (time, y, x), the last
+    two multiples of inner.
 
-    Stored chunks are numbered in C order over `shard_grid`, samples of one in C order over `per_shard`.
-    feature_group: features of an inner chunk; the last group of a sample is stored in full size too.
+    Stored chunks are numbered in C order over `shard_grid`, samples of one in C order over
+    `per_shard`. feature_group: features of an inner chunk; the last group of a sample is stored in
+    full size too.
     """
 
     shape: tuple[int, int, int, int]
@@ -73,7 +91,9 @@ class CubeLayout:
     @property
     def group(self) -> int:
         """Features of an inner chunk, at most all."""
-        return self.shape[3] if self.feature_group is None else min(self.feature_group, self.shape[3])
+        return (
+            self.shape[3] if self.feature_group is None else min(self.feature_group, self.shape[3])
+        )
 
     @property
     def inner_grid(self) -> Box:
@@ -89,7 +109,11 @@ class CubeLayout:
 
     @property
     def per_shard(self) -> Box:
-        return self.shard[0] // self.inner[0], self.shard[1] // self.inner[1], self.shard[2] // self.inner[2]
+        return (
+            self.shard[0] // self.inner[0],
+            self.shard[1] // self.inner[1],
+            self.shard[2] // self.inner[2],
+        )
 
     @property
     def slots(self) -> int:
@@ -107,44 +131,68 @@ class CubeLayout:
         """Slots of a stored chunk that lie inside the array, ascending."""
         corner = np.array(np.unravel_index(chunk, self.shard_grid)) * self.per_shard
         inside = [
-            np.arange(start, start + count) < limit for start, count, limit in zip(corner, self.per_shard, self.inner_grid, strict=True)
+            np.arange(start, start + count) < limit
+            for start, count, limit in zip(corner, self.per_shard, self.inner_grid, strict=True)
         ]
-        return np.flatnonzero(inside[0][:, None, None] & inside[1][:, None] & inside[2]).astype(np.int64)
+        return np.flatnonzero(inside[0][:, None, None] & inside[1][:, None] & inside[2]).astype(
+            np.int64
+        )
 
     def origins(self, chunks: NDArray[np.int64], slots: NDArray[np.int64]) -> NDArray[np.int64]:
         """(t, y, x) of the first voxel of inner chunks, int64 [n, 3]."""
-        corner = np.stack(np.unravel_index(chunks, self.shard_grid), axis=1) * np.array(self.per_shard)
+        corner = np.stack(np.unravel_index(chunks, self.shard_grid), axis=1) * np.array(
+            self.per_shard
+        )
         within = np.stack(np.unravel_index(slots, self.per_shard), axis=1)
         origins: NDArray[np.int64] = ((corner + within) * np.array(self.inner)).astype(np.int64)
         return origins
 
     def by_chunk(self, values: NDArray[Any], fill: Any) -> NDArray[Any]:
-        """One value an inner chunk, [inner grid] -> [stored chunks, slots]; slots outside the array hold `fill`."""
+        """One value an inner chunk, [inner grid] -> [stored chunks, slots].
+
+        Slots outside the array hold `fill`.
+        """
         grid, per = self.shard_grid, self.per_shard
         room = np.full([g * p for g, p in zip(grid, per, strict=True)], fill, values.dtype)
         room[: values.shape[0], : values.shape[1], : values.shape[2]] = values
-        cut = room.reshape(grid[0], per[0], grid[1], per[1], grid[2], per[2]).transpose(0, 2, 4, 1, 3, 5)
+        cut = room.reshape(grid[0], per[0], grid[1], per[1], grid[2], per[2]).transpose(
+            0, 2, 4, 1, 3, 5
+        )
         return cut.reshape(self.stored_chunks, self.slots)
 
     def inner_labels(self, labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Labels of blocks [block grid] -> of inner chunks [inner grid]."""
         for axis, count in enumerate(self.inner_grid):
-            labels = np.repeat(labels, self.block[axis] // self.inner[axis], axis=axis).take(range(count), axis=axis)
+            labels = np.repeat(labels, self.block[axis] // self.inner[axis], axis=axis).take(
+                range(count), axis=axis
+            )
         return labels
 
     def to_json(self) -> dict[str, Any]:
-        boxes = {"shape": list(self.shape), "inner": list(self.inner), "shard": list(self.shard), "block": list(self.block)}
+        boxes = {
+            "shape": list(self.shape),
+            "inner": list(self.inner),
+            "shard": list(self.shard),
+            "block": list(self.block),
+        }
         return boxes | {"feature_group": self.group}
 
 
 class CubePlaces:
-    """Places of one split of a cube (see warehouse/layouts/base.py). labels: u1 [block grid]; label: 0 train, 1 val, 2 test."""
+    """Places of one split of a cube (see warehouse/layouts/base.py). labels: u1 [block grid].
+
+    label: 0 train, 1 val, 2 test.
+    """
 
     def __init__(self, layout: CubeLayout, labels: NDArray[np.uint8], label: int) -> None:
         self.layout = layout
-        flat = np.flatnonzero(layout.by_chunk(layout.inner_labels(labels), 255).reshape(-1) == label)
+        flat = np.flatnonzero(
+            layout.by_chunk(layout.inner_labels(labels), 255).reshape(-1) == label
+        )
         numbers, self.slots = np.divmod(flat.astype(np.int64), layout.slots)
-        self.numbers, self.chunks, counts = np.unique(numbers, return_inverse=True, return_counts=True)
+        self.numbers, self.chunks, counts = np.unique(
+            numbers, return_inverse=True, return_counts=True
+        )
         self.chunk_sizes: list[int] = counts.tolist()
         self.starts: NDArray[np.int64] = np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
 
@@ -167,10 +215,11 @@ class CubePlaces:
 
 @dataclass(frozen=True)
 class Cube:
-    """A published cube: layout, features, place. times: ISO 8601, one a step; transform: affine a, b, c, d, e, f of pixel corners.
+    """A published cube: layout, features, place. times: ISO 8601, one a step; transform: affine a,
+    b, c, d, e, f of pixel corners.
 
-    crs_wkt: WKT2:2019 (ISO 19162).
-    extent: rows and columns of the declared grid; the array goes on right and down to whole inner chunks, missing there.
+    crs_wkt: WKT2:2019 (ISO 19162). extent: rows and columns of the declared grid; the array goes on
+    right and down to whole inner chunks, missing there.
     """
 
     layout: CubeLayout
@@ -205,14 +254,24 @@ class Cube:
         boxes = tuple(raw["shape"]), tuple(raw["inner"]), tuple(raw["shard"]), tuple(raw["block"])
         layout = CubeLayout(*boxes, raw.get("feature_group"))
         features = tuple(Feature.of(each) for each in raw["features"])
-        return cls(layout, features, tuple(raw["times"]), raw["crs_wkt"], raw["crs_code"], tuple(raw["transform"]), tuple(raw["extent"]))
+        return cls(
+            layout,
+            features,
+            tuple(raw["times"]),
+            raw["crs_wkt"],
+            raw["crs_code"],
+            tuple(raw["transform"]),
+            tuple(raw["extent"]),
+        )
 
 
 @dataclass(frozen=True)
 class CubePlan:
-    """A cube to be built. cube: its features without statistics; labels: u1 [block grid]; date_sources: what each date was read from.
+    """A cube to be built. cube: its features without statistics; labels: u1 [block grid];
+    date_sources: what each date was read from.
 
-    keep_empty_dates: a date without any valid value of a time-varying feature is kept instead of refused.
+    keep_empty_dates: a date without any valid value of a time-varying feature is kept instead of
+    refused.
     """
 
     cube: Cube
@@ -223,29 +282,49 @@ class CubePlan:
     @property
     def split_sizes(self) -> dict[str, int]:
         """Samples of each split that has any."""
-        counts = np.bincount(self.cube.layout.inner_labels(self.labels).reshape(-1), minlength=LEFT_OUT + 1)
+        counts = np.bincount(
+            self.cube.layout.inner_labels(self.labels).reshape(-1), minlength=LEFT_OUT + 1
+        )
         return {name: int(count) for name, count in zip(SPLIT_NAMES, counts, strict=False) if count}
 
 
 def cube_arrays(layout: CubeLayout, compressor: str, samples: int | None = None) -> list[ArraySpec]:
-    """`data` and `valid` as readers and the builder see them, [sample, time, y, x, feature]; `grid` finds the file."""
+    """`data` and `valid` as readers and the builder see them, [sample, time, y, x, feature].
+
+    `grid` finds the file.
+    """
     row, part = (*layout.inner, layout.shape[3]), (1, *layout.inner, layout.group)
     cname: Any = None if compressor == "none" else compressor
     level = 5 if cname == "lz4hc" else 9
-    # Shuffling whole voxels puts equal bytes of one feature side by side: ratio 2.67 against 1.77 on NAIP (DESIGN section 2).
+    # Shuffling whole voxels puts equal bytes of one feature side by side: ratio 2.67 against 1.77
+    # on NAIP (DESIGN section 2).
     typesize = 4 * layout.group if 4 * layout.group <= 255 else 4
-    codecs = {"data": ("float32", Codec(cname, level, True, typesize)), "valid": ("bool", Codec(cname, level, False, 1))}
+    codecs = {
+        "data": ("float32", Codec(cname, level, True, typesize)),
+        "valid": ("bool", Codec(cname, level, False, 1)),
+    }
     count = layout.stored_chunks * layout.slots if samples is None else samples
     return [
-        ArraySpec(name, (count, *row), dtype, ("sample", "time", "y", "x", "feature"), (layout.slots, *row), part, codec,
-                  grid=(*layout.shard_grid, 1))
+        ArraySpec(
+            name,
+            (count, *row),
+            dtype,
+            ("sample", "time", "y", "x", "feature"),
+            (layout.slots, *row),
+            part,
+            codec,
+            grid=(*layout.shard_grid, 1),
+        )
         for name, (dtype, codec) in codecs.items()
-    ]  # fmt: skip
+    ]
 
 
 @dataclass(frozen=True, slots=True)
 class SmallArray:
-    """A small array of a cube, kept in one file. `blocks`: a value a label block, else one an inner chunk."""
+    """A small array of a cube, kept in one file.
+
+    `blocks`: a value a label block, else one an inner chunk.
+    """
 
     name: str
     dtype: str
@@ -257,8 +336,30 @@ class SmallArray:
         shape = layout.block_grid if self.blocks else layout.inner_grid
         itemsize = np.dtype(self.dtype).itemsize
         codec = Codec("lz4", 9, itemsize > 1, itemsize)
-        return ArraySpec(self.name, shape, self.dtype, self.dims, shape, None, codec, {"long_name": self.text}, (1, 1, 1))
+        return ArraySpec(
+            self.name,
+            shape,
+            self.dtype,
+            self.dims,
+            shape,
+            None,
+            codec,
+            {"long_name": self.text},
+            (1, 1, 1),
+        )
 
 
-LABELS = SmallArray("split", "uint8", ("block_t", "block_y", "block_x"), True, "0 train, 1 val, 2 test, 3 left out; one a label block")
-VALID_SHARE = SmallArray("valid_share", "float32", ("chunk_t", "chunk_y", "chunk_x"), False, "share of valid values; one an inner chunk")
+LABELS = SmallArray(
+    "split",
+    "uint8",
+    ("block_t", "block_y", "block_x"),
+    True,
+    "0 train, 1 val, 2 test, 3 left out; one a label block",
+)
+VALID_SHARE = SmallArray(
+    "valid_share",
+    "float32",
+    ("chunk_t", "chunk_y", "chunk_x"),
+    False,
+    "share of valid values; one an inner chunk",
+)

@@ -1,8 +1,10 @@
-"""What a cube's stored chunks say about its features, and how those facts add up to the feature table.
+"""What a cube's stored chunks say about its features, and how those facts add up to the feature
+table.
 
-`block_facts` runs in a build worker on one decoded stored chunk and gives JSON for its marker; `merge_features` combines the markers
-in chunk order, so that the table is the same for any number of workers. Means and squared deviations are combined by the pairwise
-update of Chan, Golub and LeVeque (1979): no large sums cancel. Memory: one date of one feature.
+`block_facts` runs in a build worker on one decoded stored chunk and gives JSON for its marker;
+`merge_features` combines the markers in chunk order, so that the table is the same for any number
+of workers. Means and squared deviations are combined by the pairwise update of Chan, Golub and
+LeVeque (1979): no large sums cancel. Memory: one date of one feature.
 """
 
 from __future__ import annotations
@@ -20,10 +22,14 @@ from warehouse.layouts.cube_geometry import CubeLayout, Feature
 __all__ = ["block_facts", "merge_features", "valid_by_date"]
 
 
-def block_facts(data: NDArray[np.float32], train: NDArray[np.bool_], origin_t: int, features: Sequence[Feature]) -> dict[str, Any]:
-    """Facts of one stored chunk. data: [time, y, x, feature], NaN where missing; train: voxels [time, y, x] that statistics count.
+def block_facts(
+    data: NDArray[np.float32], train: NDArray[np.bool_], origin_t: int, features: Sequence[Feature]
+) -> dict[str, Any]:
+    """Facts of one stored chunk. data: [time, y, x, feature], NaN where missing; train: voxels
+    [time, y, x] that statistics count.
 
-    origin_t: its first date in the cube. "dates": values present of time-varying features, by date of the chunk.
+    origin_t: its first date in the cube. "dates": values present of time-varying features, by date
+    of the chunk.
     """
     table = []
     for at, feature in enumerate(features):
@@ -40,42 +46,76 @@ def block_facts(data: NDArray[np.float32], train: NDArray[np.bool_], origin_t: i
             mean = float(exact.mean())
             moments = _combine(moments, (values.size, mean, float(np.square(exact - mean).sum())))
             least, most = min(least, float(values.min())), max(most, float(values.max()))
-        table.append({"moments": list(moments), "range": [least, most] if moments[0] else None, "counts": counts.tolist()})
+        table.append(
+            {
+                "moments": list(moments),
+                "range": [least, most] if moments[0] else None,
+                "counts": counts.tolist(),
+            }
+        )
     moving = [at for at, feature in enumerate(features) if not feature.static]
-    present = [int(np.count_nonzero(~np.isnan(data[date][..., moving]))) for date in range(data.shape[0])]
-    return {"features": table, "voxels": int(np.count_nonzero(train)), "origin_t": origin_t, "dates": present}
+    present = [
+        int(np.count_nonzero(~np.isnan(data[date][..., moving]))) for date in range(data.shape[0])
+    ]
+    return {
+        "features": table,
+        "voxels": int(np.count_nonzero(train)),
+        "origin_t": origin_t,
+        "dates": present,
+    }
 
 
-def _combine(one: tuple[int, float, float], other: tuple[int, float, float]) -> tuple[int, float, float]:
+def _combine(
+    one: tuple[int, float, float], other: tuple[int, float, float]
+) -> tuple[int, float, float]:
     """(count, mean, sum of squared deviations) of two sets together."""
     if not one[0] or not other[0]:
         return other if other[0] else one
     count, step = one[0] + other[0], other[1] - one[1]
-    return count, one[1] + step * other[0] / count, one[2] + other[2] + step * step * one[0] * other[0] / count
+    return (
+        count,
+        one[1] + step * other[0] / count,
+        one[2] + other[2] + step * step * one[0] * other[0] / count,
+    )
 
 
-def merge_features(features: Sequence[Feature], facts: Sequence[dict[str, Any]]) -> tuple[Feature, ...]:
-    """The feature table with statistics over valid training voxels, from all stored chunks' facts in chunk order."""
+def merge_features(
+    features: Sequence[Feature], facts: Sequence[dict[str, Any]]
+) -> tuple[Feature, ...]:
+    """The feature table with statistics over valid training voxels, from all stored chunks' facts
+    in chunk order.
+    """
     voxels = sum(each["voxels"] for each in facts)
-    return tuple(_merge(feature, [each["features"][at] for each in facts], voxels) for at, feature in enumerate(features))
+    return tuple(
+        _merge(feature, [each["features"][at] for each in facts], voxels)
+        for at, feature in enumerate(features)
+    )
 
 
 def _merge(feature: Feature, parts: list[dict[str, Any]], voxels: int) -> Feature:
     moments = (0, 0.0, 0.0)
     for part in parts:
-        moments = _combine(moments, (int(part["moments"][0]), part["moments"][1], part["moments"][2]))
+        moments = _combine(
+            moments, (int(part["moments"][0]), part["moments"][1], part["moments"][2])
+        )
     count = moments[0]
     share = count / voxels if voxels else 0.0
     if feature.kind == "categorical":
-        counts = tuple(sum(column) for column in zip(*(part["counts"] for part in parts), strict=True))
+        counts = tuple(
+            sum(column) for column in zip(*(part["counts"] for part in parts), strict=True)
+        )
         return replace(feature, class_counts=counts, valid_share=share)
     if not count:
         return replace(feature, valid_share=share)
     ranges = [part["range"] for part in parts if part["range"]]
     return replace(
-        feature, mean=moments[1], std=math.sqrt(moments[2] / count), minimum=min(low for low, _ in ranges),
-        maximum=max(high for _, high in ranges), valid_share=share,
-    )  # fmt: skip
+        feature,
+        mean=moments[1],
+        std=math.sqrt(moments[2] / count),
+        minimum=min(low for low, _ in ranges),
+        maximum=max(high for _, high in ranges),
+        valid_share=share,
+    )
 
 
 def valid_by_date(layout: CubeLayout, facts: Sequence[dict[str, Any]]) -> NDArray[np.int64]:

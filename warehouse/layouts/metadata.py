@@ -1,4 +1,7 @@
-"""zarr.json files of a version: groups, arrays and consolidated metadata through zarr-python; chunk files are there already."""
+"""zarr.json files of a version: groups, arrays and consolidated metadata through zarr-python.
+
+Chunk files are there already.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +18,18 @@ __all__ = ["consolidated", "create_array", "write_pictures"]
 
 
 @contextlib.contextmanager
-def consolidated(store: Path, groups: Sequence[str], attributes: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The open groups, by name, to be filled; at the end their metadata and the root's are consolidated. attributes: of the root."""
+def consolidated(
+    store: Path, groups: Sequence[str], attributes: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """The open groups, by name, to be filled.
+
+    At the end their metadata and the root's are consolidated. attributes: of the root.
+    """
     import zarr
 
     with warnings.catch_warnings():
-        # Zarr v3 has consolidated metadata in practice but not yet in the specification, and says so each time.
+        # Zarr v3 has consolidated metadata in practice but not yet in the specification, and says
+        # so each time.
         warnings.filterwarnings("ignore", message="Consolidated metadata", category=UserWarning)
         root = zarr.open_group(store, mode="a", zarr_format=3)
         root.attrs.update(attributes)
@@ -33,9 +42,13 @@ def consolidated(store: Path, groups: Sequence[str], attributes: dict[str, Any])
 def write_pictures(plan: BuildPlan, store: Path) -> None:
     """A group a split, its arrays as planned."""
     shared = {"class_names": list(plan.class_names), "layout": "pictures", "version": plan.version}
-    with consolidated(store, [split.name for split in plan.splits], shared | {"summary": plan.summary}) as groups:
+    with consolidated(
+        store, [split.name for split in plan.splits], shared | {"summary": plan.summary}
+    ) as groups:
         for split in plan.splits:
-            groups[split.name].attrs.update(shared | {"split": split.name, "summary": plan.group_summaries[split.name]})
+            groups[split.name].attrs.update(
+                shared | {"split": split.name, "summary": plan.group_summaries[split.name]}
+            )
             for spec in split.specs:
                 create_array(groups[split.name], spec)
 
@@ -50,7 +63,13 @@ def create_array(group: Any, spec: ArraySpec) -> None:
     compressors: list[Any] = [Crc32cCodec()]
     if codec.cname is not None:
         shuffle = ("noshuffle", "shuffle", "bitshuffle")[int(codec.shuffle)]
-        blosc = BloscCodec(typesize=codec.typesize, cname=codec.cname, clevel=codec.clevel, shuffle=shuffle, blocksize=codec.blocksize)  # type: ignore[arg-type]
+        blosc = BloscCodec(
+            typesize=codec.typesize,
+            cname=codec.cname,
+            clevel=codec.clevel,
+            shuffle=shuffle,
+            blocksize=codec.blocksize,
+        )  # type: ignore[arg-type]
         compressors.insert(0, blosc)
     group.create_array(
         spec.name,

@@ -1,6 +1,8 @@
-"""What a version says about itself once its chunks are baked: arrays, splits, a row a sample, the digest of it all.
+"""What a version says about itself once its chunks are baked: arrays, splits, a row a sample, the
+digest of it all.
 
-`picture_contents` is for splits of pictures, `cube_contents` (warehouse/layouts/cube.py) for cubes; publishing is the same for both.
+`picture_contents` is for splits of pictures, `cube_contents` (warehouse/layouts/cube.py) for cubes;
+publishing is the same for both.
 """
 
 from __future__ import annotations
@@ -22,7 +24,10 @@ __all__ = ["Contents", "array_info", "picture_contents"]
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """samples: columns of samples.parquet; digested: what the content digest is of; files: rows of files.parquet beside the chunks'."""
+    """samples: columns of samples.parquet; digested: what the content digest is of; files.
+
+    Rows of files.parquet beside the chunks'.
+    """
 
     samples: Mapping[str, Any]
     schema: pa.Schema
@@ -49,15 +54,24 @@ def array_info(specs: Sequence[ArraySpec]) -> dict[str, dict[str, Any]]:
     }
 
 
-def picture_contents(plan: BuildPlan, results: Sequence[ChunkResult], staging_store: Path) -> Contents:
+def picture_contents(
+    plan: BuildPlan, results: Sequence[ChunkResult], staging_store: Path
+) -> Contents:
     """Writes the groups' metadata too."""
     write_pictures(plan, staging_store)
     digests = [digest for result in results for digest in result.samples]
-    rows = [{"split": split.name, "index": at, **row} for split in plan.splits for at, row in enumerate(split.rows)]
+    rows = [
+        {"split": split.name, "index": at, **row}
+        for split in plan.splits
+        for at, row in enumerate(split.rows)
+    ]
     rows = [row | {"sha256": digest} for row, digest in zip(rows, digests, strict=True)]
     arrays = array_info(plan.splits[0].specs)
     digested = [
-        [{name: [raw["dtype"], raw["row"]] for name, raw in arrays.items()}, list(plan.class_names)],
+        [
+            {name: [raw["dtype"], raw["row"]] for name, raw in arrays.items()},
+            list(plan.class_names),
+        ],
         [[split.name, len(split.payloads)] for split in plan.splits],
         digests,
     ]
@@ -69,4 +83,11 @@ def picture_contents(plan: BuildPlan, results: Sequence[ChunkResult], staging_st
         }
         for split in plan.splits
     }
-    return Contents({key: [row[key] for row in rows] for key in rows[0]}, SAMPLES_SCHEMA, digested, splits, arrays, plan.summary)
+    return Contents(
+        {key: [row[key] for row in rows] for key in rows[0]},
+        SAMPLES_SCHEMA,
+        digested,
+        splits,
+        arrays,
+        plan.summary,
+    )

@@ -1,4 +1,7 @@
-"""`store: memory`: a split decoded once into one array each, batches by row take. For splits that fit."""
+"""`store: memory`: a split decoded once into one array each, batches by row take.
+
+For splits that fit.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,11 @@ def split_bytes(split: Split, names: Sequence[str]) -> int:
     return sum(len(split) * split.specs[name].row_bytes for name in names)
 
 
-def decode_split(reader: ChunkReader, names: Sequence[str], out: Mapping[str, NDArray[Any]], *, threads: int) -> int:
-    """Decode every sample of the reader's split into out[name] ([samples, ...]), chunk by chunk, and close it; bytes read.
+def decode_split(
+    reader: ChunkReader, names: Sequence[str], out: Mapping[str, NDArray[Any]], *, threads: int
+) -> int:
+    """Decode every sample of the reader's split into out[name] ([samples, ...]), chunk by chunk,
+    and close it; bytes read.
 
     Raises CorruptError.
     """
@@ -28,7 +34,9 @@ def decode_split(reader: ChunkReader, names: Sequence[str], out: Mapping[str, ND
 
     def one(chunk: int) -> int:
         part = slice(starts[chunk], starts[chunk + 1])
-        return reader.fill(names, np.arange(part.start, part.stop), {name: out[name][part] for name in names})[1]
+        return reader.fill(
+            names, np.arange(part.start, part.stop), {name: out[name][part] for name in names}
+        )[1]
 
     with ThreadPoolExecutor(max(1, threads)) as pool:
         read = sum(pool.map(one, range(len(starts) - 1)))
@@ -37,9 +45,17 @@ def decode_split(reader: ChunkReader, names: Sequence[str], out: Mapping[str, ND
 
 
 class MemoryReader(ChunkReader):
-    """A split's decoded arrays, [samples, ...] each. `load` is called before the first batch, by whoever reads first."""
+    """A split's decoded arrays, [samples, ...] each.
 
-    def __init__(self, split: Split, arrays: Mapping[str, NDArray[Any]], load: Callable[[], int] | None = None) -> None:
+    `load` is called before the first batch, by whoever reads first.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        arrays: Mapping[str, NDArray[Any]],
+        load: Callable[[], int] | None = None,
+    ) -> None:
         super().__init__(split, access="mmap", verify="off", keep=1)
         self.arrays, self.load = arrays, load
         self.bytes_loaded = 0
@@ -51,8 +67,11 @@ class MemoryReader(ChunkReader):
             self.chunks_opened = len(self.split.chunk_sizes)
         return plans
 
-    def fill(self, names: Sequence[str], indices: NDArray[np.int64], out: Mapping[str, NDArray[Any]]) -> tuple[int, int]:
-        """Rows copied by one take an array; nothing is decoded again, so `decoded` counts rows copied out of the decoded split.
+    def fill(
+        self, names: Sequence[str], indices: NDArray[np.int64], out: Mapping[str, NDArray[Any]]
+    ) -> tuple[int, int]:
+        """Rows copied by one take an array; nothing is decoded again, so `decoded` counts rows
+        copied out of the decoded split.
 
         The bytes of the load are counted with the first batch.
         """

@@ -1,8 +1,10 @@
-"""`store: stream`: stored chunks fetched whole, in epoch order, a few ahead of the decoding, each once an epoch.
+"""`store: stream`: stored chunks fetched whole, in epoch order, a few ahead of the decoding, each
+once an epoch.
 
-For stores where a seek costs more than a read: object stores, network mounts, cold disks. `follow` looks ahead in the plans, a fetch
-thread reads the next files into reused buffers, and a buffer is free when the last batch that needs it is filled. Memory: at most
-(prefetch + chunks read in turn) stored chunks. Given up: fetching for a sampler that ignores chunks, which would need them all.
+For stores where a seek costs more than a read: object stores, network mounts, cold disks. `follow`
+looks ahead in the plans, a fetch thread reads the next files into reused buffers, and a buffer is
+free when the last batch that needs it is filled. Memory: at most (prefetch + chunks read in turn)
+stored chunks. Given up: fetching for a sampler that ignores chunks, which would need them all.
 """
 
 from __future__ import annotations
@@ -38,14 +40,23 @@ def segment_bytes(split: Split, names: Sequence[str]) -> int:
 
 
 class StreamReader(ChunkReader):
-    """A ChunkReader whose sharded files are fetched ahead. in_turn: chunks read in turn (interleave x chunks_per_batch).
+    """A ChunkReader whose sharded files are fetched ahead. in_turn: chunks read in turn (interleave
+    x chunks_per_batch).
 
-    buffers: (prefetch + in_turn) memoryviews of `segment_bytes` each. table: int64 [buffers, 3] = (chunk, number of the fetch, state),
-    for processes that share the buffers. Raises CorruptError naming a file that ends early.
+    buffers: (prefetch + in_turn) memoryviews of `segment_bytes` each. table: int64 [buffers, 3] =
+    (chunk, number of the fetch, state), for processes that share the buffers. Raises CorruptError
+    naming a file that ends early.
     """
 
     def __init__(
-        self, split: Split, names: Sequence[str], buffers: Sequence[memoryview], table: NDArray[np.int64], *, in_turn: int, verify: Verify
+        self,
+        split: Split,
+        names: Sequence[str],
+        buffers: Sequence[memoryview],
+        table: NDArray[np.int64],
+        *,
+        in_turn: int,
+        verify: Verify,
     ) -> None:
         super().__init__(split, access="pread", verify=verify, keep=64 + 8 * len(buffers))
         self.sharded = [name for name in names if split.specs[name].inner is not None]
@@ -62,7 +73,10 @@ class StreamReader(ChunkReader):
         self.fetches = 0
 
     def follow(self, plans: Iterator[Any]) -> Iterator[Any]:
-        """Yield the plans, having asked for the chunks of the next ones. A plan's chunks are given back by `done`."""
+        """Yield the plans, having asked for the chunks of the next ones.
+
+        A plan's chunks are given back by `done`.
+        """
         self._reset()
         window: deque[Any] = deque()
         while True:
@@ -97,7 +111,9 @@ class StreamReader(ChunkReader):
             while self.waiting and self.free:
                 chunk, buffer = self.waiting.popleft(), self.free.popleft()
                 self.held[chunk] = buffer
-                self.under_way = self.fetcher.submit(self._fetch, chunk, buffer, self.fetched[chunk])
+                self.under_way = self.fetcher.submit(
+                    self._fetch, chunk, buffer, self.fetched[chunk]
+                )
 
     def _fetch(self, chunk: int, buffer: int, promise: Future[Any]) -> None:
         if not promise.set_running_or_notify_cancel():
@@ -124,8 +140,12 @@ class StreamReader(ChunkReader):
         self.chunks_opened += 1
         return opened
 
-    def files_of(self, chunk: int) -> Iterator[tuple[str, Location, int | NDArray[np.int64], tuple[int, int], int]]:
-        """(array, file, samples, (size, seal), offset in the buffer) of each sharded array of a stored chunk."""
+    def files_of(
+        self, chunk: int
+    ) -> Iterator[tuple[str, Location, int | NDArray[np.int64], tuple[int, int], int]]:
+        """(array, file, samples, (size, seal), offset in the buffer) of each sharded array of a
+        stored chunk.
+        """
         yield from files_of(self, self.sharded, chunk)
 
     def raise_fetch_error(self, indices: NDArray[np.int64]) -> None:
@@ -138,14 +158,19 @@ class StreamReader(ChunkReader):
             return super().chunk(name, chunk)
         return self.fetched[chunk].result()[name]
 
-    def fill(self, names: Sequence[str], indices: NDArray[np.int64], out: Mapping[str, NDArray[Any]]) -> tuple[int, int]:
+    def fill(
+        self, names: Sequence[str], indices: NDArray[np.int64], out: Mapping[str, NDArray[Any]]
+    ) -> tuple[int, int]:
         try:
             return super().fill(names, indices, out)
         finally:
             self.done(indices)
 
     def done(self, indices: NDArray[np.int64]) -> None:
-        """A batch is filled: give back the buffers that no known plan needs any more, and fetch on."""
+        """A batch is filled.
+
+        Give back the buffers that no known plan needs any more, and fetch on.
+        """
         with self.guard:
             for chunk in self.chunks_of(indices):
                 self.uses[chunk] -= 1
@@ -188,7 +213,10 @@ def files_of(
 
 
 class SharedStreamReader(ChunkReader):
-    """A worker's view of the buffers its parent's StreamReader fills; waits for a chunk that is still on its way."""
+    """A worker's view of the buffers its parent's StreamReader fills.
+
+    Waits for a chunk that is still on its way.
+    """
 
     def __init__(
         self,
@@ -213,7 +241,13 @@ class SharedStreamReader(ChunkReader):
         if serial not in self.opened:
             views = self.buffers[buffer]
             self.opened[serial] = {
-                each: StoredChunk(path, self.split.specs[each], rows, expected, memory=views[offset : offset + expected[0]])
+                each: StoredChunk(
+                    path,
+                    self.split.specs[each],
+                    rows,
+                    expected,
+                    memory=views[offset : offset + expected[0]],
+                )
                 for each, path, rows, expected, offset in files_of(self, self.sharded, chunk)
             }
             while len(self.opened) > len(self.buffers):
@@ -226,10 +260,16 @@ class SharedStreamReader(ChunkReader):
             at = np.flatnonzero((self.table[:, 0] == chunk) & (self.table[:, 2] != EMPTY))
             if at.size:
                 if self.table[at[0], 2] == FAILED:
-                    raise FetchFailed("the stored chunk could not be fetched", where=f"chunk {chunk}")
+                    raise FetchFailed(
+                        "the stored chunk could not be fetched", where=f"chunk {chunk}"
+                    )
                 return int(at[0])
             if time.monotonic() > deadline:
-                raise WorkerError("a stored chunk did not arrive", where=f"chunk {chunk}", expected=f"within {self.patience_s} s")
+                raise WorkerError(
+                    "a stored chunk did not arrive",
+                    where=f"chunk {chunk}",
+                    expected=f"within {self.patience_s} s",
+                )
             time.sleep(0.0005)
 
 
@@ -238,7 +278,10 @@ class FetchFailed(WorkerError):
 
 
 def fetch(path: Location, memory: memoryview) -> None:
-    """A whole stored chunk's file into `memory`, from wherever it lies. Raises CorruptError when its size is not the published one."""
+    """A whole stored chunk's file into `memory`, from wherever it lies.
+
+    Raises CorruptError when its size is not the published one.
+    """
     if isinstance(path, Remote):
         path.read_into(memory)
     else:
@@ -246,7 +289,10 @@ def fetch(path: Location, memory: memoryview) -> None:
 
 
 def read_whole(path: Path, memory: memoryview) -> None:
-    """A whole file into `memory`, whose length is the published size. Raises CorruptError when the file is shorter or longer."""
+    """A whole file into `memory`, whose length is the published size.
+
+    Raises CorruptError when the file is shorter or longer.
+    """
     fd = open_file(path)
     try:
         found = os.fstat(fd).st_size
@@ -257,8 +303,16 @@ def read_whole(path: Path, memory: memoryview) -> None:
                 break
             at += count
         if at != len(memory) or not at:
-            raise CorruptError("a data file has the wrong size", where=path, expected=f"{len(memory)} bytes", found=found, remedy=REMEDY)
+            raise CorruptError(
+                "a data file has the wrong size",
+                where=path,
+                expected=f"{len(memory)} bytes",
+                found=found,
+                remedy=REMEDY,
+            )
     except OSError as error:
-        raise CorruptError("a data file cannot be read", where=path, found=error.strerror, remedy=REMEDY) from None
+        raise CorruptError(
+            "a data file cannot be read", where=path, found=error.strerror, remedy=REMEDY
+        ) from None
     finally:
         os.close(fd)

@@ -1,9 +1,12 @@
-"""Reading a split through zarr-python: codecs that shards.py does not know, at some 0.5-1 ms an inner chunk instead of 0.1.
+"""Reading a split through zarr-python: codecs that shards.py does not know, at some 0.5-1 ms an
+inner chunk instead of 0.1.
 
-Zarr decodes, what it is given is checked here: `CheckedStore` compares each object with its row in files.parquet (size always, sha256
-when first touched, at every read, or never: `verify`) before a byte of it is handed out, and an object that should be there and is not
-is an error, where zarr would answer with fill values. From an object store, objects are fetched whole and the newest kept.
-Given up: speed, and decoding straight into the batch: zarr decodes into an array of its own, rows are copied from there.
+Zarr decodes, what it is given is checked here: `CheckedStore` compares each object with its row in
+files.parquet (size always, sha256 when first touched, at every read, or never: `verify`) before a
+byte of it is handed out, and an object that should be there and is not is an error, where zarr
+would answer with fill values. From an object store, objects are fetched whole and the newest kept.
+Given up: speed, and decoding straight into the batch: zarr decodes into an array of its own, rows
+are copied from there.
 """
 
 from __future__ import annotations
@@ -18,7 +21,13 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
+from zarr.abc.store import (
+    ByteRequest,
+    OffsetByteRequest,
+    RangeByteRequest,
+    Store,
+    SuffixByteRequest,
+)
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore, WrapperStore
 
@@ -32,10 +41,12 @@ __all__ = ["CheckedStore", "LibraryReader"]
 
 
 class LibraryReader(ChunkReader):
-    """A ChunkReader on top of zarr-python: any codecs, nested shards, any chunk grid, local or not. Safe for any number of threads.
+    """A ChunkReader on top of zarr-python: any codecs, nested shards, any chunk grid, local or not.
+    Safe for any number of threads.
 
-    keep: objects of an object store held in memory; local files are read where they lie. `decoded` of `fill` counts the samples of every
-    inner chunk that had to be decoded, so that it exceeds the samples where an inner chunk holds several.
+    keep: objects of an object store held in memory; local files are read where they lie. `decoded`
+    of `fill` counts the samples of every inner chunk that had to be decoded, so that it exceeds the
+    samples where an inner chunk holds several.
     """
 
     def __init__(self, split: Split, *, verify: Verify, keep: int) -> None:
@@ -44,29 +55,47 @@ class LibraryReader(ChunkReader):
         self._arrays: dict[str, Any] = {}
 
     def array(self, name: str) -> Any:
-        """The zarr.Array behind checked reads. Raises CorruptError when its metadata are not the published ones."""
+        """The zarr.Array behind checked reads.
+
+        Raises CorruptError when its metadata are not the published ones.
+        """
         with self._lock:
             if name not in self._arrays:
                 try:
-                    opened = zarr.open_array(self.store, path=f"{self.store.prefix}{self.split.group}/{name}", mode="r", zarr_format=3)
+                    opened = zarr.open_array(
+                        self.store,
+                        path=f"{self.store.prefix}{self.split.group}/{name}",
+                        mode="r",
+                        zarr_format=3,
+                    )
                 except WarehouseError:
                     raise
                 except Exception as error:
                     raise self._undecodable(name, error) from None
                 spec = self.split.specs[name]
                 # A cube's spec is by sample: of its shape only the features are the array's.
-                shape = spec.shape if self.split.warehouse.cube is None else (*opened.shape[:-1], spec.shape[-1])
+                shape = (
+                    spec.shape
+                    if self.split.warehouse.cube is None
+                    else (*opened.shape[:-1], spec.shape[-1])
+                )
                 if opened.shape != shape or opened.dtype != np.dtype(spec.dtype):
                     raise CorruptError(
-                        "an array and the manifest disagree", where=f"{self.split.warehouse.store}/{self.split.group}/{name}",
-                        expected=f"{spec.dtype} {shape}", found=f"{opened.dtype} {opened.shape}", remedy=REMEDY,
-                    )  # fmt: skip
+                        "an array and the manifest disagree",
+                        where=f"{self.split.warehouse.store}/{self.split.group}/{name}",
+                        expected=f"{spec.dtype} {shape}",
+                        found=f"{opened.dtype} {opened.shape}",
+                        remedy=REMEDY,
+                    )
                 self._arrays[name] = opened
             return self._arrays[name]
 
     @property
     def chunk_sizes(self) -> list[int]:
-        """Samples in each stored chunk of the first sharded array, by its own chunk grid. Cubes: the split's."""
+        """Samples in each stored chunk of the first sharded array, by its own chunk grid.
+
+        Cubes: the split's.
+        """
         if self.split.warehouse.cube is not None:
             return self.split.chunk_sizes
         sharded = [name for name, spec in self.split.specs.items() if spec.inner is not None]
@@ -75,7 +104,9 @@ class LibraryReader(ChunkReader):
         full, rest = divmod(len(self.split), size)
         return [size] * full + [rest] * (rest > 0)
 
-    def fill(self, names: Sequence[str], indices: NDArray[np.int64], out: Mapping[str, NDArray[Any]]) -> tuple[int, int]:
+    def fill(
+        self, names: Sequence[str], indices: NDArray[np.int64], out: Mapping[str, NDArray[Any]]
+    ) -> tuple[int, int]:
         decoded = len(indices)
         for name in names:
             array = self.array(name)
@@ -97,14 +128,25 @@ class LibraryReader(ChunkReader):
             return
         sides = self.split.specs[name].shape[1:4]
         for row, origin in enumerate(self.split.origins(indices).tolist()):
-            found = array[tuple(slice(start, start + side) for start, side in zip(origin, sides, strict=True))]
+            found = array[
+                tuple(slice(start, start + side) for start, side in zip(origin, sides, strict=True))
+            ]
             out[row] = array.fill_value  # a sample at the cube's end reaches beyond it
             out[row][tuple(slice(side) for side in found.shape)] = found
 
     def _undecodable(self, name: str, error: Exception, indices: Any = None) -> CorruptError:
-        samples = "" if indices is None else f", a sample of {indices[:8].tolist()}{'...' if len(indices) > 8 else ''}"
+        samples = (
+            ""
+            if indices is None
+            else f", a sample of {indices[:8].tolist()}{'...' if len(indices) > 8 else ''}"
+        )
         where = f"{self.split.warehouse.store}/{self.split.group}/{name}{samples}"
-        return CorruptError("zarr cannot decode this array", where=where, found=f"{type(error).__name__}: {error}"[:160], remedy=REMEDY)
+        return CorruptError(
+            "zarr cannot decode this array",
+            where=where,
+            found=f"{type(error).__name__}: {error}"[:160],
+            remedy=REMEDY,
+        )
 
     def close(self) -> None:
         super().close()
@@ -114,16 +156,30 @@ class LibraryReader(ChunkReader):
 class CheckedStore(WrapperStore[Store]):
     """A zarr store of a published version whose objects are compared with files.parquet. Read only.
 
-    Local files stay where they are: hashed when first touched, their size compared at every read. Objects of an object store are fetched
-    whole, and the newest `keep` are held.
+    Local files stay where they are: hashed when first touched, their size compared at every read.
+    Objects of an object store are fetched whole, and the newest `keep` are held.
     """
 
-    def __init__(self, store: Store, warehouse: Warehouse, prefix: str, verify: Verify, keep: int) -> None:
+    def __init__(
+        self, store: Store, warehouse: Warehouse, prefix: str, verify: Verify, keep: int
+    ) -> None:
         super().__init__(store)
-        self.location, self.prefix, self.verify, self.keep = warehouse.store, prefix, verify, max(1, keep)
+        self.location, self.prefix, self.verify, self.keep = (
+            warehouse.store,
+            prefix,
+            verify,
+            max(1, keep),
+        )
         table = warehouse.table(tables.FILES, ["path", "size", "sha256"])
-        rows = zip(table["path"].to_pylist(), table["size"].to_pylist(), table["sha256"].to_pylist(), strict=True)
-        self.expected: dict[str, tuple[int, str]] = {path: (size, digest) for path, size, digest in rows}
+        rows = zip(
+            table["path"].to_pylist(),
+            table["size"].to_pylist(),
+            table["sha256"].to_pylist(),
+            strict=True,
+        )
+        self.expected: dict[str, tuple[int, str]] = {
+            path: (size, digest) for path, size, digest in rows
+        }
         self.checked: set[str] = set()
         self.held: OrderedDict[str, asyncio.Future[Buffer]] = OrderedDict()
         self.lock = threading.Lock()
@@ -132,44 +188,79 @@ class CheckedStore(WrapperStore[Store]):
     @classmethod
     def of(cls, warehouse: Warehouse, verify: Verify, keep: int) -> CheckedStore:
         opened, prefix = zarr_store(warehouse.store)
-        return cls(opened if isinstance(warehouse.store, Remote) else LocalStore(opened, read_only=True), warehouse, prefix, verify, keep)
+        return cls(
+            opened if isinstance(warehouse.store, Remote) else LocalStore(opened, read_only=True),
+            warehouse,
+            prefix,
+            verify,
+            keep,
+        )
 
-    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
-        """Raises CorruptError naming the object: not in the table, missing, of another size, or of another sha256."""
+    async def get(
+        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        """Raises CorruptError naming the object.
+
+        Not in the table, missing, of another size, or of another sha256.
+        """
         relative = key.removeprefix(self.prefix)
         row = self.expected.get(f"{tables.STORE}/{relative}")
         if row is None:
-            raise CorruptError("an object is not in the table of files", where=self.location / relative, remedy=REMEDY)
+            raise CorruptError(
+                "an object is not in the table of files",
+                where=self.location / relative,
+                remedy=REMEDY,
+            )
         if isinstance(self.location, Remote):
             found: Buffer | None = cut(await self._held(key, relative, row, prototype), byte_range)
         else:
             await self._check_local(key, relative, row, prototype)
             found = await self._store.get(key, prototype, byte_range)
         if found is None:
-            raise CorruptError("a data file is missing", where=self.location / relative, remedy=REMEDY)
+            raise CorruptError(
+                "a data file is missing", where=self.location / relative, remedy=REMEDY
+            )
         self.bytes_read += len(found)
         return found
 
-    async def _check_local(self, key: str, relative: str, row: tuple[int, str], prototype: BufferPrototype) -> None:
+    async def _check_local(
+        self, key: str, relative: str, row: tuple[int, str], prototype: BufferPrototype
+    ) -> None:
         path = self.location / relative
         assert not isinstance(path, Remote)
         try:
             size = path.lstat().st_size
         except OSError as error:
-            raise CorruptError("a data file is missing or cannot be opened", where=path, found=error.strerror, remedy=REMEDY) from None
+            raise CorruptError(
+                "a data file is missing or cannot be opened",
+                where=path,
+                found=error.strerror,
+                remedy=REMEDY,
+            ) from None
         if size != row[0] or not path.is_file() or path.is_symlink():
-            raise CorruptError("a data file has the wrong size", where=path, expected=f"{row[0]} bytes", found=size, remedy=REMEDY)
+            raise CorruptError(
+                "a data file has the wrong size",
+                where=path,
+                expected=f"{row[0]} bytes",
+                found=size,
+                remedy=REMEDY,
+            )
         if self.verify == "always" or (self.verify == "first_touch" and key not in self.checked):
             await self._compare(await self._store.get(key, prototype), relative, row)
         if key not in self.checked:
             self.checked.add(key)
             self.objects_opened += 1
 
-    async def _held(self, key: str, relative: str, row: tuple[int, str], prototype: BufferPrototype) -> Buffer:
-        # Everything here runs on zarr's one event loop: who comes second waits for the first one's fetch.
+    async def _held(
+        self, key: str, relative: str, row: tuple[int, str], prototype: BufferPrototype
+    ) -> Buffer:
+        # Everything here runs on zarr's one event loop: who comes second waits for the first one's
+        # fetch.
         fetch = self.held.get(key)
         if fetch is None:
-            fetch = self.held[key] = asyncio.ensure_future(self._fetch(key, relative, row, prototype))
+            fetch = self.held[key] = asyncio.ensure_future(
+                self._fetch(key, relative, row, prototype)
+            )
             while len(self.held) > self.keep:
                 self.held.popitem(last=False)
         else:
@@ -178,12 +269,18 @@ class CheckedStore(WrapperStore[Store]):
                 await self._compare(await asyncio.shield(fetch), relative, row)
         return await asyncio.shield(fetch)
 
-    async def _fetch(self, key: str, relative: str, row: tuple[int, str], prototype: BufferPrototype) -> Buffer:
+    async def _fetch(
+        self, key: str, relative: str, row: tuple[int, str], prototype: BufferPrototype
+    ) -> Buffer:
         try:
             try:
                 found = await self._store.get(key, prototype)
             except Exception as error:
-                raise CorruptError("an object cannot be fetched", where=self.location / relative, found=first_line(error)) from None
+                raise CorruptError(
+                    "an object cannot be fetched",
+                    where=self.location / relative,
+                    found=first_line(error),
+                ) from None
             self.objects_opened += 1
             return await self._compare(found, relative, row)
         except BaseException:
@@ -195,17 +292,32 @@ class CheckedStore(WrapperStore[Store]):
         if found is None:
             raise CorruptError("a data file is missing", where=where, remedy=REMEDY)
         if len(found) != row[0]:
-            raise CorruptError("a data file has the wrong size", where=where, expected=f"{row[0]} bytes", found=len(found), remedy=REMEDY)
+            raise CorruptError(
+                "a data file has the wrong size",
+                where=where,
+                expected=f"{row[0]} bytes",
+                found=len(found),
+                remedy=REMEDY,
+            )
         if self.verify != "off":
             whole: Any = found.as_numpy_array()
             digest = await asyncio.to_thread(lambda: hashlib.sha256(whole).hexdigest())
             if digest != row[1]:
                 what = "a data file is not the one that was published"
-                raise CorruptError(what, where=where, expected=f"sha256 {row[1][:12]}", found=digest[:12], remedy=REMEDY)
+                raise CorruptError(
+                    what,
+                    where=where,
+                    expected=f"sha256 {row[1][:12]}",
+                    found=digest[:12],
+                    remedy=REMEDY,
+                )
         return found
 
     def take_counts(self, reader: LibraryReader) -> int:
-        """Bytes read since the last call, whichever thread asked for them; the reader's count of opened objects is brought up to date."""
+        """Bytes read since the last call, whichever thread asked for them.
+
+        The reader's count of opened objects is brought up to date.
+        """
         with self.lock:
             size, self.bytes_read = self.bytes_read, 0
             reader.chunks_opened = self.objects_opened

@@ -1,10 +1,12 @@
-"""Baking a plan into a published version: one Dask task writes one stored chunk, markers make it resumable, a rename publishes.
+"""Baking a plan into a published version: one Dask task writes one stored chunk, markers make it
+resumable, a rename publishes.
 
-The builder knows samples only as payloads for a `load` function that returns their arrays; where they come from is the caller's.
-Invariant: a chunk's marker exists only after its files are durable, and names the exact records it was made from; a version
-folder exists only when everything in it is durable. A picture that fails while being baked sends the whole plan back to the
-caller, once, with every failure known. Given up: chunks of one version are never shared with another.
-Memory: a worker holds one sample and the files' small arrays; the parent a marker a chunk.
+The builder knows samples only as payloads for a `load` function that returns their arrays; where
+they come from is the caller's. Invariant: a chunk's marker exists only after its files are durable,
+and names the exact records it was made from; a version folder exists only when everything in it is
+durable. A picture that fails while being baked sends the whole plan back to the caller, once, with
+every failure known. Given up: chunks of one version are never shared with another. Memory: a worker
+holds one sample and the files' small arrays; the parent a marker a chunk.
 """
 
 from __future__ import annotations
@@ -49,7 +51,10 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A whole stored chunk from one load call: its samples and their slots, ascending; `facts` (JSON) are kept in the marker."""
+    """A whole stored chunk from one load call: its samples and their slots, ascending.
+
+    `facts` (JSON) are kept in the marker.
+    """
 
     slots: Sequence[int]
     samples: Iterator[Mapping[str, NDArray[Any]]]
@@ -58,17 +63,21 @@ class Block:
 
 
 LoadSample = Callable[[Any], tuple[Mapping[str, NDArray[Any]], Mapping[str, float]] | Block]
-"""payload -> ({array name: one sample's array}, {phase: seconds}), or a Block. Raises PictureError for a sample that cannot be made."""
+"""payload -> ({array name: one sample's array}, {phase: seconds}), or a Block.
+
+Raises PictureError for a sample that cannot be made.
+"""
 STEPS = ("read", "decode", "letterbox", "encode", "write")
 DONE = "done"
 
 
 @dataclass(frozen=True, slots=True)
 class SplitPlan:
-    """One split: its arrays, and a payload, its digest and a row of samples.parquet for each sample, in stored order.
+    """One split: its arrays, and a payload, its digest and a row of samples.parquet for each
+    sample, in stored order.
 
-    digests: of whatever `load` depends on beside the recipe (boxes, labels): an earlier run's chunk is taken only if they agree.
-    whole_chunks: a payload is a stored chunk and `load` gives a Block.
+    digests: of whatever `load` depends on beside the recipe (boxes, labels): an earlier run's chunk
+    is taken only if they agree. whole_chunks: a payload is a stored chunk and `load` gives a Block.
     """
 
     name: str
@@ -91,7 +100,8 @@ class SplitPlan:
 class BuildPlan:
     """Everything a version is made of but its pixels. `rejected`: lines of rejected.jsonl.
 
-    contents: (plan, results, store) -> Contents, for a layout that is neither pictures nor a cube; it writes the metadata too.
+    contents: (plan, results, store) -> Contents, for a layout that is neither pictures nor a cube;
+    it writes the metadata too.
     """
 
     version: str
@@ -125,7 +135,10 @@ class BuildPlan:
 
 @dataclass(frozen=True, slots=True)
 class ChunkTask:
-    """One stored chunk of every array of a split. `digest` covers the arrays' layout and the records, in order."""
+    """One stored chunk of every array of a split.
+
+    `digest` covers the arrays' layout and the records, in order.
+    """
 
     split: str
     chunk: int
@@ -162,12 +175,23 @@ class ChunkResult:
 def plan_tasks(plan: BuildPlan) -> Iterator[ChunkTask]:
     for split in plan.splits:
         size = split.payloads_per_chunk
-        # Without the split's length: leaving one picture out at the end leaves the chunks before it valid.
-        layout = repr([(spec.name, spec.dtype, spec.chunk, spec.inner, spec.codec) for spec in split.specs])
+        # Without the split's length: leaving one picture out at the end leaves the chunks before it
+        # valid.
+        layout = repr(
+            [(spec.name, spec.dtype, spec.chunk, spec.inner, spec.codec) for spec in split.specs]
+        )
         for chunk in range(-(-len(split.payloads) // size)):
             part = slice(chunk * size, (chunk + 1) * size)
-            text = tables.canonical([plan.key, layout, list(split.rows[part]), list(split.digests[part])])
-            yield ChunkTask(split.name, chunk, split.specs, split.payloads[part], hashlib.sha256(text).hexdigest())
+            text = tables.canonical(
+                [plan.key, layout, list(split.rows[part]), list(split.digests[part])]
+            )
+            yield ChunkTask(
+                split.name,
+                chunk,
+                split.specs,
+                split.payloads[part],
+                hashlib.sha256(text).hexdigest(),
+            )
 
 
 def bake_chunks(
@@ -178,7 +202,8 @@ def bake_chunks(
     run_all: RunAll = run_here,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[list[ChunkResult], list[PictureError]]:
-    """Write every chunk of the plan that has no valid marker yet. (results in plan order, pictures that failed).
+    """Write every chunk of the plan that has no valid marker yet. (results in plan order, pictures
+    that failed).
 
     run_all: where tasks run, of warehouse.write.cluster. Raises SpaceError, BuildError.
     """
@@ -198,15 +223,25 @@ def bake_chunks(
         failures += result.failures
         if progress:
             progress(len(task.payloads))
-    return [results[task.split, task.chunk] for task in plan_tasks(plan) if (task.split, task.chunk) in results], failures
+    return [
+        results[task.split, task.chunk]
+        for task in plan_tasks(plan)
+        if (task.split, task.chunk) in results
+    ], failures
 
 
 def read_marker(task: ChunkTask, staging: Path) -> ChunkResult | None:
-    """The result of an earlier run when its marker is of this very task and its files still have their sizes."""
+    """The result of an earlier run when its marker is of this very task and its files still have
+    their sizes.
+    """
     try:
         data = json.loads((staging / task.marker).read_bytes())
-        result = ChunkResult(data["digest"], data["files"], data["samples"], data["trace"], facts=data["facts"])
-        if result.digest == task.digest and all((staging / file["path"]).stat().st_size == file["size"] for file in result.files):
+        result = ChunkResult(
+            data["digest"], data["files"], data["samples"], data["trace"], facts=data["facts"]
+        )
+        if result.digest == task.digest and all(
+            (staging / file["path"]).stat().st_size == file["size"] for file in result.files
+        ):
             return result
     except (OSError, ValueError, KeyError, TypeError):
         pass
@@ -214,20 +249,33 @@ def read_marker(task: ChunkTask, staging: Path) -> ChunkResult | None:
 
 
 def bake_chunk(task: ChunkTask, *, load: LoadSample, staging: Path) -> ChunkResult:
-    """Load the task's samples one by one and write its files, durably, then its marker. Runs in a worker."""
+    """Load the task's samples one by one and write its files, durably, then its marker.
+
+    Runs in a worker.
+    """
     result = ChunkResult(task.digest)
     seconds = dict.fromkeys(STEPS, 0.0)
     start = time.perf_counter()
-    small: dict[str, list[NDArray[Any]]] = {spec.name: [] for spec in task.specs if spec.inner is None}
+    small: dict[str, list[NDArray[Any]]] = {
+        spec.name: [] for spec in task.specs if spec.inner is None
+    }
     try:
         with ExitStack() as stack:
-            opened = [(spec, stack.enter_context(durable.durable(staging / _path(task, spec)))) for spec in task.specs if spec.inner]
-            writers = [(spec, file, ShardWriter(file, spec.chunk[0] * spec.parts)) for spec, file in opened]
+            opened = [
+                (spec, stack.enter_context(durable.durable(staging / _path(task, spec))))
+                for spec in task.specs
+                if spec.inner
+            ]
+            writers = [
+                (spec, file, ShardWriter(file, spec.chunk[0] * spec.parts)) for spec, file in opened
+            ]
             for slot, arrays in _samples(task, load, result, seconds):
                 result.samples.append(content_digest(task.specs, arrays))
                 for spec, _, writer in writers:
                     at = time.perf_counter()
-                    encoded = [encode(part, spec.codec) for part in parts_of(arrays[spec.name], spec)]
+                    encoded = [
+                        encode(part, spec.codec) for part in parts_of(arrays[spec.name], spec)
+                    ]
                     seconds["encode"] += time.perf_counter() - at
                     at = time.perf_counter()
                     for place, part in enumerate(encoded, slot * spec.parts):
@@ -246,7 +294,9 @@ def bake_chunk(task: ChunkTask, *, load: LoadSample, staging: Path) -> ChunkResu
                 data = encode(padded(small[spec.name], spec), spec.codec)
                 with durable.durable(staging / _path(task, spec)) as file:
                     file.write(data)
-                result.files.append(_file_row(task, spec, file, int.from_bytes(data[-4:], "little")))
+                result.files.append(
+                    _file_row(task, spec, file, int.from_bytes(data[-4:], "little"))
+                )
         for folder in {(staging / row["path"]).parent for row in result.files}:
             durable.fsync_folder(folder)
     except _Abandoned:
@@ -261,8 +311,16 @@ def bake_chunk(task: ChunkTask, *, load: LoadSample, staging: Path) -> ChunkResu
         "samples": len(result.samples),
         "bytes": sum(row["size"] for row in result.files),
     }
-    result.trace |= {step: round(value, 6) for step, value in seconds.items()} | {"seconds": round(total, 6)}
-    marker = {"digest": result.digest, "files": result.files, "samples": result.samples, "trace": result.trace, "facts": result.facts}
+    result.trace |= {step: round(value, 6) for step, value in seconds.items()} | {
+        "seconds": round(total, 6)
+    }
+    marker = {
+        "digest": result.digest,
+        "files": result.files,
+        "samples": result.samples,
+        "trace": result.trace,
+        "facts": result.facts,
+    }
     durable.write_bytes(staging / task.marker, json.dumps(marker).encode())
     return result
 
@@ -270,7 +328,10 @@ def bake_chunk(task: ChunkTask, *, load: LoadSample, staging: Path) -> ChunkResu
 def _samples(
     task: ChunkTask, load: LoadSample, result: ChunkResult, seconds: dict[str, float]
 ) -> Iterator[tuple[int, Mapping[str, NDArray[Any]]]]:
-    """(slot, arrays) of each sample that can be made; failures, facts and seconds go to the result."""
+    """(slot, arrays) of each sample that can be made.
+
+    Failures, facts and seconds go to the result.
+    """
     for slot, payload in enumerate(task.payloads):
         try:
             loaded = load(payload)
@@ -294,7 +355,9 @@ def _path(task: ChunkTask, spec: ArraySpec) -> str:
     return f"{tables.STORE}/{task.split}/{spec.name}/{chunk_key(spec, task.chunk)}"
 
 
-def _file_row(task: ChunkTask, spec: ArraySpec, file: durable.DurableFile, seal: int) -> dict[str, Any]:
+def _file_row(
+    task: ChunkTask, spec: ArraySpec, file: durable.DurableFile, seal: int
+) -> dict[str, Any]:
     array = f"{task.split}/{spec.name}"
     return {
         "path": _path(task, spec),
@@ -307,7 +370,10 @@ def _file_row(task: ChunkTask, spec: ArraySpec, file: durable.DurableFile, seal:
 
 
 def content_digest(specs: Sequence[ArraySpec], arrays: Mapping[str, NDArray[Any]]) -> str:
-    """sha256 of a sample's decoded arrays, in layout order: no codec and no chunking changes it. Raises BuildError on a wrong shape."""
+    """sha256 of a sample's decoded arrays, in layout order: no codec and no chunking changes it.
+
+    Raises BuildError on a wrong shape.
+    """
     digest = hashlib.sha256()
     for spec in specs:
         array = arrays[spec.name]
@@ -325,7 +391,11 @@ def estimate(plan: BuildPlan, load: LoadSample, *, workers: int, probe: int = 8)
     """Bake a few samples in memory and scale up."""
     payloads = [(split, payload) for split in plan.splits for payload in split.payloads]
     probe = 1 if plan.cube is not None else probe
-    taken = payloads[len(payloads) // 2 :][:1] if plan.cube is not None else payloads[:: max(1, len(payloads) // probe)][:probe]
+    taken = (
+        payloads[len(payloads) // 2 :][:1]
+        if plan.cube is not None
+        else payloads[:: max(1, len(payloads) // probe)][:probe]
+    )
     start, size = time.perf_counter(), 0
     for split, payload in taken:
         try:
@@ -333,10 +403,16 @@ def estimate(plan: BuildPlan, load: LoadSample, *, workers: int, probe: int = 8)
         except PictureError:
             continue
         for arrays in loaded.samples if isinstance(loaded, Block) else [loaded[0]]:
-            size += sum(len(encode(part, spec.codec)) for spec in split.specs for part in parts_of(arrays[spec.name], spec))
+            size += sum(
+                len(encode(part, spec.codec))
+                for spec in split.specs
+                for part in parts_of(arrays[spec.name], spec)
+            )
             content_digest(split.specs, arrays)
     share = len(payloads) / max(1, len(taken))
-    return Estimate(len(payloads), int(size * share), (time.perf_counter() - start) * share / max(1, workers))
+    return Estimate(
+        len(payloads), int(size * share), (time.perf_counter() - start) * share / max(1, workers)
+    )
 
 
 def write_error(error: OSError, where: Path) -> WarehouseError:

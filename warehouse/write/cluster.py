@@ -1,8 +1,10 @@
-"""Where build tasks run: in this process, on its threads, on local worker processes, or on a Dask cluster that is running already.
+"""Where build tasks run: in this process, on its threads, on local worker processes, or on a Dask
+cluster that is running already.
 
-All of them give `run(function, tasks)`, an iterator of (task, result) in the order of completion. Local workers start in the
-background as soon as a `task_runner` is entered, while the caller still plans, and may end in the background too; whatever ends
-the `with` block (an error, Ctrl-C) ends them. Given up: workers that start for a build that turns out to have nothing to do.
+All of them give `run(function, tasks)`, an iterator of (task, result) in the order of completion.
+Local workers start in the background as soon as a `task_runner` is entered, while the caller still
+plans, and may end in the background too; whatever ends the `with` block (an error, Ctrl-C) ends
+them. Given up: workers that start for a build that turns out to have nothing to do.
 """
 
 from __future__ import annotations
@@ -24,8 +26,9 @@ __all__ = ["RunAll", "TaskRunner", "run_here", "task_runner"]
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 MOST_THREADS = 4
-"""Up to so many workers are threads where tasks allow it: decoders, Blosc and hashes let go of the GIL, and two Dask processes take a
-second of two cores to start. The share of a task that holds the GIL, about a tenth, is why more of them are processes."""
+"""Up to so many workers are threads where tasks allow it: decoders, Blosc and hashes let go of the
+GIL, and two Dask processes take a second of two cores to start. The share of a task that holds the
+GIL, about a tenth, is why more of them are processes."""
 FIRST_WORKERS = 2
 """Started before the number of tasks is known; the others follow with the first tasks."""
 OPTIONS = {
@@ -34,8 +37,9 @@ OPTIONS = {
     "distributed.comm.timeouts.connect": "30s",
     "distributed.scheduler.allowed-failures": 1,
     "distributed.worker.multiprocessing-method": "spawn",
-    # Dask's own threshold of 64 KiB gives every picture's memory back to the kernel, and each page of the next one is a fault: half
-    # of a build's decoding. A worker keeps at most so much that is free; what is larger than 32 MiB still goes back at once.
+    # Dask's own threshold of 64 KiB gives every picture's memory back to the kernel, and each page
+    # of the next one is a fault: half of a build's decoding. A worker keeps at most so much that is
+    # free; what is larger than 32 MiB still goes back at once.
     "distributed.nanny.pre-spawn-environ": {
         "MALLOC_TRIM_THRESHOLD_": 64 << 20,
         "MALLOC_MMAP_THRESHOLD_": 32 << 20,
@@ -47,16 +51,22 @@ OPTIONS = {
 class RunAll(Protocol):
     """(function, tasks) -> (task, result) of each, in the order of completion."""
 
-    def __call__(self, function: Callable[[Any], Any], tasks: Sequence[Any], /) -> Iterable[tuple[Any, Any]]: ...
+    def __call__(
+        self, function: Callable[[Any], Any], tasks: Sequence[Any], /
+    ) -> Iterable[tuple[Any, Any]]: ...
 
 
-def run_here(function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[tuple[Task, Result]]:
+def run_here(
+    function: Callable[[Task], Result], tasks: Sequence[Task]
+) -> Iterator[tuple[Task, Result]]:
     """One task after the other, in this process."""
     for task in tasks:
         yield task, function(task)
 
 
-def _run_on_threads(function: Callable[[Task], Result], tasks: Sequence[Task], threads: int) -> Iterator[tuple[Task, Result]]:
+def _run_on_threads(
+    function: Callable[[Task], Result], tasks: Sequence[Task], threads: int
+) -> Iterator[tuple[Task, Result]]:
     """Whatever ends the iteration waits for the tasks under way."""
     pool = ThreadPoolExecutor(threads, thread_name_prefix="bake")
     try:
@@ -68,9 +78,14 @@ def _run_on_threads(function: Callable[[Task], Result], tasks: Sequence[Task], t
 
 
 class TaskRunner:
-    """A `RunAll` over Dask workers that start in the background. `end_soon`: no more tasks will come. Not for several threads."""
+    """A `RunAll` over Dask workers that start in the background.
 
-    def __init__(self, workers: int, cluster: str | None, warm_up: Callable[[], None] | None, threads: bool) -> None:
+    `end_soon`: no more tasks will come. Not for several threads.
+    """
+
+    def __init__(
+        self, workers: int, cluster: str | None, warm_up: Callable[[], None] | None, threads: bool
+    ) -> None:
         self.workers, self.cluster, self.warm_up = workers, cluster, warm_up
         self.stack = ExitStack()
         self.local: Any = None
@@ -78,26 +93,40 @@ class TaskRunner:
         self.threads = workers if threads and cluster is None and workers <= MOST_THREADS else 0
         self.here = cluster is None and (workers == 0 or self.threads > 0)
         if warm_up is not None and (self.threads or not self.here):
-            # OpenCV's import puts its own folder first in sys.path for a moment: what is imported or started meanwhile inherits it, and
-            # takes OpenCV's `typing` and `utils`. Nothing is left to import when workers start.
+            # OpenCV's import puts its own folder first in sys.path for a moment: what is imported
+            # or started meanwhile inherits it, and takes OpenCV's `typing` and `utils`. Nothing is
+            # left to import when workers start.
             warm_up()
         self.started: Future[Any] | None = None if self.here else self.thread.submit(self._start)
 
-    def __call__(self, function: Callable[[Any], Any], tasks: Sequence[Any], /) -> Iterator[tuple[Any, Any]]:
+    def __call__(
+        self, function: Callable[[Any], Any], tasks: Sequence[Any], /
+    ) -> Iterator[tuple[Any, Any]]:
         """Raises BuildError: no scheduler answers, a worker died."""
         if not tasks:
             return
         if self.started is None:
-            yield from _run_on_threads(function, tasks, self.threads) if self.threads else run_here(function, tasks)
+            yield from (
+                _run_on_threads(function, tasks, self.threads)
+                if self.threads
+                else run_here(function, tasks)
+            )
             return
         client = self.started.result()
         if self.local is not None and min(self.workers, len(tasks)) > FIRST_WORKERS:
             self.local.scale(min(self.workers, len(tasks)))
-        count = self.workers if self.local is not None else len(client.scheduler_info(n_workers=-1)["workers"])
+        count = (
+            self.workers
+            if self.local is not None
+            else len(client.scheduler_info(n_workers=-1)["workers"])
+        )
         yield from _run_on(client, function, tasks, max(1, count))
 
     def meanwhile(self, function: Callable[[], None]) -> None:
-        """Call `function` in the background once the workers are up: until then it would only slow their start."""
+        """Call `function` in the background once the workers are up.
+
+        Until then it would only slow their start.
+        """
         self.thread.submit(function)
 
     def end_soon(self) -> None:
@@ -111,12 +140,17 @@ class TaskRunner:
         import dask
         from distributed import Client, LocalCluster
 
-        # Importing distributed resets the level; its messages on workers coming and going say nothing to a user.
+        # Importing distributed resets the level; its messages on workers coming and going say
+        # nothing to a user.
         logging.getLogger("distributed").setLevel(logging.CRITICAL)
         self.stack.enter_context(dask.config.set(OPTIONS))
         try:
             if self.cluster is None:
-                scratch = self.stack.enter_context(tempfile.TemporaryDirectory(prefix="tensor-warehouse-", ignore_cleanup_errors=True))
+                scratch = self.stack.enter_context(
+                    tempfile.TemporaryDirectory(
+                        prefix="tensor-warehouse-", ignore_cleanup_errors=True
+                    )
+                )
                 with _inherited_deafness_to_ctrl_c():
                     self.local = self.stack.enter_context(
                         LocalCluster(
@@ -131,7 +165,9 @@ class TaskRunner:
                             silence_logs=logging.CRITICAL,
                         )
                     )
-            client = self.stack.enter_context(Client(self.cluster or self.local, timeout="20s", set_as_default=False))
+            client = self.stack.enter_context(
+                Client(self.cluster or self.local, timeout="20s", set_as_default=False)
+            )
             client.wait_for_workers(1, timeout=20)
             if self.warm_up is not None:
                 client.run(self.warm_up, wait=False, on_error="ignore")
@@ -147,14 +183,19 @@ class TaskRunner:
 
 @contextmanager
 def task_runner(
-    workers: int, cluster: str | None, warm_up: Callable[[], None] | None = None, *, threads: bool = False
+    workers: int,
+    cluster: str | None,
+    warm_up: Callable[[], None] | None = None,
+    *,
+    threads: bool = False,
 ) -> Iterator[TaskRunner]:
-    """workers: local workers, 0 for none but this process. cluster: a scheduler's address, which wins over workers.
+    """workers: local workers, 0 for none but this process. cluster: a scheduler's address, which
+    wins over workers.
 
     threads: whether tasks may run beside each other in one process; a few workers are threads then.
 
-    warm_up: imports what tasks need. Called here before any worker starts, and in each worker that is there at the start, before its
-    first task; must be importable there.
+    warm_up: imports what tasks need. Called here before any worker starts, and in each worker that
+    is there at the start, before its first task; must be importable there.
     """
     runner = TaskRunner(workers, cluster, warm_up, threads)
     try:
@@ -165,11 +206,15 @@ def task_runner(
 
 @contextmanager
 def _inherited_deafness_to_ctrl_c() -> Iterator[None]:
-    """Processes started inside inherit a blocked SIGINT: Ctrl-C reaches this process alone, which ends them in order."""
+    """Processes started inside inherit a blocked SIGINT.
+
+    Ctrl-C reaches this process alone, which ends them in order.
+    """
     if sys.platform == "win32":
         yield
         return
-    # Started later, the tracker would unblock the signal again in the thread that starts the workers.
+    # Started later, the tracker would unblock the signal again in the thread that starts the
+    # workers.
     resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -178,11 +223,14 @@ def _inherited_deafness_to_ctrl_c() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _run_on(client: Any, function: Callable[[Task], Result], tasks: Sequence[Task], workers: int) -> Iterator[tuple[Task, Result]]:
+def _run_on(
+    client: Any, function: Callable[[Task], Result], tasks: Sequence[Task], workers: int
+) -> Iterator[tuple[Task, Result]]:
     from distributed import as_completed as as_computed
     from distributed.scheduler import KilledWorker
 
-    # A few tasks a worker in flight: records travel just before they are needed, whatever the number of chunks.
+    # A few tasks a worker in flight: records travel just before they are needed, whatever the
+    # number of chunks.
     ahead = 3 * workers
     waiting = iter(tasks)
     by_key: dict[str, Task] = {}

@@ -1,7 +1,8 @@
 """From baked chunks to a published version: metadata, tables, manifest, rename, CURRENT.
 
-Write order (DESIGN section 4): chunks -> folders -> tables -> manifest -> rename of the staging folder -> root -> CURRENT. Each is
-durable before the next begins, so that a reader sees a whole version or none.
+Write order (DESIGN section 4): chunks -> folders -> tables -> manifest -> rename of the staging
+folder -> root -> CURRENT. Each is durable before the next begins, so that a reader sees a whole
+version or none.
 """
 
 from __future__ import annotations
@@ -20,7 +21,15 @@ from warehouse.format import manifest as tables
 from warehouse.format.manifest import Manifest, read_manifest
 from warehouse.layouts.cube import cube_contents
 from warehouse.layouts.pictures import Contents, picture_contents
-from warehouse.write.bake import DONE, BuildPlan, ChunkResult, LoadSample, bake_chunks, estimate, write_error
+from warehouse.write.bake import (
+    DONE,
+    BuildPlan,
+    ChunkResult,
+    LoadSample,
+    bake_chunks,
+    estimate,
+    write_error,
+)
 from warehouse.write.cluster import TaskRunner, task_runner
 
 __all__ = ["bake", "open_root", "published", "set_current", "staging_folder"]
@@ -38,13 +47,17 @@ def open_root(root: Path) -> None:
     except (FileExistsError, NotADirectoryError):
         raise BuildError("the output root is a file", where=root, remedy=remedy) from None
     except OSError as error:
-        raise BuildError("the output root cannot be made", where=root, found=error.strerror, remedy=remedy) from None
+        raise BuildError(
+            "the output root cannot be made", where=root, found=error.strerror, remedy=remedy
+        ) from None
     probe = root / f".staging-probe-{os.getpid()}"
     try:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise BuildError("the output root is not writable", where=root, found=error.strerror, remedy=remedy) from None
+        raise BuildError(
+            "the output root is not writable", where=root, found=error.strerror, remedy=remedy
+        ) from None
 
 
 def bake(
@@ -60,11 +73,13 @@ def bake(
     warm_up: Callable[[], None] | None = None,
     threads: bool = False,
 ) -> Manifest:
-    """Bake and publish; the manifest. `make_plan(unreadable)` is called again once pictures turn out unreadable while being baked.
+    """Bake and publish; the manifest. `make_plan(unreadable)` is called again once pictures turn
+    out unreadable while being baked.
 
-    workers: local workers; 0 bakes without any. cluster: address of a running Dask scheduler that sees the same paths.
-    clear: bake a version again that is there already, and swap it in whole; without it the one that is there is the answer.
-    warm_up: imports what the tasks need; threads: whether they may run beside each other in one process; see `task_runner`.
+    workers: local workers; 0 bakes without any. cluster: address of a running Dask scheduler that
+    sees the same paths. clear: bake a version again that is there already, and swap it in whole;
+    without it the one that is there is the answer. warm_up: imports what the tasks need; threads:
+    whether they may run beside each other in one process; see `task_runner`.
 
     Raises LockedError, SpaceError, BuildError, and whatever `make_plan` raises.
     """
@@ -92,7 +107,9 @@ def _bake(
         while True:
             load = load_for(plan)
             _check_space(plan, load, root, staging, workers)
-            results, failures = bake_chunks(plan, load, staging, run_all=run_all, progress=on_plan(plan))
+            results, failures = bake_chunks(
+                plan, load, staging, run_all=run_all, progress=on_plan(plan)
+            )
             if not failures:
                 break
             unreadable |= {str(error.where): error for error in failures}
@@ -112,7 +129,9 @@ def _import_what_publishing_needs() -> None:
     pa.array([""])
 
 
-def _check_space(plan: BuildPlan, load: LoadSample, root: Path, staging: Path, workers: int) -> None:
+def _check_space(
+    plan: BuildPlan, load: LoadSample, root: Path, staging: Path, workers: int
+) -> None:
     if staging.exists():
         return  # resumed: most of it is written already, and a full disk is still a typed error
     needed, free = estimate(plan, load, workers=workers).bytes, durable.free_bytes(root)
@@ -126,7 +145,9 @@ def _check_space(plan: BuildPlan, load: LoadSample, root: Path, staging: Path, w
         )
 
 
-def _publish(plan: BuildPlan, results: list[ChunkResult], staging: Path, root: Path, trace: bool) -> Manifest:
+def _publish(
+    plan: BuildPlan, results: list[ChunkResult], staging: Path, root: Path, trace: bool
+) -> Manifest:
     wanted = {staging / row["path"] for result in results for row in result.files}
     _drop_strays(staging / tables.STORE, wanted)
     collect = plan.contents or (picture_contents if plan.cube is None else cube_contents)
@@ -137,19 +158,35 @@ def _publish(plan: BuildPlan, results: list[ChunkResult], staging: Path, root: P
     for path in sorted((staging / tables.STORE).rglob("zarr.json")):
         name = path.relative_to(staging).as_posix()
         files.append(
-            {"path": name, "size": path.stat().st_size, "sha256": tables.sha256_file(path), "array": None, "chunk": None, "seal": None}
+            {
+                "path": name,
+                "size": path.stat().st_size,
+                "sha256": tables.sha256_file(path),
+                "array": None,
+                "chunk": None,
+                "seal": None,
+            }
         )
     durable.fsync_tree(staging / tables.STORE)
     files.sort(key=lambda row: row["path"])
     hashes = {
-        tables.FILES: tables.write_table(staging / tables.FILES, _columns(files), tables.FILES_SCHEMA),
-        tables.SAMPLES: tables.write_table(staging / tables.SAMPLES, contents.samples, contents.schema),
+        tables.FILES: tables.write_table(
+            staging / tables.FILES, _columns(files), tables.FILES_SCHEMA
+        ),
+        tables.SAMPLES: tables.write_table(
+            staging / tables.SAMPLES, contents.samples, contents.schema
+        ),
     }
-    lines = "".join(json.dumps(line, sort_keys=True, ensure_ascii=False) + "\n" for line in plan.rejected).encode()
+    lines = "".join(
+        json.dumps(line, sort_keys=True, ensure_ascii=False) + "\n" for line in plan.rejected
+    ).encode()
     durable.write_bytes(staging / tables.REJECTED, lines)
     hashes[tables.REJECTED] = hashlib.sha256(lines).hexdigest()
     if trace:
-        durable.write_bytes(staging / tables.TRACE, "".join(json.dumps(result.trace) + "\n" for result in results).encode())
+        durable.write_bytes(
+            staging / tables.TRACE,
+            "".join(json.dumps(result.trace) + "\n" for result in results).encode(),
+        )
     manifest = _manifest(plan, contents, hashes)
     durable.remove_tree(staging / DONE)
     tables.write_manifest(staging, manifest)
@@ -220,9 +257,11 @@ def _manifest(plan: BuildPlan, contents: Contents, hashes: dict[str, str]) -> Ma
 
 
 def published(root: Path, version: str) -> Manifest | None:
-    """The manifest of a version that is there already, with CURRENT naming it; None when it is not. Raises CorruptError, LockedError.
+    """The manifest of a version that is there already, with CURRENT naming it; None when it is not.
+    Raises CorruptError, LockedError.
 
-    What a killed `clear` may have left of the version is removed. A root that cannot be written is left as it is.
+    What a killed `clear` may have left of the version is removed. A root that cannot be written is
+    left as it is.
     """
     if not (root / version).exists():
         return None
