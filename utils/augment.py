@@ -1,14 +1,14 @@
 """Flips, zoom and colour jitter on a batch, as a function of (seed, epoch, sample index) alone.
 
 Purpose: the same sample looks the same in epoch e for any engine, worker count, rank count, batch
-size and after resume. Used by: detector.task, features.pictures, segmentation.task, vqvae.chunking
+  size and after resume.
+Used by: detector.task, features.pictures, segmentation.task, vqvae.chunking
 Design notes: random numbers are hashed (splitmix64) from (seed, epoch, sample index, purpose), so
-no generator has a state to
-  keep. Works on the whole batch on its device, after the copy, where a uint8 picture is still a
-  quarter of its size. Boxes follow flips; labels, masks and geometry that a flip would falsify are
-  listed in FLIPPED or refused.
+  no generator has a state to keep. Works on the whole batch on its device, after the copy, where a
+  uint8 picture is still a quarter of its size. Boxes follow flips; labels, masks and geometry that
+  a flip would falsify are listed in FLIPPED or refused.
 Assistant guidance: when extending: a new effect takes a new purpose number, never one in use, or
-old runs change.
+  old runs change.
 """
 
 from __future__ import annotations

@@ -2,12 +2,13 @@
 back when nothing refers to them.
 
 Purpose: `BatchRing` hands out slots; a slot's arrays may be viewed, sliced, detached and kept, and
-are never overwritten while they are. Used by: utils.caching.tensor_cache, utils.loading.engines,
-utils.loading.stores Design notes: fresh 28 MB batches cost more in page faults than LZ4 costs in
-decoding, so buffers are reused. The finalizer hangs on
-  the NumPy array that exports the slot's memory: every view, tensor and DLPack capsule keeps that
-  one alive (one on a tensor would fire while its views live). Shared rings are memfd, inherited by
-  spawned workers, since /dev/shm has 64 MB in a default container.
+  are never overwritten while they are.
+Used by: utils.caching.tensor_cache, utils.loading.engines, utils.loading.stores
+Design notes: fresh 28 MB batches cost more in page faults than LZ4 costs in decoding, so buffers
+  are reused. The finalizer hangs on the NumPy array that exports the slot's memory: every view,
+  tensor and DLPack capsule keeps that one alive (one on a tensor would fire while its views live).
+  Shared rings are memfd, inherited by spawned workers, since /dev/shm has 64 MB in a default
+  container.
 Assistant guidance: when extending: a slot is issued by the parent only; abandoned and failed
   batches give theirs back; none free means a fresh buffer, which the loader counts, never a wait.
 """

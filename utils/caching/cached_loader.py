@@ -2,15 +2,16 @@
 worker processes.
 
 Purpose: `CachedLoader` gives a `CachedDataset`'s items in a sampler's order, in batches or one by
-one. Used by: benchmarks.tensor_cache
- Design notes: a DataLoader moves every item of every epoch
-through shared memory of its own (1.6 ms for 201 KB), which is most of what a hit
-  costs. Here workers put what they compute into the cache, whose pages the parent reads anyway, and
-  answer "kept"; only an item beyond the cache's limit travels. So the first epoch needs no
-  transport and the next no workers: they end once everything is kept. The order is the sampler's
-  for any number of workers. Items are copies of one's own, as from the dataset.
+  one.
+Used by: benchmarks.tensor_cache
+Design notes: a DataLoader moves every item of every epoch through shared memory of its own (1.6 ms
+  for 201 KB), which is most of what a hit costs. Here workers put what they compute into the cache,
+  whose pages the parent reads anyway, and answer "kept"; only an item beyond the cache's limit
+  travels. So the first epoch needs no transport and the next no workers: they end once everything
+  is kept. The order is the sampler's for any number of workers. Items are copies of one's own, as
+  from the dataset.
 Assistant guidance: when extending: an item from here equals the dataset's bit for bit; nothing
-random may come before the cache.
+  random may come before the cache.
 """
 
 from __future__ import annotations

@@ -2,13 +2,12 @@
 
 Purpose: `CachedPasses` stands before a loader whose passes over one epoch number are all alike.
 Used by: utils.training.loop
- Design notes: batches go into a `TensorCache` in the order they come;
-what is kept is always the first part of the pass. The loader's
-  state after it is kept too: the rest is read from there, and nothing is decoded to be thrown away.
-  Evaluated in one process, so one copy. A held-out split that the loader has decoded in memory
-  (store: memory) is not kept a second time unless asked for.
+Design notes: batches go into a `TensorCache` in the order they come; what is kept is always the
+  first part of the pass. The loader's state after it is kept too: the rest is read from there, and
+  nothing is decoded to be thrown away. Evaluated in one process, so one copy. A held-out split that
+  the loader has decoded in memory (store: memory) is not kept a second time unless asked for.
 Assistant guidance: when extending: a batch from here must equal the loader's bit for bit; the
-epoch's number is part of its identity.
+  epoch's number is part of its identity.
 """
 
 from __future__ import annotations

@@ -3,17 +3,16 @@ computation, once for a whole node.
 
 Purpose: `TensorCache` keeps items by sample number; `CachedDataset` puts one before a map-style
   dataset; `fingerprint` and `refuse_random` judge a transform.
-Used by: benchmarks.tensor_cache, utils.caching.cached_loader, utils.caching.cached_passes Design
-notes: one append-only file, without a name (memfd) or in a folder: a header, a row of 48 bytes a
-sample, then the items.
-  Spawned and forked workers read the same pages, so there is one copy on the node. Appends hold a
-  kernel lock, which dies with its holder; a row is written after its item, so that a killed worker
-  leaves nothing half-written. Reading takes no lock: row and item carry a crc32c, and what
-  disagrees is computed again. Rule of eviction: first come, first kept; at the limit the newcomer
-  goes. A pass asks for each sample once, so putting one out for another (LRU) would trade hits for
-  misses and end with no hit at all.
+Used by: benchmarks.tensor_cache, utils.caching.cached_loader, utils.caching.cached_passes
+Design notes: one append-only file, without a name (memfd) or in a folder: a header, a row of 48
+  bytes a sample, then the items. Spawned and forked workers read the same pages, so there is one
+  copy on the node. Appends hold a kernel lock, which dies with its holder; a row is written after
+  its item, so that a killed worker leaves nothing half-written. Reading takes no lock: row and item
+  carry a crc32c, and what disagrees is computed again. Rule of eviction: first come, first kept; at
+  the limit the newcomer goes. A pass asks for each sample once, so putting one out for another
+  (LRU) would trade hits for misses and end with no hit at all.
 Assistant guidance: when extending: every number in the file little-endian; raise FORMAT when its
-layout changes.
+  layout changes.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
 """Publishing what micro-jobs have made, once every job is done.
 
 Purpose: every stored chunk is checked against the marker its queue knows before the version is
-published. Used by: scripts.extract_features, scripts.segment_patches Design notes: of several
-processes that come at once one publishes and the others wait for it. Assistant guidance: when
-extending: a damaged chunk opens its job again; nothing is published with a hole.
+  published.
+Used by: scripts.extract_features, scripts.segment_patches
+Design notes: of several processes that come at once one publishes and the others wait for it.
+Assistant guidance: when extending: a damaged chunk opens its job again; nothing is published with a
+  hole.
 """
 
 from __future__ import annotations

@@ -2,14 +2,14 @@
 from.
 
 Purpose: hand each job to one process at a time, and remember what was done, by whom and how long it
-took. Used by: features.export, utils.jobs.publish, utils.jobs.run Design notes: a job is claimed in
-one write transaction, so no two processes hold it. Its owner is a process of a host; a job whose
-process
-  is gone is free again, on another host after `LEASE_S` seconds. States: open -> running -> done |
-  failed; a failed job is tried again by the next command. Given up: priorities, and queues on file
-  systems without locks.
+  took.
+Used by: features.export, utils.jobs.publish, utils.jobs.run
+Design notes: a job is claimed in one write transaction, so no two processes hold it. Its owner is a
+  process of a host; a job whose process is gone is free again, on another host after `LEASE_S`
+  seconds. States: open -> running -> done | failed; a failed job is tried again by the next
+  command. Given up: priorities, and queues on file systems without locks.
 Assistant guidance: when extending: the stored chunk's marker decides what is done; the queue is
-bookkeeping that may be lost.
+  bookkeeping that may be lost.
 """
 
 from __future__ import annotations

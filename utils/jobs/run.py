@@ -2,10 +2,12 @@
 jobs.
 
 Purpose: a job bakes one stored chunk with the builder's own task and marker; a killed job is done
-again and no other. Used by: scripts.extract_features, scripts.segment_patches, utils.jobs.publish
+  again and no other.
+Used by: scripts.extract_features, scripts.segment_patches, utils.jobs.publish
 Design notes: what a job computes does not depend on who ran it; the marker, not the queue, says
-what is done. Assistant guidance: when extending: what is encoded or predicted is the caller's
-`load`; nothing here knows of models.
+  what is done.
+Assistant guidance: when extending: what is encoded or predicted is the caller's `load`; nothing
+  here knows of models.
 """
 
 from __future__ import annotations

@@ -2,13 +2,14 @@
 ahead.
 
 Purpose: `DeviceCopier.run(batches, tensors)` yields each batch with its tensors on the device,
-while the next one is being copied. Used by: utils.loader Design notes: a copy reads the ring's slot
-after the call that started it has returned, so that the host tensors are kept until the
-  copy's event has passed: only then does the slot come back. At most COPIES_PENDING wait so; beyond
-  that the oldest is waited for. All CUDA calls are in `CudaDevice`, for the order of things to be
-  testable without a GPU. They follow the documentation of torch.Tensor.record_stream (memory
-  allocated on a side stream) and torch.cuda.cudart (cudaHostRegister of existing memory).
-  CudaDevice itself has not run on a GPU yet.
+  while the next one is being copied.
+Used by: utils.loader
+Design notes: a copy reads the ring's slot after the call that started it has returned, so that the
+  host tensors are kept until the copy's event has passed: only then does the slot come back. At
+  most COPIES_PENDING wait so; beyond that the oldest is waited for. All CUDA calls are in
+  `CudaDevice`, for the order of things to be testable without a GPU. They follow the documentation
+  of torch.Tensor.record_stream (memory allocated on a side stream) and torch.cuda.cudart
+  (cudaHostRegister of existing memory). CudaDevice itself has not run on a GPU yet.
 Assistant guidance: when extending: nothing may be yielded before the consumer's stream waits for
   its copy, and no host tensor let go before its event; whatever ends an epoch, `run` waits for the
   copies under way.

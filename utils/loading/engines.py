@@ -1,14 +1,16 @@
 """How planned batches get filled: in line, by decode threads, or by spawned worker processes.
 
 Purpose: `make_engine(...)` gives an object whose `run(plans)` yields filled batches in the order of
-the plans. Used by: utils.loader Design notes: all engines fill batches through a reader's `fill`,
-so that they cannot differ in what they deliver. A decode thread takes
-  its ring slot when it begins; a spawned worker gets one from the parent with its plan, and only
-  slot numbers, indices and counters travel. Errors of a worker come back as values, so that their
-  type and their one line survive. Abandoned batches return their slots before the next epoch
-  begins. What a failed worker leaves behind is killed: one that hangs answers no request to end.
+  the plans.
+Used by: utils.loader
+Design notes: all engines fill batches through a reader's `fill`, so that they cannot differ in what
+  they deliver. A decode thread takes its ring slot when it begins; a spawned worker gets one from
+  the parent with its plan, and only slot numbers, indices and counters travel. Errors of a worker
+  come back as values, so that their type and their one line survive. Abandoned batches return their
+  slots before the next epoch begins. What a failed worker leaves behind is killed: one that hangs
+  answers no request to end.
 Assistant guidance: when extending: an engine knows no epoch, no sampler and no tensor; a new one
-must pass the same-order tests.
+  must pass the same-order tests.
 """
 
 from __future__ import annotations

@@ -2,15 +2,15 @@
 typed line.
 
 Purpose: `open_database` opens or makes a file of a `Schema`; `transaction` writes to it, all or
-nothing. Used by: utils.jobs.queue, utils.tracking.experiment_log, utils.tracking.experiments Design
-notes: write-ahead log, so that readers never wait for a writer and a writer only for another
-writer, whom it gives `wait_s`
-  seconds. `application_id` says whose file it is and `user_version` which schema; both and every
-  column are compared on opening. Commits are not fsynced one by one (synchronous NORMAL): a power
-  cut may lose the last ones, a killed process loses none. The log needs shared memory beside the
-  file: on a network mount one machine at a time.
+  nothing.
+Used by: utils.jobs.queue, utils.tracking.experiment_log, utils.tracking.experiments
+Design notes: write-ahead log, so that readers never wait for a writer and a writer only for another
+  writer, whom it gives `wait_s` seconds. `application_id` says whose file it is and `user_version`
+  which schema; both and every column are compared on opening. Commits are not fsynced one by one
+  (synchronous NORMAL): a power cut may lose the last ones, a killed process loses none. The log
+  needs shared memory beside the file: on a network mount one machine at a time.
 Assistant guidance: when extending: values travel as parameters, never in the statement; a changed
-table is a new schema version.
+  table is a new schema version.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """The experiment book's file: its schema, how a run begins in it or goes on, and how it is read.
 
 Purpose: `Book` opens experiments.db, begins runs, and gives runs, parameters, metrics and artefacts
-back. Used by: scripts.inspect_runs, utils.tracking.experiments, utils.tracking.run_report Design
-notes: docs/experiments.md describes the tables for people with other tools. Metrics are one narrow
-table clustered by (run,
-  kind, name, step): a curve is one range read. A run whose process died stays `running` in the
-  file; readers see `lost`.
+  back.
+Used by: scripts.inspect_runs, utils.tracking.experiments, utils.tracking.run_report
+Design notes: docs/experiments.md describes the tables for people with other tools. Metrics are one
+  narrow table clustered by (run, kind, name, step): a curve is one range read. A run whose process
+  died stays `running` in the file; readers see `lost`.
 Assistant guidance: when extending: no torch here; a new column is a new schema version with a way
-up from the old one.
+  up from the old one.
 """
 
 from __future__ import annotations

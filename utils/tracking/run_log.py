@@ -3,12 +3,12 @@ time went.
 
 Purpose: `Journal` writes log.jsonl, the status file and the run's entry in the experiment book;
   `Phases` adds up the seconds of loading, forward, backward, optimizer.
-Used by: utils.training.loop Design notes: log.jsonl is append-only and is cut back to the
-checkpoint's step on resume, so that it never tells a step twice.
-  The status file is replaced atomically and not fsynced: a watcher sees whole JSON, and a crash may
-  lose the last second.
+Used by: utils.training.loop
+Design notes: log.jsonl is append-only and is cut back to the checkpoint's step on resume, so that
+  it never tells a step twice. The status file is replaced atomically and not fsynced: a watcher
+  sees whole JSON, and a crash may lose the last second.
 Assistant guidance: when extending: keep lines flat and short; a figure that needs a device
-synchronisation does not belong here.
+  synchronisation does not belong here.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
 """The experiment book as tables, as curves, and for MLflow.
 
 Purpose: `runs_table`, `compare_table`, `best_run`, `draw_runs` and `export_mlflow` answer what
-inspect_runs is asked. Used by: scripts.inspect_runs Design notes: what is compared is what differs:
-settings that are the same in all runs are left out. Runs are scored by one metric of
-  their `epoch` lines, their headline unless another is named; runs that do not have it are not
-  ranked. MLflow is imported only when it is asked for; figures go in batches of its limit, with
-  their own times, and a run that is there already is not sent twice.
+  inspect_runs is asked.
+Used by: scripts.inspect_runs
+Design notes: what is compared is what differs: settings that are the same in all runs are left out.
+  Runs are scored by one metric of their `epoch` lines, their headline unless another is named; runs
+  that do not have it are not ranked. MLflow is imported only when it is asked for; figures go in
+  batches of its limit, with their own times, and a run that is there already is not sent twice.
 Assistant guidance: when extending: read through utils.tracking.experiment_log only; drawing and
-MLflow stay lazy imports.
+  MLflow stay lazy imports.
 """
 
 from __future__ import annotations

@@ -2,17 +2,18 @@
 anywhere.
 
 Purpose: save and load weights, their running average and optimizer state so that a crash at any
-moment leaves a whole checkpoint. Used by: detector.backbone, detector.task, features.encoders,
-features.finetune, features.head, features.head_score, scripts.infer_view,
-  scripts.segment_patches, scripts.train_head, segmentation.mask_jobs, segmentation.unet,
-  utils.training.loop, vqvae.compress.codec, vqvae.pictures
+  moment leaves a whole checkpoint.
+Used by: detector.backbone, detector.task, features.encoders, features.finetune, features.head,
+  features.head_score, scripts.infer_view, scripts.segment_patches, scripts.train_head,
+  segmentation.mask_jobs, segmentation.unet, utils.training.loop, vqvae.compress.codec,
+  vqvae.pictures
 Design notes: tensors go first, under a name that carries their digest; replacing `checkpoint.json`
   is the commit, and only then is the former tensor file removed. Everything read is bounded,
   compared with its digest, and its weights checked for NaN. Names are flat: "model.<key>",
   "average.<key>", "optimizer.<parameter number>.<key>". Nothing random is stored: it all derives
   from the seed.
 Assistant guidance: when extending: new state is a new prefix or a new JSON key; raise FORMAT only
-when old files can no longer be read.
+  when old files can no longer be read.
 """
 
 from __future__ import annotations

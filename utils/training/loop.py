@@ -2,9 +2,10 @@
 here.
 
 Purpose: epochs, mixed precision, accumulation, DDP under torchrun, schedule, running average,
-checkpoints, exact resume, timers. Used by: detector.task, features.finetune, features.pictures,
-scripts.finetune, scripts.segment_patches, scripts.train_detector,
-  scripts.train_vqvae, segmentation.task, vqvae.task
+  checkpoints, exact resume, timers.
+Used by: detector.task, features.finetune, features.pictures, scripts.finetune,
+  scripts.segment_patches, scripts.train_detector, scripts.train_vqvae, segmentation.task,
+  vqvae.task
 Design notes: a task's loss is a *sum over samples*; gradients are divided once, by the samples of
   the whole step. So accumulation, several ranks and `pad` repeats give what one big batch gives.
   Nothing random lives here: batches come from the loader's (seed, epoch), augmentation from (seed,
@@ -13,7 +14,7 @@ Design notes: a task's loss is a *sum over samples*; gradients are divided once,
   `max_minutes` only ends the session. Ctrl-C ends after the step at hand, with a checkpoint. Out of
   memory in a pass, batches go in halves, once, where a budget is given.
 Assistant guidance: when extending: a task-specific word belongs into the task; keep one device
-synchronisation a step.
+  synchronisation a step.
 """
 
 from __future__ import annotations

@@ -2,15 +2,15 @@
 always.
 
 Purpose: `MemoryBudget` refuses a model that cannot fit, raises `OverBudget` where a piece of a
-batch took too much, and knows the peak. Used by: scripts.finetune, utils.training.loop Design
-notes: on a GPU the limit is the share of its memory that PyTorch's allocator may reserve, so an
-over-run is its own error.
-  On a CPU nothing can refuse an allocation; the limit is of the whole process, looked at after
-  every piece by the kernel's mark of the highest resident set (VmHWM), which is put back before
-  each piece; where that is not possible, by the resident set as it is. The answer to an over-run,
-  smaller pieces, is the training loop's: here is nothing but measuring.
+  batch took too much, and knows the peak.
+Used by: scripts.finetune, utils.training.loop
+Design notes: on a GPU the limit is the share of its memory that PyTorch's allocator may reserve, so
+  an over-run is its own error. On a CPU nothing can refuse an allocation; the limit is of the whole
+  process, looked at after every piece by the kernel's mark of the highest resident set (VmHWM),
+  which is put back before each piece; where that is not possible, by the resident set as it is. The
+  answer to an over-run, smaller pieces, is the training loop's: here is nothing but measuring.
 Assistant guidance: when extending: a new device is a new Meter; figures are 10^9 bytes, as in the
-settings.
+  settings.
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
 """Ctrl-C and SIGTERM: a wish to stop, heard at a moment that suits.
 
 Purpose: `stop_requests(ask)` turns the first signal into a call, the second into the interruption
-it would have been. Used by: utils.training.loop Design notes: SIGTERM is what schedulers and
-`docker stop` send; both signals mean the same here, so that both leave a checkpoint. Assistant
-guidance: when extending: handlers are put back on every way out; off the main thread nothing can be
-installed.
+  it would have been.
+Used by: utils.training.loop
+Design notes: SIGTERM is what schedulers and `docker stop` send; both signals mean the same here, so
+  that both leave a checkpoint.
+Assistant guidance: when extending: handlers are put back on every way out; off the main thread
+  nothing can be installed.
 """
 
 from __future__ import annotations

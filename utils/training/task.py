@@ -1,12 +1,13 @@
 """What every trainer brings to the training loop: a Task, and settings that say when it ends.
 
 Purpose: `Task`, the protocol of what is trained; `TrainSettings`, the keys that all trainers'
-sections share. Used by: utils.training.loop Design notes: trainers import both from
-utils.training.loop, which is where they are used. Optional parts of a task are looked up by name,
-  so that a task that needs none of them stays five methods long. MAY_CHANGE is what a resumed run
-  may have otherwise.
+  sections share.
+Used by: utils.training.loop
+Design notes: trainers import both from utils.training.loop, which is where they are used. Optional
+  parts of a task are looked up by name, so that a task that needs none of them stays five methods
+  long. MAY_CHANGE is what a resumed run may have otherwise.
 Assistant guidance: when extending: a new optional part is documented in Task; a setting that
-decides no loss goes into MAY_CHANGE.
+  decides no loss goes into MAY_CHANGE.
 """
 
 from __future__ import annotations
