@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from utils.cached_loader import CachedLoader
-from utils.tensor_cache import CachedDataset, CacheKey, fingerprint
+from utils.caching.cached_loader import CachedLoader
+from utils.caching.tensor_cache import CachedDataset, CacheKey, fingerprint
 from warehouse import Warehouse
 
 

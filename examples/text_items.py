@@ -12,9 +12,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ingest.text import TextItems
-from utils.cached_loader import CachedLoader
-from utils.tensor_cache import CachedDataset
+from ingest.text.items import TextItems
+from utils.caching.cached_loader import CachedLoader
+from utils.caching.tensor_cache import CachedDataset
 
 WORDS = ("STORE", "EXIT", "OPEN", "###")
 

@@ -10,7 +10,16 @@ import pytest
 import yaml
 
 ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").is_file())
-PRODUCT = ("warehouse", "ingest", "utils", "detector", "vqvae", "features", "scripts")
+PRODUCT = (
+    "warehouse",
+    "ingest",
+    "utils",
+    "detector",
+    "vqvae",
+    "features",
+    "segmentation",
+    "scripts",
+)
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 
 
