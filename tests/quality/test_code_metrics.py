@@ -1,4 +1,4 @@
-"""The figures of `tests/code_metrics.py`: counted right on small sources, and met by the code."""
+"""The figures of `tests/support/code_metrics.py`: counted right on small sources, and met by the code."""
 
 from __future__ import annotations
 

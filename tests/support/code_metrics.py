@@ -1,4 +1,4 @@
-"""python -m tests.code_metrics [ROOT ...] [--json]
+"""python tests/support/code_metrics.py [ROOT ...] [--json]
 
 Measures how the product code reads: line lengths, comments, sizes, types and settings. With
 several roots, such as two checkouts, their figures stand side by side.
@@ -17,9 +17,6 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
-# As `python -m tests.code_metrics` the folder of this file is not on the path.
-sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from source_counts import (
     LONG_FUNCTION,
@@ -187,7 +184,7 @@ def print_list(title: str, names: Iterable[str], most: int = 40) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Measure how the product code reads.")
-    here = Path(__file__).resolve().parents[1]
+    here = Path(__file__).resolve().parents[2]
     parser.add_argument("roots", nargs="*", type=Path, default=[here], metavar="ROOT")
     parser.add_argument("--json", action="store_true", help="print one JSON object for each root")
     options = parser.parse_args(argv)

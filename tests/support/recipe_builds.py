@@ -1,4 +1,4 @@
-"""python tests/recipe_builds.py CHECKOUT > tests/data/recipes_0_1.json
+"""python tests/support/recipe_builds.py CHECKOUT > tests/data/recipes_0_1.json
 
 Builds one small version with each command that publishes versions and reads the recipes from
 their manifests. The commands run as a user types them, so that nothing here depends on how the
