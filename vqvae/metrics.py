@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from vqvae.channels import Channels
-from vqvae.codebook import perplexity
 from vqvae.losses import TERMS
 from vqvae.model import Reconstruction
+from vqvae.quantizers.codebook import perplexity
 
 __all__ = ["Tally", "as_result"]
 

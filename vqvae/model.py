@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from vqvae.channels import Channels
-from vqvae.codebook import CodebookRules
-from vqvae.quantizer import make_quantizer
+from vqvae.quantizers.codebook import CodebookRules
+from vqvae.quantizers.quantizer import make_quantizer
 from warehouse.errors import TrainingError
 from warehouse.layouts.cube_geometry import Feature
 

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from utils.training.loop import TrainSettings, seeded
 from vqvae.chunking import cut, sample_depth
-from vqvae.codebook import CodebookRules
 from vqvae.losses import TERMS, Weights, loss_terms
 from vqvae.metrics import Tally
 from vqvae.model import VQVAE, Shape
+from vqvae.quantizers.codebook import CodebookRules
 from vqvae.sheet import draw_curve, draw_sheet
 from warehouse.errors import TrainingError
 from warehouse.layouts.cube_geometry import Feature

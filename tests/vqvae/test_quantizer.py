@@ -17,9 +17,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vqvae.codebook import Codebook, CodebookRules, k_means, nearest, perplexity
-from vqvae.fsq import Grid, grid_levels
-from vqvae.quantizer import make_quantizer
+from vqvae.quantizers.codebook import Codebook, CodebookRules, k_means, nearest, perplexity
+from vqvae.quantizers.fsq import Grid, grid_levels
+from vqvae.quantizers.quantizer import make_quantizer
 from warehouse.errors import ConfigError
 
 with warnings.catch_warnings():
@@ -297,8 +297,8 @@ def test_a_step_s_figures_count_codes_of_the_step_and_of_the_epoch() -> None:
 def test_two_gloo_ranks_see_the_codebook_of_one_process(tmp_path: Path) -> None:
     program = textwrap.dedent("""
         import sys, torch
-        from vqvae.codebook import CodebookRules
-        from vqvae.quantizer import make_quantizer
+        from vqvae.quantizers.codebook import CodebookRules
+        from vqvae.quantizers.quantizer import make_quantizer
         rank, count = int(sys.argv[1]), int(sys.argv[2])
         if count > 1:
             torch.distributed.init_process_group("gloo", rank=rank, world_size=count, init_method=f"tcp://127.0.0.1:{sys.argv[3]}")

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vqvae.compress.search
-from vqvae.codebook import CodebookRules
 from vqvae.compress.blocks import numbered
 from vqvae.compress.search import CodeSearch, learn_search
-from vqvae.quantizer import make_quantizer
+from vqvae.quantizers.codebook import CodebookRules
+from vqvae.quantizers.quantizer import make_quantizer
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vqvae.codebook import nearest
+from vqvae.quantizers.codebook import nearest
 
 __all__ = ["CodeSearch", "learn_search"]
 

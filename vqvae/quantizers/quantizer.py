@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from utils.log import get_log
-from vqvae.codebook import REPLACE_EVERY, Codebook, CodebookRules, nearest, perplexity
-from vqvae.fsq import Grid, grid_levels
+from vqvae.quantizers.codebook import REPLACE_EVERY, Codebook, CodebookRules, nearest, perplexity
+from vqvae.quantizers.fsq import Grid, grid_levels
 
 __all__ = ["Quantized", "Quantizer", "make_quantizer"]
 
