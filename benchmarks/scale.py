@@ -24,8 +24,9 @@ import numpy as np
 from benchmarks.data import ROOT
 from warehouse import Warehouse
 from warehouse.format import manifest as tables
+from warehouse.format.inner_chunks import encode
 from warehouse.format.schema import FORMAT_VERSION, Codec
-from warehouse.format.shards import ShardWriter, encode
+from warehouse.format.shards import ShardWriter
 
 __all__ = ["measure_scale", "write_version"]
 

@@ -135,7 +135,7 @@ def test_the_limit_parses_the_shards_apart_from_the_store_and_agrees_with_it(
 ) -> None:
     chunks, size = inner_chunks(small.store, "train/image")
     assert (len(chunks), size) == (29, 8)
-    from warehouse.format.shards import decode_into
+    from warehouse.format.inner_chunks import decode_into
 
     split = small.split("train")
     expected = split.array("image")[:]

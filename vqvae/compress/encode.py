@@ -426,7 +426,7 @@ def code_contents(plan: BuildPlan, results: Sequence[Any], store: Path) -> Conte
 
 def _origins(store: Path, split: SplitPlan, samples: int) -> NDArray[np.int64]:
     """int64 [samples, 3], from the chunks just written."""
-    from warehouse.format.shards import chunk_key, decode_into
+    from warehouse.format.inner_chunks import chunk_key, decode_into
 
     spec = next(spec for spec in split.specs if spec.name == "origin")
     out = np.empty((len(split.payloads), *spec.chunk), spec.dtype)

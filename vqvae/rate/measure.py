@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from vqvae.compress.encode import open_codec
 from warehouse.format import manifest as tables
+from warehouse.format.inner_chunks import decode_into, encode, padded
 from warehouse.format.schema import ArraySpec
-from warehouse.format.shards import decode_into, encode, padded
 from warehouse.layouts.cube_geometry import Feature
 from warehouse.read.version import Warehouse
 

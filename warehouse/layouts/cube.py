@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from warehouse.errors import SourceError
 from warehouse.format import durable
 from warehouse.format import manifest as tables
+from warehouse.format.inner_chunks import chunk_key, encode
 from warehouse.format.schema import SPLIT_NAMES, ArraySpec
-from warehouse.format.shards import chunk_key, encode
 from warehouse.layouts.cube_geometry import (
     LABELS,
     LEFT_OUT,

@@ -57,7 +57,7 @@ def create_array(group: Any, spec: ArraySpec) -> None:
     """One array's zarr.json in an open group; its spec has the shapes on disk."""
     from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec
 
-    from warehouse.format.shards import fill_value
+    from warehouse.format.inner_chunks import fill_value
 
     codec = spec.codec
     compressors: list[Any] = [Crc32cCodec()]

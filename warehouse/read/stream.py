@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from warehouse.errors import CorruptError, WorkerError
 from warehouse.format.location import Location, Remote
-from warehouse.format.shards import REMEDY, StoredChunk, open_file
+from warehouse.format.stored_chunk import REMEDY, StoredChunk, open_file
 from warehouse.read.version import ChunkReader, Split, Verify
 
 __all__ = ["FetchFailed", "SharedStreamReader", "StreamReader", "segment_bytes"]

@@ -22,10 +22,12 @@ from numpy.typing import NDArray
 
 from warehouse.errors import CorruptError, StoreError
 from warehouse.format import manifest as tables
+from warehouse.format.compatibility import foreign
+from warehouse.format.inner_chunks import chunk_key
 from warehouse.format.location import Location, Remote, location_of
 from warehouse.format.manifest import Manifest, read_manifest, read_table, safe_relative
 from warehouse.format.schema import SPLIT_NAMES, ArraySpec, Codec
-from warehouse.format.shards import REMEDY, StoredChunk, chunk_key, foreign
+from warehouse.format.stored_chunk import REMEDY, StoredChunk
 from warehouse.format.versions import find_version
 from warehouse.layouts.base import EvenPlaces, Places
 from warehouse.layouts.cube_geometry import (

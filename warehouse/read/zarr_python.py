@@ -34,7 +34,7 @@ from zarr.storage import LocalStore, WrapperStore
 from warehouse.errors import CorruptError, WarehouseError
 from warehouse.format import manifest as tables
 from warehouse.format.location import Remote, first_line
-from warehouse.format.shards import REMEDY
+from warehouse.format.stored_chunk import REMEDY
 from warehouse.read.version import ChunkReader, Split, Verify, Warehouse, zarr_store
 
 __all__ = ["CheckedStore", "LibraryReader"]

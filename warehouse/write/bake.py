@@ -28,8 +28,9 @@ from numpy.typing import NDArray
 from warehouse.errors import BuildError, PictureError, SpaceError, WarehouseError
 from warehouse.format import durable
 from warehouse.format import manifest as tables
+from warehouse.format.inner_chunks import chunk_key, encode, padded, parts_of
 from warehouse.format.schema import ArraySpec
-from warehouse.format.shards import ShardWriter, chunk_key, encode, padded, parts_of
+from warehouse.format.shards import ShardWriter
 from warehouse.layouts.cube_geometry import CubePlan
 from warehouse.write.cluster import RunAll, run_here
 
