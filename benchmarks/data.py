@@ -28,7 +28,7 @@ from benchmarks.settings import BenchSettings
 from warehouse import Warehouse
 from warehouse.errors import ConfigError
 
-__all__ = ["ROOT", "Jpegs", "Work", "crc_sum", "run_build"]
+__all__ = ["ROOT", "Jpegs", "Work", "crc_sum", "epoch_batches", "run_build"]
 
 ROOT = Path(__file__).parents[1]
 DRAWN = 256
@@ -228,3 +228,18 @@ def run_build(work: Work, target: Path, **options: Any) -> float:
             found=done.stderr.strip().split("\n")[-1][:300],
         )
     return float(json.loads(done.stdout.strip().split("\n")[-1])["seconds"])
+
+
+def epoch_batches(
+    samples: int, size: int, chunk: int, shuffle: bool, number: int
+) -> list[NDArray[np.int64]]:
+    """Index batches of one epoch.
+
+    Each within one stored chunk of `chunk` samples, in a seeded random order.
+    """
+    from utils.samplers import ChunkBatchSampler
+
+    full, rest = divmod(samples, chunk)
+    sampler = ChunkBatchSampler([chunk] * full + [rest] * (rest > 0), size, shuffle=shuffle)
+    sampler.set_epoch(number)
+    return [np.asarray(batch) for batch in sampler]

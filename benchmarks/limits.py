@@ -19,32 +19,17 @@ import numpy as np
 from crc32c import crc32c
 from numpy.typing import NDArray
 
-from benchmarks.data import Work
+from benchmarks.data import Work, epoch_batches
 
-__all__ = ["DecodeLimit", "TakeLimit", "epoch_batches", "inner_chunks"]
+__all__ = ["DecodeLimit", "TakeLimit", "inner_chunks"]
 
 ORDERS = 4
 
 
-def epoch_batches(
-    samples: int, size: int, chunk: int, shuffle: bool, number: int
-) -> list[NDArray[np.int64]]:
-    """Index batches of one epoch.
-
-    Each within one stored chunk of `chunk` samples, in a seeded random order.
-    """
-    from utils.samplers import ChunkBatchSampler
-
-    whole, rest = divmod(samples, chunk)
-    sampler = ChunkBatchSampler([chunk] * whole + [rest] * (rest > 0), size, shuffle=shuffle)
-    sampler.set_epoch(number)
-    return [np.asarray(batch) for batch in sampler]
-
-
 def inner_chunks(store: Path, array: str) -> tuple[list[memoryview], int]:
-    """(encoded inner chunks with their crc32c, in sample order.
+    """Encoded inner chunks with their crc32c, in sample order, and the samples of a stored chunk.
 
-    Samples of a stored chunk) of a sharded array cut along samples.
+    The array is sharded along its samples.
     """
     meta = json.loads((store / array / "zarr.json").read_text())
     samples, size = meta["shape"][0], meta["chunk_grid"]["configuration"]["chunk_shape"][0]

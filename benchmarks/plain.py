@@ -18,8 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from benchmarks.data import Jpegs, Work
-from benchmarks.limits import epoch_batches
+from benchmarks.data import Jpegs, Work, epoch_batches
 
 __all__ = [
     "JpegReader",

@@ -1,13 +1,15 @@
-"""Every error a user can meet, one line each: what, where, expected, found, and the command that
-helps.
+"""Every error that a user can meet.
+
+Each is one line: what happened, where, what was expected and found, and what helps. A mistake of
+the user's never ends in a traceback; an `assert` marks a bug of ours.
 
 WarehouseError
-├── ConfigError        a setting: unknown key, wrong type, impossible combination, a config file that does not parse
-├── SourceError        the input as a whole: no pictures, ambiguous layout, changed while being read
-│   ├── PictureError       one picture: unreadable, truncated, empty, mislabelled, too large
+├── ConfigError        a setting or a config file: unknown, of the wrong type, impossible
+├── SourceError        the input as a whole: no images, ambiguous, changed while being read
+│   ├── PictureError       one image: unreadable, truncated, empty, mislabelled, too large
 │   └── AnnotationError    one annotation file or box: does not parse, unknown class, too many boxes
 ├── ThresholdError     more refused, missing or empty sources than the thresholds allow
-├── BuildError         the build could not go on: output root unusable, cluster lost
+├── BuildError         the build cannot continue: output root unusable, cluster lost
 │   ├── SpaceError         not enough free space, or the disk filled up
 │   └── LockedError        another build of the same version is running
 ├── StoreError         a warehouse that cannot be read
@@ -15,13 +17,11 @@ WarehouseError
 │   └── CorruptError       bytes that disagree with their digest, size or checksum
 ├── StateError         a loader, sampler or checkpoint state that belongs to something else
 ├── WorkerError        a loader worker that died, raised or hung
-├── DatabaseError      a SQLite file of ours: locked, of a newer schema, not a database, damaged, or the disk refuses
-└── TrainingError      training cannot go on: out of memory, loss not finite, store and model disagree
+├── DatabaseError      a SQLite file of ours: locked, damaged, of a newer schema, no database
+└── TrainingError      training cannot continue: out of memory, loss not finite, wrong store
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 __all__ = [
     "AnnotationError",
@@ -46,27 +46,36 @@ __all__ = [
 class WarehouseError(Exception):
     """Base of the tree. `str(error)` is always one line.
 
-    what: the fault in plain words; where: the path, key or index concerned; expected / found: the
-    two sides of a disagreement; remedy: what to type or change. All but `what` are optional and
-    kept as attributes.
+    Parameters
+    ----------
+    what
+        The fault in plain words.
+    where
+        The path, key or index concerned.
+    expected, found
+        The two sides of a disagreement.
+    remedy
+        What to type or change.
+
+    Notes
+    -----
+    All are kept as attributes, so that a program need not parse the message.
     """
 
     def __init__(
         self,
         what: str,
         *,
-        where: Any = None,
-        expected: Any = None,
-        found: Any = None,
+        where: object = None,
+        expected: object = None,
+        found: object = None,
         remedy: str | None = None,
     ) -> None:
-        self.what, self.where, self.expected, self.found, self.remedy = (
-            what,
-            where,
-            expected,
-            found,
-            remedy,
-        )
+        self.what = what
+        self.where = where
+        self.expected = expected
+        self.found = found
+        self.remedy = remedy
         line = what if where is None else f"{what}: {where}"
         if expected is not None:
             line += f"; expected {expected}"
@@ -76,13 +85,18 @@ class WarehouseError(Exception):
             line += f"; {remedy}"
         super().__init__(" ".join(line.split()))
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         # Errors travel between processes: keyword-only fields need a constructor that knows them.
         return _rebuild, (type(self), self.what, self.where, self.expected, self.found, self.remedy)
 
 
 def _rebuild(
-    kind: type[WarehouseError], what: str, where: Any, expected: Any, found: Any, remedy: str | None
+    kind: type[WarehouseError],
+    what: str,
+    where: object,
+    expected: object,
+    found: object,
+    remedy: str | None,
 ) -> WarehouseError:
     return kind(what, where=where, expected=expected, found=found, remedy=remedy)
 
@@ -96,7 +110,7 @@ class SourceError(WarehouseError):
 
 
 class PictureError(SourceError):
-    """One picture cannot be read. `reason` is the short word used in `rejected.jsonl`."""
+    """One image cannot be read. `reason` is the short word used in `rejected.jsonl`."""
 
     @property
     def reason(self) -> str:
@@ -108,13 +122,14 @@ class AnnotationError(SourceError):
 
 
 class ThresholdError(WarehouseError):
-    """More sources refused, missing or empty than `max_invalid`, `max_missing`, `max_empty_ratio`
-    allow.
+    """More sources are refused, missing or empty than the thresholds of the build allow.
+
+    The thresholds are `max_invalid`, `max_missing` and `max_empty_ratio`.
     """
 
 
 class BuildError(WarehouseError):
-    """The build cannot start or go on."""
+    """The build cannot start or continue."""
 
 
 class SpaceError(BuildError):
@@ -138,8 +153,9 @@ class CorruptError(StoreError):
 
 
 class StateError(WarehouseError, ValueError):
-    """A loader, sampler or checkpoint state belongs to another version, batch size, seed or
-    sampler.
+    """A loader, sampler or checkpoint state belongs to something else.
+
+    That is another version, batch size, seed or sampler.
     """
 
 
@@ -148,10 +164,11 @@ class WorkerError(WarehouseError):
 
 
 class DatabaseError(WarehouseError):
-    """A SQLite file of ours is locked, of a newer schema, not a database, damaged, or cannot be
-    written. `where` names it.
+    """A SQLite file of ours cannot be used. `where` names it.
+
+    It is locked, of a newer schema, no database, damaged, or cannot be written.
     """
 
 
 class TrainingError(WarehouseError):
-    """Training cannot go on."""
+    """Training cannot continue."""

@@ -1,8 +1,8 @@
-"""A published version in an object store or behind HTTP: as much of `pathlib.Path` as reading a
-version takes, through obstore.
+"""Where a version lies: a folder, or a prefix of an object store or web server.
 
-Objects are fetched whole, and nothing is trusted for having arrived: sizes are compared here,
-digests and seals by who asked. A `Remote` made from a URL pickles as that URL; credentials come
+`Remote` offers as much of `pathlib.Path` as reading a version takes, through obstore. Objects are
+fetched whole, and nothing is trusted for having arrived: sizes are compared here, digests and seals
+by the caller. A `Remote` made from a URL pickles as that URL; credentials come
 from the environment of each process, as obstore documents them (AWS_*, GOOGLE_*, AZURE_*). One made
 from an obstore store pickles with it. Given up: writing, listing, reading byte ranges. URLs:
 https://developmentseed.org/obstore/latest/getting-started/
@@ -22,34 +22,40 @@ __all__ = ["Location", "Remote", "location_of"]
 
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 TIMEOUT_S = 300
-"""Of one object.
+"""Limit for fetching one object, in seconds.
 
 A stored chunk is fetched whole, and obstore's 30 s are too few for 128 MiB on a slow line.
 """
-PIECE_BYTES = 4 << 20
-REMEDY = "is the address right and the network up? the version may be copied to a local disk and opened there"
+STREAM_BYTES = 4 << 20
+REMEDY = "check the address and the network, or copy the version to a local disk and open it there"
 
 
 class Remote:
     """An object, or the prefix of several.
 
-    `/` goes below, `str` is what errors show (user and password of a URL left out).
+    `/` leads below it, as for a path; `str` is what errors show, without the user name and
+    password of a URL.
+
+    Parameters
+    ----------
+    url
+        URL of the prefix that everything lies below.
+    store
+        An obstore store instead of a URL.
+    key
+        Name of the object or prefix below either.
     """
 
     def __init__(self, url: str | None = None, store: Any = None, key: str = "") -> None:
-        """url: of the prefix everything lies below; store: an obstore store instead of it; key.
-
-        Below either.
-        """
         assert (url is None) != (store is None)
-        self.url, self.given, self.key = url, store, key
+        self.url, self.own_store, self.key = url, store, key
         self._opened: Any = store
 
     @property
     def store(self) -> Any:
         """The obstore store, opened when first needed.
 
-        Raises StoreError for a URL it does not know, or when obstore is not installed.
+        Raises StoreError for a URL that obstore does not know, or when it is not installed.
         """
         if self._opened is None:
             try:
@@ -87,7 +93,7 @@ class Remote:
         return self._at((PurePosixPath(self.key) / PurePath(below).as_posix()).as_posix())
 
     def _at(self, key: str) -> Remote:
-        found = Remote(self.url, self.given, key)
+        found = Remote(self.url, self.own_store, key)
         found._opened = self._opened
         return found
 
@@ -108,10 +114,16 @@ class Remote:
             ) from None
 
     def read_bytes(self, most: int = 1 << 62) -> bytes:
-        """The whole object.
+        """Read the whole object.
 
-        Raises FileNotFoundError, StoreError when the store does not answer, CorruptError beyond
-        `most` bytes.
+        Raises
+        ------
+        FileNotFoundError
+            There is no such object.
+        StoreError
+            The store does not answer.
+        CorruptError
+            The object has more than `most` bytes.
         """
         result = self._get()
         size = int(result.meta["size"])
@@ -124,9 +136,9 @@ class Remote:
         return bytes(data)
 
     def read_into(self, memory: memoryview) -> None:
-        """The whole object into `memory`, whose length is the published size.
+        """Read the whole object into `memory`, whose length is the published size.
 
-        Raises CorruptError when it is missing or of another size.
+        Raises CorruptError when the object is missing or of another size.
         """
         try:
             self._receive(self._get(), memory)
@@ -151,12 +163,12 @@ class Remote:
         at, size = 0, int(result.meta["size"])
         if size == len(memory):
             try:
-                for piece in result.stream(min_chunk_size=PIECE_BYTES):
-                    memory[at : at + len(piece)] = piece
-                    at += len(piece)
+                for part in result.stream(min_chunk_size=STREAM_BYTES):
+                    memory[at : at + len(part)] = part
+                    at += len(part)
             except (obstore.exceptions.BaseError, OSError, ValueError) as error:
                 raise StoreError(
-                    "an object did not arrive whole",
+                    "an object did not arrive completely",
                     where=self,
                     found=first_line(error),
                     remedy=REMEDY,
@@ -170,20 +182,20 @@ class Remote:
             )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if type(self.given).__name__ == "MemoryStore":
+        if type(self.own_store).__name__ == "MemoryStore":
             raise ConfigError(
                 "a MemoryStore cannot be read by other processes",
                 where=self,
                 remedy="use engine='thread'",
             )
-        return Remote, (self.url, self.given, self.key)
+        return Remote, (self.url, self.own_store, self.key)
 
     def __str__(self) -> str:
-        base = (
-            repr(self.given)
-            if self.url is None
-            else re.sub(r"//[^/@]*@", "//", self.url.split("?", 1)[0])
-        )
+        if self.url is None:
+            base = repr(self.own_store)
+        else:
+            # Neither a password nor the token of a signed query belongs into a message or a log.
+            base = re.sub(r"//[^/@]*@", "//", self.url.split("?", 1)[0])
         return f"{base.rstrip('/')}/{self.key}".rstrip("/")
 
     def __repr__(self) -> str:
@@ -195,7 +207,7 @@ Location = Path | Remote
 
 
 def location_of(path: Any) -> Location:
-    """A path, a file:// URL (a path too), any other URL, or an obstore store.
+    """Turn a path, a URL or an obstore store into a location. A file:// URL becomes a path.
 
     Raises ConfigError for anything else.
     """

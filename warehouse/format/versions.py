@@ -1,6 +1,7 @@
-"""Which version folder a path means.
+"""Version lookup: which version folder a path means.
 
-A root follows its CURRENT, a version folder and a manifest.json are themselves.
+A root leads to the version that its CURRENT file names; a version folder and a manifest.json mean
+that version.
 """
 
 from __future__ import annotations
@@ -15,7 +16,15 @@ BUILD_HINT = "build one with python -m scripts.build_zarr --build.input_root FOL
 
 
 def find_version(path: Location) -> Location:
-    """The version folder meant by a root, a version folder or a manifest.json."""
+    """Return the version folder meant by a root, a version folder or a manifest.json.
+
+    Raises
+    ------
+    NotAWarehouseError
+        There is nothing, or no published version.
+    CorruptError
+        CURRENT names no version, or one that is not there.
+    """
     if path.name == tables.MANIFEST:
         path = path.parent
     if isinstance(path, Remote):
@@ -50,8 +59,7 @@ def find_version(path: Location) -> Location:
 
 
 def _is_plain_file(path: Location) -> bool:
-    return (
-        path.size() is not None
-        if isinstance(path, Remote)
-        else path.is_file() and not path.is_symlink()
-    )
+    if isinstance(path, Remote):
+        return path.size() is not None
+    # A link could lead out of the root.
+    return path.is_file() and not path.is_symlink()
