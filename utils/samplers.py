@@ -3,7 +3,7 @@ place on.
 
 Purpose: `ChunkBatchSampler` keeps a batch inside one stored chunk; `RandomBatchSampler` ignores
   chunks, as a control.
-Used by: benchmarks.limits, benchmarks.scale, benchmarks.shuffle, utils.augment, utils.loader,
+Used by: benchmarks.data, benchmarks.scale, benchmarks.shuffle, utils.augment, utils.loader,
   utils.loading.engines, utils.loading.stores, vqvae.chunking
 Design notes: the global order G is a pure function of (chunk sizes, batch size, options, seed,
   epoch). Any batch of it is computed on its own, without the ones before: permutations are argsorts
