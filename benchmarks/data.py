@@ -139,7 +139,8 @@ class Work:
         if self.settings.pictures:
             folder = Path(self.settings.pictures)
         else:
-            from ingest.synthetic.make import SampleSettings, make_sample
+            from ingest.synthetic.make import make_sample
+            from ingest.synthetic.settings import SampleSettings
 
             folder = self.root / "drawn"
             log.info(f"drawing {min(DRAWN, count)} pictures")

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from warehouse.format.schema import Section
+from warehouse.settings import Section
 
 __all__ = ["PARTS", "PEERS", "BenchSettings"]
 

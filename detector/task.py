@@ -11,48 +11,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from detector.evaluate import DetectionTally
 from detector.losses import LossWeights, big_loss, largest_box, make_truth, tiny_loss
 from detector.model import BigDet, TinyDet, make_model, reduced, to_float
-from utils.augment import AugmentSettings, augment
+from detector.settings import DetectorSettings
+from utils.augment import augment
 from utils.training.checkpoint import Checkpoint, known_model, load_module
-from utils.training.loop import TrainSettings, seeded
+from utils.training.loop import seeded
+from utils.training.settings import AugmentSettings
 from warehouse.errors import StateError, TrainingError
 
-__all__ = ["DataFacts", "DetectorSettings", "DetectorTask", "data_facts", "restore_detector"]
-
-
-class DetectorSettings(TrainSettings, AugmentSettings):
-    """What `train_detector` trains, on what, for how long.
-
-    The augmentation's keys stand beside the loop's.
-    """
-
-    model: Literal["tiny", "big"] = "tiny"
-    warehouse: str | None = Field(
-        None,
-        description="a warehouse or one of its versions; null: the newest under build.output_root",
-    )
-    max_boxes: int | None = Field(
-        None, ge=1, le=10_000, description="must be the store's; null: take the store's"
-    )
-    width: int | None = Field(
-        None, ge=8, le=512, description="channels of the first stage; null: 24 for tiny, 32 for big"
-    )
-    strength: float | None = Field(
-        None,
-        ge=0,
-        le=1,
-        description="of augmentation: scales zoom, aspect and colour jitter; null: 0 for tiny (flips only), 1 for big",
-    )
-    box_l1: float = Field(5.0, ge=0)
-    box_giou: float = Field(2.0, ge=0)
+__all__ = ["DataFacts", "DetectorTask", "data_facts", "restore_detector"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,32 +21,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
-from pydantic import Field
 
 from detector.page import PAGE
 from warehouse.errors import TrainingError
-from warehouse.format.schema import Section
 
-__all__ = ["InferSettings", "Shown", "draw_curve", "draw_overlay", "write_page", "write_view"]
+__all__ = ["Shown", "draw_curve", "draw_overlay", "write_page", "write_view"]
 
 FOUND, TRUTH = (255, 92, 0), (0, 158, 255)
 SHOWN_SIDES = (640, 1024)
-
-
-class InferSettings(Section):
-    """What `infer_view` looks at, with what, and where it puts the pictures."""
-
-    checkpoint: str = "checkpoints/bigdet"
-    input: str | None = Field(
-        None,
-        description="a picture, a folder or a warehouse; null: the newest under build.output_root",
-    )
-    split: str = "val"
-    threshold: float = Field(0.5, ge=0, le=1)
-    limit: int = Field(200, ge=1, le=10_000, description="pictures at most")
-    batch_size: int = Field(16, ge=1)
-    device: str = "auto"
-    output: str = "artifacts/view"
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,17 +13,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint as recompute
 
 from features.encoders import FINETUNED, NetworkEncoder
 from features.metrics import classification_metrics, confusion_matrix, draw_confusion
-from features.pictures import PictureTraining, augment_pictures
+from features.pictures import augment_pictures
+from features.settings import FinetuneTraining
 from utils.training.checkpoint import (
     has_checkpoint,
     load_checkpoint,
@@ -37,117 +37,10 @@ from warehouse.errors import ConfigError
 
 __all__ = [
     "FinetuneNet",
-    "FinetuneSettings",
     "FinetuneTask",
-    "FinetuneTraining",
     "checkpoint_of",
     "trained_levels",
 ]
-
-
-class FinetuneTraining(PictureTraining):
-    """What decides the weights: a resumed run must have these alike."""
-
-    epochs: int | None = Field(10, ge=1, description="those of the head alone included")
-    batch_size: int = Field(4, ge=1, le=65_536, description="samples that go through at a time")
-    accumulate: int = Field(4, ge=1, description="batches an optimizer step")
-    warmup_steps: int = Field(
-        20, ge=0, description="of the head, and again of the blocks when they join in"
-    )
-    average: float = Field(
-        0.99,
-        ge=0,
-        lt=1,
-        description="decay of the running average of the weights, which is what is kept; 0: none",
-    )
-    blocks: int | None = Field(
-        4,
-        ge=1,
-        description="the last so many of the encoder's are trained; null: the whole encoder",
-    )
-    head_epochs: int = Field(2, ge=0, description="epochs in which only the head learns")
-    backbone_rate: float = Field(
-        0.1, gt=0, le=10, description="learning rate of the last block, as a share of the head's"
-    )
-    block_decay: float = Field(
-        0.8, gt=0, le=1, description="rate of each earlier block, as a share of the next one's"
-    )
-    norms: Literal["frozen", "trained"] | None = Field(
-        None, description="statistics of trained blocks' batch norms; null: by the encoder"
-    )
-    label_smoothing: float = Field(0.1, ge=0, lt=1)
-    picture_label: Literal["largest", "commonest"] = Field(
-        "largest", description="which box names its picture, where classes are of boxes"
-    )
-
-
-class FinetuneSettings(FinetuneTraining):
-    """What `finetune` trains, from which weights, within which limits."""
-
-    warehouse: str | None = Field(
-        None,
-        description="a warehouse of pictures or one of its versions; null: the newest under build.output_root",
-    )
-    encoder: str = Field(
-        "efficientnet_b0",
-        description="a hub name, a folder, random:efficientnet_b0, or a checkpoint of ours",
-    )
-    size: int | None = Field(
-        None,
-        ge=16,
-        le=4096,
-        description="side pictures are resized to; null: what suits the encoder",
-    )
-    offline: bool = Field(False, description="never ask the hub")
-    memory_budget_gb: float | None = Field(
-        4.0, gt=0, description="of the GPU, or of this process; null: no limit"
-    )
-    recompute: bool = Field(
-        False,
-        description="trained blocks forget their activations and compute them again: less memory, more time",
-    )
-    save_steps: int = Field(100, ge=1, description="steps between checkpoints")
-    output: str | None = Field(
-        "checkpoints/finetune",
-        description="the encoder; below it, training/ has what a later session goes on from",
-    )
-    resume: bool = Field(True, description="go on from the checkpoint in output/training")
-
-    @model_validator(mode="after")
-    def _something_is_tuned(self) -> FinetuneSettings:
-        if self.epochs is not None and self.head_epochs >= self.epochs:
-            raise ValueError(
-                f"head_epochs {self.head_epochs} must be fewer than epochs {self.epochs}"
-            )
-        if self.recompute and self.norms == "trained":
-            raise ValueError(
-                "recompute would count every batch twice in the statistics of trained norms: take norms frozen"
-            )
-        return self
-
-    @property
-    def folder(self) -> Path:
-        return Path(self.output or "checkpoints/finetune")
-
-    def require_other_encoder(self) -> None:
-        """Raises ConfigError for an encoder that lies where the fine-tuned one is written.
-
-        It would be overwritten by its own successor.
-        """
-        path = Path(self.encoder).expanduser()
-        source = (path.parent if path.name == "checkpoint.json" else path).resolve()
-        if source in {self.folder.resolve(), (self.folder / "training").resolve()}:
-            raise ConfigError(
-                "the encoder would be overwritten by what is made of it",
-                where="finetune.output",
-                found=self.folder,
-                remedy="choose another --finetune.output",
-            )
-
-    def training(self) -> FinetuneTraining:
-        """The part that decides the weights, with its state below `folder`."""
-        kept = {key: getattr(self, key) for key in FinetuneTraining.model_fields}
-        return FinetuneTraining(**kept | {"output": str(self.folder / "training")})
 
 
 class FinetuneNet(nn.Module):

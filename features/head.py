@@ -14,70 +14,27 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
 from features.metrics import classification_metrics, confusion_matrix, draw_confusion
+from features.settings import HeadSettings
 from utils.log import get_log
 from utils.training.checkpoint import prefixed, save_checkpoint
 from warehouse.errors import ConfigError, StateError, TrainingError
-from warehouse.format.schema import Section
 from warehouse.read.version import Warehouse
 
-__all__ = ["Cached", "HeadSettings", "ablated", "make_head", "read_cached", "score", "train_head"]
+__all__ = ["Cached", "ablated", "make_head", "read_cached", "score", "train_head"]
 
 log = get_log(__name__)
-SHIPPED: list[dict[str, Any]] = [
-    {"name": "linear", "kind": "linear"},
-    {"name": "mlp", "kind": "mlp"},
-    {"name": "mlp_mixup", "kind": "mlp", "mixup": 0.2, "noise": 0.1, "label_smoothing": 0.1},
-]
 
 ONE_FOR_ALL = {"features", "checkpoint", "other_pictures", "output"}
 """Settings that an ablation cannot have otherwise than its neighbours."""
-
-
-class HeadSettings(Section):
-    """What `train_head` trains on a version of features.
-
-    `ablations` are run one after another, each with its overrides.
-    """
-
-    features: str | None = Field(
-        None,
-        description="a version of features or its root; null: the newest under features.output_root",
-    )
-    checkpoint: str | None = Field(None, description="score this trained head instead of training")
-    other_pictures: bool = Field(False, description="score it also on features of another store")
-    name: str = Field("head", pattern=r"^[A-Za-z0-9._-]{1,64}$")
-    kind: Literal["linear", "mlp", "attention"] = "linear"
-    epochs: int = Field(10, ge=1)
-    batch_size: int = Field(128, ge=1)
-    accumulate: int = Field(1, ge=1, description="batches an optimizer step")
-    lr: float = Field(0.01, gt=0)
-    weight_decay: float = Field(0.01, ge=0)
-    hidden: int = Field(256, ge=1, le=65_536, description="of mlp and attention")
-    dropout: float = Field(0.1, ge=0, lt=1)
-    noise: float = Field(0.0, ge=0, description="Gaussian, in standard deviations of each feature")
-    mixup: float = Field(
-        0.0, ge=0, description="alpha of the Beta distribution (arXiv:1710.09412); 0: none"
-    )
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
-    class_weights: bool = Field(False, description="weigh each class by the inverse of its count")
-    patience: int | None = Field(
-        None, ge=1, description="stop after so many epochs without a better accuracy; null: never"
-    )
-    ablations: list[dict[str, Any]] = Field(
-        SHIPPED, description="overrides of these settings, a run each; []: one run as it stands"
-    )
-    seed: int = Field(0, ge=0, lt=2**63)
-    output: str = "experiments"
 
 
 @dataclass(frozen=True)

@@ -17,67 +17,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
 
 from features.encoders import Encoder
+from features.settings import FeatureSettings
 from utils.jobs.rows import read_rows
 from utils.log import get_log
 from warehouse.errors import TrainingError
 from warehouse.format import manifest as tables
 from warehouse.format.manifest import code_version, toolchain, version_name
-from warehouse.format.schema import FORMAT_VERSION, IGNORED, ArraySpec, Codec, Section
+from warehouse.format.schema import FORMAT_VERSION, IGNORED, ArraySpec, Codec
 from warehouse.inspect.summary import SAMPLES_SCHEMA
 from warehouse.layouts.metadata import consolidated, create_array
 from warehouse.layouts.pictures import Contents, array_info
 from warehouse.read.version import ChunkReader, Warehouse
 from warehouse.write.bake import Block, BuildPlan, SplitPlan
 
-__all__ = ["FeatureLoader", "FeatureSettings", "picture_labels", "plan_features"]
+__all__ = ["FeatureLoader", "picture_labels", "plan_features"]
 
 log = get_log(__name__)
 MOST = float(np.finfo(np.float16).max)
-
-
-class FeatureSettings(Section):
-    """What `extract_features` encodes, with what, in how many jobs."""
-
-    warehouse: str | None = Field(
-        None,
-        description="a warehouse of pictures or one of its versions; null: the newest under build.output_root",
-    )
-    encoder: str = Field(
-        "efficientnet_b0",
-        description="a hub name, a folder, random:efficientnet_b0, or a checkpoint of ours",
-    )
-    size: int | None = Field(
-        None,
-        ge=16,
-        le=4096,
-        description="side pictures are resized to; null: what suits the encoder",
-    )
-    seed: int = Field(0, ge=0, lt=2**63, description="of random weights")
-    offline: bool = Field(False, description="never ask the hub")
-    feature_map: bool = Field(False, description="keep the spatial map too")
-    picture_label: Literal["largest", "commonest"] = Field(
-        "largest", description="which box names its picture, where classes are of boxes"
-    )
-    job_size: int = Field(
-        64, ge=1, le=65_536, description="samples of a job, which is one stored chunk"
-    )
-    jobs: int | None = Field(None, ge=1, description="do at most so many jobs now; null: all")
-    batch_size: int = Field(8, ge=1, le=4096)
-    output_root: str = Field(
-        "artifacts/features", description="where versions of features are published"
-    )
-    work: str = Field(
-        "artifacts/feature_jobs", description="queues and exports, a folder a version"
-    )
-    export_npz: bool = Field(False, description="also a float16 .npz a picture")
 
 
 def plan_features(

@@ -11,38 +11,22 @@ import math
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
 from features.jobs import picture_labels
+from features.settings import PictureTraining
 from utils.augment import uniform
 from utils.jobs.rows import read_rows
 from utils.log import get_log
-from utils.training.loop import TrainSettings
 from warehouse.errors import TrainingError
 from warehouse.format.schema import IGNORED
 from warehouse.read.version import Warehouse
 
-__all__ = ["PictureTraining", "augment_pictures", "picture_targets"]
+__all__ = ["augment_pictures", "picture_targets"]
 
 log = get_log(__name__)
 FLIP_X, FLIP_Y, ZOOM, SHIFT_X, SHIFT_Y, ROTATE, CONTRAST, BRIGHTNESS = range(8)
-
-
-class PictureTraining(TrainSettings):
-    """Augmentation beside a trainer's own settings.
-
-    Flips are probabilities, the others the largest change, 0 for none.
-    """
-
-    flip_x: float = Field(0.5, ge=0, le=1)
-    flip_y: float = Field(0.0, ge=0, le=1)
-    zoom: float = Field(0.15, ge=0, lt=1, description="scales by 1/1.15 to 1.15")
-    shift: float = Field(0.08, ge=0, lt=1, description="share of the side")
-    rotate: float = Field(8.0, ge=0, le=180, description="degrees")
-    contrast: float = Field(0.2, ge=0, lt=1)
-    brightness: float = Field(0.2, ge=0, lt=1)
 
 
 def augment_pictures(

@@ -12,7 +12,8 @@ from functools import partial
 from typing import Any, Protocol
 
 from ingest.rasters.settings import RasterSettings
-from warehouse.format.schema import BOXLESS, BuildSettings
+from warehouse.format.schema import BOXLESS
+from warehouse.settings import BuildSettings
 from warehouse.write.bake import BuildPlan, LoadSample
 
 __all__ = ["CubeJob", "Job", "PictureJob", "open_job"]

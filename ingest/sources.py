@@ -23,7 +23,7 @@ from pathlib import Path
 from ingest.hashes import hash_files
 from ingest.pairing import in_annotation_folder, is_mask, pair_by_stem
 from warehouse.errors import SourceError
-from warehouse.format.schema import BuildSettings
+from warehouse.settings import BuildSettings
 
 __all__ = [
     "PICTURE_EXTENSIONS",

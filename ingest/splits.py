@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from warehouse.format.schema import SPLIT_NAMES, BuildSettings
+from warehouse.settings import SPLIT_NAMES, BuildSettings
 
 __all__ = [
     "Assignment",

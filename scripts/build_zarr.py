@@ -113,7 +113,7 @@ if __name__ == "__main__":
         run(
             main,
             __doc__,
-            build="warehouse.format.schema:BuildSettings",
+            build="warehouse.settings:BuildSettings",
             raster="ingest.rasters.settings:RasterSettings",
         )
     )

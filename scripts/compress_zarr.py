@@ -98,7 +98,7 @@ if __name__ == "__main__":
         run(
             main,
             __doc__,
-            compress="vqvae.compress.encode:CompressSettings",
-            build="warehouse.format.schema:BuildSettings",
+            compress="vqvae.settings:CompressSettings",
+            build="warehouse.settings:BuildSettings",
         )
     )

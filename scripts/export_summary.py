@@ -30,7 +30,7 @@ if __name__ == "__main__":
         run(
             main,
             __doc__,
-            export="warehouse.inspect.summary:ExportSettings",
-            build="warehouse.format.schema:BuildSettings",
+            export="warehouse.settings:ExportSettings",
+            build="warehouse.settings:BuildSettings",
         )
     )

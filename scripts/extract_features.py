@@ -87,7 +87,7 @@ if __name__ == "__main__":
         run(
             main,
             __doc__,
-            features="features.jobs:FeatureSettings",
-            build="warehouse.format.schema:BuildSettings",
+            features="features.settings:FeatureSettings",
+            build="warehouse.settings:BuildSettings",
         )
     )

@@ -139,9 +139,9 @@ if __name__ == "__main__":
         run(
             main,
             __doc__,
-            finetune="features.finetune:FinetuneSettings",
-            loader="utils.loader:LoaderSettings",
-            build="warehouse.format.schema:BuildSettings",
-            experiments="utils.tracking.experiments:ExperimentSettings",
+            finetune="features.settings:FinetuneSettings",
+            loader="utils.loading.settings:LoaderSettings",
+            build="warehouse.settings:BuildSettings",
+            experiments="utils.tracking.settings:ExperimentSettings",
         )
     )

@@ -168,8 +168,8 @@ if __name__ == "__main__":
         run(
             main,
             __doc__,
-            infer="detector.view:InferSettings",
-            loader="utils.loader:LoaderSettings",
-            build="warehouse.format.schema:BuildSettings",
+            infer="detector.settings:InferSettings",
+            loader="utils.loading.settings:LoaderSettings",
+            build="warehouse.settings:BuildSettings",
         )
     )

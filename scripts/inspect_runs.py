@@ -74,7 +74,7 @@ if __name__ == "__main__":
         run(
             main,
             __doc__,
-            runs="utils.tracking.run_report:RunsSettings",
-            experiments="utils.tracking.experiments:ExperimentSettings",
+            runs="utils.tracking.settings:RunsSettings",
+            experiments="utils.tracking.settings:ExperimentSettings",
         )
     )

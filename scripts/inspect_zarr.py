@@ -39,7 +39,7 @@ if __name__ == "__main__":
         run(
             main,
             __doc__,
-            inspect="warehouse.inspect.report:InspectSettings",
-            build="warehouse.format.schema:BuildSettings",
+            inspect="warehouse.settings:InspectSettings",
+            build="warehouse.settings:BuildSettings",
         )
     )

@@ -35,4 +35,4 @@ def main(settings: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(main, __doc__, sample="ingest.synthetic.make:SampleSettings"))
+    raise SystemExit(run(main, __doc__, sample="ingest.synthetic.settings:SampleSettings"))

@@ -252,8 +252,8 @@ if __name__ == "__main__":
         run(
             main,
             __doc__,
-            segment="segmentation.task:SegmentSettings",
-            loader="utils.loader:LoaderSettings",
-            experiments="utils.tracking.experiments:ExperimentSettings",
+            segment="segmentation.settings:SegmentSettings",
+            loader="utils.loading.settings:LoaderSettings",
+            experiments="utils.tracking.settings:ExperimentSettings",
         )
     )

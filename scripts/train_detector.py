@@ -91,9 +91,9 @@ if __name__ == "__main__":
         run(
             main,
             __doc__,
-            detector="detector.task:DetectorSettings",
-            loader="utils.loader:LoaderSettings",
-            build="warehouse.format.schema:BuildSettings",
-            experiments="utils.tracking.experiments:ExperimentSettings",
+            detector="detector.settings:DetectorSettings",
+            loader="utils.loading.settings:LoaderSettings",
+            build="warehouse.settings:BuildSettings",
+            experiments="utils.tracking.settings:ExperimentSettings",
         )
     )

@@ -117,8 +117,8 @@ if __name__ == "__main__":
         run(
             main,
             __doc__,
-            head="features.head:HeadSettings",
-            features="features.jobs:FeatureSettings",
-            experiments="utils.tracking.experiments:ExperimentSettings",
+            head="features.settings:HeadSettings",
+            features="features.settings:FeatureSettings",
+            experiments="utils.tracking.settings:ExperimentSettings",
         )
     )

@@ -88,9 +88,9 @@ if __name__ == "__main__":
         run(
             main,
             __doc__,
-            vqvae="vqvae.task:VqvaeSettings",
-            loader="utils.loader:LoaderSettings",
-            build="warehouse.format.schema:BuildSettings",
-            experiments="utils.tracking.experiments:ExperimentSettings",
+            vqvae="vqvae.settings:VqvaeSettings",
+            loader="utils.loading.settings:LoaderSettings",
+            build="warehouse.settings:BuildSettings",
+            experiments="utils.tracking.settings:ExperimentSettings",
         )
     )

@@ -44,7 +44,7 @@ if __name__ == "__main__":
         run(
             main,
             __doc__,
-            verify="warehouse.inspect.verify:VerifySettings",
-            build="warehouse.format.schema:BuildSettings",
+            verify="warehouse.settings:VerifySettings",
+            build="warehouse.settings:BuildSettings",
         )
     )

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from warehouse.format.schema import MASK_PADDING
+from warehouse.settings import MASK_PADDING
 
 __all__ = ["MaskTally", "dice_of", "iou_of"]
 

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from warehouse.format import durable
-from warehouse.format.schema import MASK_PADDING
+from warehouse.settings import MASK_PADDING
 
 __all__ = ["draw_curve", "draw_sheet", "write_mask", "write_page"]
 

@@ -29,17 +29,11 @@ from warehouse.errors import ConfigError, TrainingError
 from warehouse.format import durable
 from warehouse.format import manifest as tables
 from warehouse.format.manifest import code_version, toolchain, version_name
-from warehouse.format.schema import (
-    FORMAT_VERSION,
-    MASK_PADDING,
-    SPLIT_NAMES,
-    ArraySpec,
-    BuildSettings,
-    Codec,
-)
+from warehouse.format.schema import FORMAT_VERSION, ArraySpec, Codec
 from warehouse.inspect.summary import SAMPLES_SCHEMA, PictureFacts, summarise
 from warehouse.layouts.pictures import Contents, picture_contents
 from warehouse.read.version import Warehouse
+from warehouse.settings import MASK_PADDING, SPLIT_NAMES, BuildSettings
 from warehouse.write.bake import BuildPlan, SplitPlan
 
 __all__ = [

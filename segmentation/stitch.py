@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from segmentation.patches import patch_offsets
 from warehouse.errors import StoreError
 from warehouse.format import durable
-from warehouse.format.schema import MASK_PADDING
+from warehouse.settings import MASK_PADDING
 
 __all__ = ["LINES", "Blend", "Stitcher", "axis_weights", "open_stitched", "stitch"]
 

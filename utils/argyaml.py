@@ -1,7 +1,7 @@
 """Settings in layers (defaults < config file < environment < flags) and the frame every command
 runs in.
 
-Purpose: `run(main, __doc__, build="warehouse.format.schema:BuildSettings")` turns a typed line into
+Purpose: `run(main, __doc__, build="warehouse.settings:BuildSettings")` turns a typed line into
   frozen settings, calls `main`, and turns what comes back into a JSON line and an exit code.
 Used by: scripts.bench_loader, scripts.build_zarr, scripts.compress_zarr, scripts.export_summary,
   scripts.extract_features, scripts.finetune, scripts.infer_view, scripts.inspect_runs,
@@ -42,23 +42,23 @@ from warehouse.errors import ConfigError, WarehouseError
 __all__ = ["SECTIONS", "load_settings", "read_yaml", "run"]
 
 SECTIONS = {
-    "sample": "ingest.synthetic.make:SampleSettings",
-    "build": "warehouse.format.schema:BuildSettings",
+    "sample": "ingest.synthetic.settings:SampleSettings",
+    "build": "warehouse.settings:BuildSettings",
     "raster": "ingest.rasters.settings:RasterSettings",
-    "inspect": "warehouse.inspect.report:InspectSettings",
-    "verify": "warehouse.inspect.verify:VerifySettings",
-    "export": "warehouse.inspect.summary:ExportSettings",
-    "loader": "utils.loader:LoaderSettings",
-    "detector": "detector.task:DetectorSettings",
-    "infer": "detector.view:InferSettings",
-    "vqvae": "vqvae.task:VqvaeSettings",
-    "experiments": "utils.tracking.experiments:ExperimentSettings",
-    "compress": "vqvae.compress.encode:CompressSettings",
-    "runs": "utils.tracking.run_report:RunsSettings",
-    "features": "features.jobs:FeatureSettings",
-    "head": "features.head:HeadSettings",
-    "finetune": "features.finetune:FinetuneSettings",
-    "segment": "segmentation.task:SegmentSettings",
+    "inspect": "warehouse.settings:InspectSettings",
+    "verify": "warehouse.settings:VerifySettings",
+    "export": "warehouse.settings:ExportSettings",
+    "loader": "utils.loading.settings:LoaderSettings",
+    "detector": "detector.settings:DetectorSettings",
+    "infer": "detector.settings:InferSettings",
+    "vqvae": "vqvae.settings:VqvaeSettings",
+    "experiments": "utils.tracking.settings:ExperimentSettings",
+    "compress": "vqvae.settings:CompressSettings",
+    "runs": "utils.tracking.settings:RunsSettings",
+    "features": "features.settings:FeatureSettings",
+    "head": "features.settings:HeadSettings",
+    "finetune": "features.settings:FinetuneSettings",
+    "segment": "segmentation.settings:SegmentSettings",
     "bench": "benchmarks.settings:BenchSettings",
 }
 NAMED_ENV = {

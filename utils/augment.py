@@ -16,14 +16,14 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
 from utils.samplers import mix64
-from warehouse.format.schema import DIFFICULT, Section
+from utils.training.settings import AugmentSettings
+from warehouse.format.schema import DIFFICULT
 
-__all__ = ["AugmentSettings", "augment", "uniform"]
+__all__ = ["augment", "uniform"]
 
 FLIP_X, FLIP_Y, BRIGHTNESS, CONTRAST, SATURATION, SCALE, ASPECT, SHIFT_X, SHIFT_Y = range(9)
 PURPOSES = 9
@@ -32,23 +32,6 @@ PAD = 114 / 255
 """What shows where a picture was moved away: the letterbox's default padding."""
 MIN_VISIBLE = 0.3
 """A box of which less than this share is still on the canvas becomes an ignored one."""
-
-
-class AugmentSettings(Section):
-    """What may happen to a picture. Flips are probabilities; the others are the largest relative
-    change, 0 for none.
-
-    zoom 0.35 scales by 1/1.35 to 1.35 and moves what is then loose; aspect stretches one axis
-    against the other.
-    """
-
-    flip_x: float = Field(0.5, ge=0, le=1)
-    flip_y: float = Field(0.0, ge=0, le=1)
-    zoom: float = Field(0.35, ge=0, lt=1)
-    aspect: float = Field(0.1, ge=0, lt=1)
-    brightness: float = Field(0.2, ge=0, lt=1)
-    contrast: float = Field(0.2, ge=0, lt=1)
-    saturation: float = Field(0.2, ge=0, lt=1)
 
 
 def uniform(seed: int, epoch: int, index: NDArray[np.int64], purpose: int) -> NDArray[np.float64]:

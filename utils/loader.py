@@ -25,55 +25,19 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
 
 from utils.loading.device_copy import COPIES_PENDING, DeviceCopier, open_device
 from utils.loading.engines import Batch, make_engine
+from utils.loading.settings import Engine, Store
 from utils.loading.stores import choose_store
 from utils.log import get_log
 from utils.samplers import BatchPlan, BatchSampler, ChunkBatchSampler
 from warehouse.errors import ConfigError, StateError
-from warehouse.format.schema import Section
 from warehouse.read.version import Split
 
-__all__ = ["ChunkLoader", "LoaderSettings", "LoaderStats"]
+__all__ = ["ChunkLoader", "LoaderStats"]
 
 log = get_log(__name__)
-Engine = Literal["thread", "spawn", "inline"]
-Store = Literal["auto", "mmap", "pread", "memory", "stream", "library"]
-
-
-class LoaderSettings(Section):
-    """How trainers read a split."""
-
-    engine: Engine = Field(
-        "thread",
-        description="thread decodes in this process, spawn in worker processes, inline without concurrency",
-    )
-    num_workers: int = Field(
-        2, ge=0, le=256, description="decode threads or processes; 0 is inline"
-    )
-    prefetch_factor: int = Field(2, ge=1, le=64, description="batches in flight a worker")
-    store: Store = Field(
-        "auto",
-        description="mmap, pread, memory (decoded once), stream (chunks fetched ahead), library (zarr-python); auto chooses and says why",
-    )
-    prefetch: int = Field(2, ge=1, le=64, description="stored chunks fetched ahead by store=stream")
-    verify: Literal["first_touch", "always", "off"] = Field(
-        "first_touch", description="when an inner chunk's crc32c is checked"
-    )
-    worker_timeout: int = Field(
-        25,
-        ge=1,
-        le=86_400,
-        description="seconds until a spawned worker that does not answer counts as hanging",
-    )
-    interleave: int = Field(
-        1, ge=1, description="chunks read in turn; more is a finer shuffle and more open files"
-    )
-    chunks_per_batch: int = Field(
-        1, ge=1, description="stored chunks whose samples are shuffled together"
-    )
 
 
 @dataclass(slots=True)

@@ -9,131 +9,79 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from utils.training.loop import TrainSettings, seeded
+from utils.training.loop import seeded
 from vqvae.chunking import cut, sample_depth
 from vqvae.losses import TERMS, Weights, loss_terms
 from vqvae.metrics import Tally
 from vqvae.model import VQVAE, Shape
 from vqvae.quantizers.codebook import CodebookRules
+from vqvae.settings import VqvaeSettings
 from vqvae.sheet import draw_curve, draw_sheet
 from warehouse.errors import TrainingError
 from warehouse.layouts.cube_geometry import Feature
 
-__all__ = ["VqvaeSettings", "VqvaeTask"]
-
-Size = tuple[int, int, int]
+__all__ = ["VqvaeTask", "codebook_rules", "loss_weights", "model_shape"]
 
 
-class VqvaeSettings(TrainSettings):
-    """What `train_vqvae` trains, on what, for how long. Triples are (time, y, x) in voxels."""
+def loss_weights(settings: VqvaeSettings) -> Weights:
+    """The weights of the loss terms."""
+    return Weights(
+        cat=settings.cat_weight,
+        canopy=settings.canopy_weight,
+        beta=settings.beta,
+        huber=settings.huber,
+    )
 
-    warehouse: str | None = Field(
-        None,
-        description="a warehouse or one of its versions; null: the newest under build.output_root",
-    )
-    clip_norm: float = Field(1.0, gt=0)
-    quantizer: Literal["ema", "fsq"] = "ema"
-    codebook_size: int = Field(512, ge=4, le=65_536)
-    code_dim: int = Field(
-        64,
-        ge=1,
-        le=1024,
-        description="numbers a latent vector; fsq takes its own from codebook_size",
-    )
-    levels: int = Field(8, ge=1, le=32, description="residual levels")
-    level_dropout: float = Field(
-        0.3,
-        ge=0,
-        le=1,
-        description="share of samples decoded from an even draw of 1..levels levels",
-    )
-    beta: float = Field(0.8, ge=0, description="weight of the commitment to the codes")
-    cat_weight: float = Field(0.1, ge=0)
-    canopy_weight: float = Field(0.2, ge=0)
-    huber: float | None = Field(
-        None,
-        gt=0,
-        description="scaled error (channels.py) from where the squared error is linear; null: never",
-    )
-    stride: Size = Field((5, 4, 4), description="voxels a latent position")
-    patch: Size = Field(
-        (5, 4, 4), description="voxels the stem folds into channels; a divisor of stride"
-    )
-    width: int = Field(128, ge=8, le=4096, multiple_of=8)
-    depth: int = Field(4, ge=0, le=64, description="residual blocks on each side")
-    decay: float = Field(0.99, gt=0, lt=1, description="of the codebook's averages")
-    dead_share: float = Field(
-        0.25,
-        ge=0,
-        lt=1,
-        description="a code whose average count is under this share of the mean is replaced",
-    )
-    collapse_share: float = Field(
-        0.1, ge=0, lt=1, description="perplexity under this share of what is possible is a collapse"
-    )
-    collapse_steps: int = Field(20, ge=1)
-    start_step: int = Field(5, ge=0, description="steps before the k-means start of the codebooks")
-    window: Size | None = Field(
-        None, description="part of an inner chunk that is a sample; null: all of it"
-    )
-    min_valid_share: float = Field(
-        0.1, ge=0, le=1, description="inner chunks with fewer valid voxels are left out"
-    )
-    sampling: Literal["chunk", "random"] = "chunk"
-    flips: bool = True
 
-    @property
-    def weights(self) -> Weights:
-        return Weights(
-            cat=self.cat_weight, canopy=self.canopy_weight, beta=self.beta, huber=self.huber
+def codebook_rules(settings: VqvaeSettings) -> CodebookRules:
+    """How codebooks are averaged, and when codes are replaced."""
+    return CodebookRules(
+        settings.decay,
+        settings.dead_share,
+        settings.collapse_share,
+        settings.collapse_steps,
+        settings.start_step,
+        settings.seed,
+    )
+
+
+def model_shape(settings: VqvaeSettings, chunk: Sequence[int]) -> Shape:
+    """The model's shape over inner chunks (time, y, x).
+
+    Raises
+    ------
+    TrainingError
+        If the window, the stride or the patch does not fit the inner chunk.
+    """
+    t, y, x = chunk
+    if settings.window is not None and any(
+        not 1 <= part <= whole for part, whole in zip(settings.window, chunk, strict=True)
+    ):
+        raise TrainingError(
+            "the window is no part of an inner chunk",
+            where="vqvae.window",
+            expected=f"at most {list(chunk)}",
+            found=list(settings.window),
+            remedy="give a smaller --vqvae.window or null",
         )
-
-    @property
-    def rules(self) -> CodebookRules:
-        return CodebookRules(
-            self.decay,
-            self.dead_share,
-            self.collapse_share,
-            self.collapse_steps,
-            self.start_step,
-            self.seed,
-        )
-
-    def shape(self, chunk: Sequence[int]) -> Shape:
-        """The model's shape over inner chunks (time, y, x).
-
-        Raises TrainingError when window, strides or patch do not fit.
-        """
-        t, y, x = chunk
-        if self.window is not None and any(
-            not 1 <= part <= whole for part, whole in zip(self.window, chunk, strict=True)
-        ):
-            raise TrainingError(
-                "the window is no part of an inner chunk",
-                where="vqvae.window",
-                expected=f"at most {list(chunk)}",
-                found=list(self.window),
-                remedy="give a smaller --vqvae.window or null",
-            )
-        shape = Shape(
-            self.window or (t, y, x),
-            self.stride,
-            self.patch,
-            self.width,
-            self.depth,
-            self.quantizer,
-            self.codebook_size,
-            self.code_dim,
-            self.levels,
-        )
-        shape.check()
-        return shape
+    shape = Shape(
+        settings.window or (t, y, x),
+        settings.stride,
+        settings.patch,
+        settings.width,
+        settings.depth,
+        settings.quantizer,
+        settings.codebook_size,
+        settings.code_dim,
+        settings.levels,
+    )
+    shape.check()
+    return shape
 
 
 class VqvaeTask:
@@ -151,9 +99,9 @@ class VqvaeTask:
         chunk: Sequence[int],
         blocks: dict[str, Tensor] | None = None,
     ) -> None:
-        self.settings, self.weights = settings, settings.weights
+        self.settings, self.weights = settings, loss_weights(settings)
         with seeded(settings.seed):
-            self.model = VQVAE(features, settings.shape(chunk), settings.rules)
+            self.model = VQVAE(features, model_shape(settings, chunk), codebook_rules(settings))
         if blocks is not None:
             self.model.linear_start(*cut(blocks, settings.window))
         self.shown: tuple[Tensor, Tensor, Tensor] | None = None

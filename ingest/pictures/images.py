@@ -23,7 +23,7 @@ from ingest.pictures.masks import load_mask
 from ingest.records.base import PictureRecord
 from ingest.sources import read_ends, read_inside
 from warehouse.errors import PictureError
-from warehouse.format.schema import BuildSettings
+from warehouse.settings import BuildSettings
 
 __all__ = [
     "MAX_FILE_BYTES",

@@ -18,7 +18,7 @@ from ingest.pictures.letterbox import Geometry
 from ingest.records.base import PictureRecord
 from ingest.sources import read_inside
 from warehouse.errors import PictureError
-from warehouse.format.schema import MASK_PADDING, BuildSettings
+from warehouse.settings import MASK_PADDING, BuildSettings
 
 __all__ = ["classes_of", "decode_mask", "load_mask"]
 

@@ -27,7 +27,7 @@ from ingest.records.masks import parse_masks
 from ingest.sources import SourceListing, list_sources, read_inside
 from ingest.splits import assign_splits
 from warehouse.errors import PictureError, SourceError, ThresholdError, WarehouseError
-from warehouse.format.schema import MASK_PADDING, BuildSettings
+from warehouse.settings import MASK_PADDING, BuildSettings
 
 __all__ = ["PREDICT", "Parent", "PatchCutter", "Survey", "cut_versions", "list_pictures", "survey"]
 

@@ -22,8 +22,9 @@ from ingest.sources import SourceListing
 from ingest.splits import permuted
 from warehouse.errors import ThresholdError
 from warehouse.format.manifest import code_version, toolchain, version_name
-from warehouse.format.schema import FORMAT_VERSION, SPLIT_NAMES, BuildSettings, picture_arrays
+from warehouse.format.schema import FORMAT_VERSION, picture_arrays
 from warehouse.inspect.summary import PictureFacts, summarise, summarise_by
+from warehouse.settings import SPLIT_NAMES, BuildSettings
 from warehouse.write.bake import BuildPlan, LoadSample, SplitPlan
 
 __all__ = ["make_loader", "make_plan", "recipe_of"]

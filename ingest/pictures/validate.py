@@ -32,7 +32,8 @@ from ingest.records.yolo import parse_yolo
 from ingest.sources import SourceListing
 from ingest.splits import assign_splits
 from warehouse.errors import AnnotationError, PictureError, ThresholdError
-from warehouse.format.schema import BOXLESS, BuildSettings
+from warehouse.format.schema import BOXLESS
+from warehouse.settings import BuildSettings
 
 __all__ = ["Scan", "check_thresholds", "scan"]
 

@@ -28,8 +28,9 @@ from ingest.rasters.stack import CubeLoader, Frame, Layer
 from ingest.sources import SourceFile, SourceListing, input_root
 from warehouse.errors import ConfigError, SourceError
 from warehouse.format.manifest import code_version, toolchain, version_name
-from warehouse.format.schema import FORMAT_VERSION, BuildSettings
+from warehouse.format.schema import FORMAT_VERSION
 from warehouse.layouts.cube_geometry import Cube, CubeLayout, CubePlan, Feature, cube_arrays
+from warehouse.settings import BuildSettings
 from warehouse.write.bake import BuildPlan, SplitPlan
 
 __all__ = ["cube_recipe", "list_rasters", "plan_cube"]

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from warehouse.format.schema import Section
+from warehouse.settings import Section
 
 __all__ = ["INDICES", "RasterFeature", "RasterSettings"]
 

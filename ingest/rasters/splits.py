@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ingest.splits import split_by_size
-from warehouse.format.schema import SPLIT_NAMES
 from warehouse.layouts.cube_geometry import LEFT_OUT, CubeLayout
+from warehouse.settings import SPLIT_NAMES
 
 __all__ = ["block_labels", "default_block", "default_shard"]
 

@@ -15,19 +15,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from xml.sax.saxutils import escape
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, field_validator
 
 from ingest.synthetic.labels import write_classes, write_masks
 from ingest.synthetic.landscape import write_landscape
+from ingest.synthetic.settings import SampleSettings
 from warehouse.errors import SourceError
-from warehouse.format.schema import Section
 
-__all__ = ["CLASSES", "SampleSettings", "Scene", "draw_scene", "make_sample"]
+__all__ = ["CLASSES", "Scene", "draw_scene", "make_sample"]
 
 CLASSES = ("disc", "block", "ring")
 MARKER = "sample.json"
@@ -45,27 +44,6 @@ OWN_FILES = ("data.yaml", "raster.yaml", "terrain.tif", "cover.tif", "height.tif
 EMPTY_EVERY = 33
 MOST_OBJECTS = 12
 JPEG_QUALITY = 92
-
-
-class SampleSettings(Section):
-    """What `make_sample` draws, how many, and where to."""
-
-    kind: Literal["boxes", "cube", "classes", "masks"] = "boxes"
-    format: Literal["voc", "coco", "yolo"] = "voc"
-    count: int = Field(64, ge=1, le=100_000)
-    size: tuple[int, int] = (384, 384)
-    seed: int = Field(0, ge=0)
-    single_box: bool = False
-    output: str = "artifacts/sample"
-
-    @field_validator("size")
-    @classmethod
-    def _size_is_sane(cls, value: tuple[int, int]) -> tuple[int, int]:
-        if not all(64 <= side <= 4096 for side in value):
-            raise ValueError(
-                f"both sides (H, W) must be between 64 and 4096 pixels, not {list(value)}"
-            )
-        return value
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,8 @@ from detector.boxes import (
 from detector.evaluate import DetectionTally
 from detector.losses import LossWeights, big_loss, largest_box, make_truth, tiny_loss
 from detector.model import Slots, make_model, to_float
-from detector.task import DataFacts, DetectorSettings, DetectorTask
+from detector.settings import DetectorSettings
+from detector.task import DataFacts, DetectorTask
 from utils.training.loop import Trainer, seeded
 from utils.training.ranks import Ranks
 from warehouse.format.schema import CROWD, DIFFICULT, TRUNCATED

@@ -16,7 +16,8 @@ from PIL import Image
 
 from detector.model import make_model, to_float
 from detector.predict import Predictor
-from detector.task import DataFacts, DetectorSettings, DetectorTask, data_facts, restore_detector
+from detector.settings import DetectorSettings
+from detector.task import DataFacts, DetectorTask, data_facts, restore_detector
 from detector.view import FOUND, TRUTH, Shown, draw_curve, draw_overlay, write_page, write_view
 from scripts import infer_view, train_detector
 from utils.argyaml import run
@@ -26,9 +27,9 @@ from utils.training.loop import seeded
 from warehouse.errors import StateError, TrainingError
 
 SECTIONS = {
-    "loader": "utils.loader:LoaderSettings",
-    "build": "warehouse.format.schema:BuildSettings",
-    "experiments": "utils.tracking.experiments:ExperimentSettings",
+    "loader": "utils.loading.settings:LoaderSettings",
+    "build": "warehouse.settings:BuildSettings",
+    "experiments": "utils.tracking.settings:ExperimentSettings",
 }
 NASTY = "</script><script>alert(1)</script>&\"'\u2028é.jpg"
 
@@ -251,7 +252,7 @@ def test_the_commands_train_and_look_on_a_real_version(small, tmp_path, capsys):
             "--detector.output",
             str(tmp_path / folder),
             *more,
-            detector="detector.task:DetectorSettings",
+            detector="detector.settings:DetectorSettings",
         )
 
     code, result, _ = train("whole", "--detector.epochs", "2")
@@ -282,7 +283,7 @@ def test_the_commands_train_and_look_on_a_real_version(small, tmp_path, capsys):
         str(small.folder),
         "--infer.output",
         str(tmp_path / "view"),
-        infer="detector.view:InferSettings",
+        infer="detector.settings:InferSettings",
     )
     assert (code, seen["pictures"]) == (0, len(small.split("val")))
     assert data_of(Path(seen["path"]).read_text())["pictures"][1]["truth"] is not None
@@ -295,7 +296,7 @@ def test_the_commands_train_and_look_on_a_real_version(small, tmp_path, capsys):
         str(tmp_path / "one.png"),
         "--infer.output",
         str(tmp_path / "view"),
-        infer="detector.view:InferSettings",
+        infer="detector.settings:InferSettings",
     )
     assert (code, seen["pictures"]) == (0, 1)
     code, seen, err = command(
@@ -308,7 +309,7 @@ def test_the_commands_train_and_look_on_a_real_version(small, tmp_path, capsys):
         "1",
         "--infer.output",
         str(tmp_path / "view"),
-        infer="detector.view:InferSettings",
+        infer="detector.settings:InferSettings",
     )
     assert (code, seen["boxes"]) == (0, 0)
     assert "no box scores 1 or more, the best 0." in err
@@ -324,7 +325,7 @@ def test_training_without_a_warehouse_names_build_zarr(tmp_path, capsys):
         "cpu",
         "--detector.warehouse",
         str(tmp_path / "none"),
-        detector="detector.task:DetectorSettings",
+        detector="detector.settings:DetectorSettings",
     )
     assert code == 1
     assert "build_zarr" in err

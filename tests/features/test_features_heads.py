@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.stats import mannwhitneyu
 from torch.nn import functional
 
-from features.head import Cached, HeadSettings, ablated, make_head, train_head
+from features.head import Cached, ablated, make_head, train_head
 from features.head_score import check_same_features, restore_head, score_head
 from features.metrics import (
     auroc,
@@ -21,6 +21,7 @@ from features.metrics import (
     confusion_matrix,
     macro_f1,
 )
+from features.settings import HeadSettings
 from utils.training.checkpoint import load_checkpoint, save_checkpoint
 from warehouse.errors import ConfigError, StateError
 

@@ -20,7 +20,8 @@ from torch import nn
 
 from features.encoders import NetworkEncoder, he_init, open_encoder
 from features.export import export_npz, export_queue
-from features.jobs import FeatureSettings, picture_labels, plan_features
+from features.jobs import picture_labels, plan_features
+from features.settings import FeatureSettings
 from utils.jobs.publish import publish_jobs
 from utils.jobs.queue import JobQueue
 from utils.jobs.run import open_queue, recover_jobs, run_jobs

@@ -12,11 +12,12 @@ from ingest.jobs import open_job
 from ingest.pairing import is_mask, mask_place
 from ingest.rasters.settings import RasterSettings
 from ingest.splits import assign_splits
-from ingest.synthetic.make import SampleSettings, make_sample
+from ingest.synthetic.make import make_sample
+from ingest.synthetic.settings import SampleSettings
 from warehouse import Warehouse
 from warehouse.errors import PictureError, ThresholdError
-from warehouse.format.schema import BuildSettings
 from warehouse.inspect.verify import verify
+from warehouse.settings import BuildSettings
 from warehouse.write.publish import bake
 
 

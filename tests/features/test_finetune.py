@@ -22,8 +22,9 @@ from finetune_fakes import (
 )
 from torch.nn import functional
 
-from features.finetune import FinetuneSettings, FinetuneTask, trained_levels
-from features.pictures import PictureTraining, augment_pictures, picture_targets
+from features.finetune import FinetuneTask, trained_levels
+from features.pictures import augment_pictures, picture_targets
+from features.settings import FinetuneSettings, PictureTraining
 from utils.training.checkpoint import load_checkpoint
 from utils.training.memory_budget import MemoryBudget, OverBudget, training_bytes
 from warehouse import Warehouse

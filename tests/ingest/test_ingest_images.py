@@ -20,7 +20,8 @@ from ingest.pictures.headers import exif_orientation, read_header
 from ingest.pictures.images import decode_rgb, decoder_versions, load_sample, probe
 from ingest.records.base import PictureRecord
 from warehouse.errors import PictureError, SourceError
-from warehouse.format.schema import BuildSettings, picture_arrays
+from warehouse.format.schema import picture_arrays
+from warehouse.settings import BuildSettings
 
 LIMIT = 10_000_000
 

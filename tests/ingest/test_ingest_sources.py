@@ -14,7 +14,7 @@ from ingest.hashes import cache_path
 from ingest.pairing import pair_by_stem
 from ingest.sources import list_sources, read_inside
 from warehouse.errors import SourceError
-from warehouse.format.schema import BuildSettings
+from warehouse.settings import BuildSettings
 
 BOX = ("a", 1, 2, 30, 40)
 

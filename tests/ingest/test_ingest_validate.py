@@ -15,7 +15,8 @@ from ingest_fakes import encoded, listed, picture, scanned, voc_set, voc_xml, wr
 
 from ingest.pictures.validate import check_thresholds, scan
 from warehouse.errors import AnnotationError, PictureError, ThresholdError
-from warehouse.format.schema import CLIPPED, BuildSettings
+from warehouse.format.schema import CLIPPED
+from warehouse.settings import BuildSettings
 
 BOX = ("dog", 4, 6, 30, 40)
 GOOD = {f"p{number:02}": [BOX] for number in range(40)}

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingest.splits import assign_splits, given_split, group_keys, permuted, split_by_group
-from warehouse.format.schema import BuildSettings
+from warehouse.settings import BuildSettings
 
 SHARES = st.sampled_from(
     [

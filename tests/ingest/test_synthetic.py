@@ -12,9 +12,10 @@ import pytest
 from ingest_fakes import scanned
 
 from ingest.pictures.validate import check_thresholds
-from ingest.synthetic.make import CLASSES, SampleSettings, draw_scene, make_sample
+from ingest.synthetic.make import CLASSES, draw_scene, make_sample
+from ingest.synthetic.settings import SampleSettings
 from warehouse.errors import SourceError
-from warehouse.format.schema import BuildSettings
+from warehouse.settings import BuildSettings
 
 
 @pytest.fixture(autouse=True)

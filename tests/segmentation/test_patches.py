@@ -25,8 +25,8 @@ from segmentation.patches import (
 )
 from warehouse import Warehouse
 from warehouse.errors import BuildError, ConfigError, PictureError, ThresholdError
-from warehouse.format.schema import BuildSettings
 from warehouse.inspect.verify import verify
+from warehouse.settings import BuildSettings
 from warehouse.write.publish import bake, open_root
 
 SIZE, OVERLAP, JOB = 32, 8, 4

@@ -13,13 +13,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from segmentation.task import (
-    SegmentSettings,
-    SegmentTask,
-    SegmentTraining,
-    augment_patches,
-    segmentation_loss,
-)
+from segmentation.settings import SegmentSettings, SegmentTraining
+from segmentation.task import SegmentTask, augment_patches, segmentation_loss
 from segmentation.unet import UNet, restore_unet
 from utils.training.checkpoint import load_checkpoint, prefixed, save_checkpoint
 from utils.training.loop import seeded

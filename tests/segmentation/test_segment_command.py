@@ -26,7 +26,7 @@ from segmentation.unet import restore_unet
 from utils.loader import ChunkLoader
 from utils.training.checkpoint import load_checkpoint, save_checkpoint
 from warehouse import Warehouse
-from warehouse.format.schema import BuildSettings
+from warehouse.settings import BuildSettings
 
 pytest_plugins = ["segment_fixtures"]
 

@@ -13,7 +13,7 @@ from rasterio.transform import Affine
 from ingest.jobs import CubeJob
 from ingest.rasters.settings import RasterSettings
 from warehouse import Warehouse
-from warehouse.format.schema import BuildSettings
+from warehouse.settings import BuildSettings
 from warehouse.write.publish import bake, open_root
 
 DATES = ("20200105", "20200210", "20200307", "20210401", "20210520", "20220611", "20220701")

@@ -13,8 +13,9 @@ import numpy as np
 from warehouse import Warehouse
 from warehouse.errors import PictureError
 from warehouse.format.manifest import toolchain, version_name
-from warehouse.format.schema import FORMAT_VERSION, BuildSettings, picture_arrays
+from warehouse.format.schema import FORMAT_VERSION, picture_arrays
 from warehouse.inspect.summary import PictureFacts, summarise, summarise_by
+from warehouse.settings import BuildSettings
 from warehouse.write.bake import BuildPlan, SplitPlan
 from warehouse.write.publish import bake, open_root
 

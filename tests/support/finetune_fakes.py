@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from features.encoders import NetworkEncoder, he_init
-from features.finetune import FinetuneTask, FinetuneTraining
+from features.finetune import FinetuneTask
+from features.settings import FinetuneTraining
 from utils.samplers import ChunkBatchSampler
 from utils.training.loop import Trainer
 from utils.training.memory_budget import MemoryBudget

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ingest.pictures.validate import Scan, scan
 from ingest.sources import SourceListing, list_sources
-from warehouse.format.schema import BuildSettings
+from warehouse.settings import BuildSettings
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 

@@ -25,9 +25,9 @@ SMALL = {
     "device": "cpu",
 }
 SECTIONS = {
-    "segment": "segmentation.task:SegmentSettings",
-    "loader": "utils.loader:LoaderSettings",
-    "experiments": "utils.tracking.experiments:ExperimentSettings",
+    "segment": "segmentation.settings:SegmentSettings",
+    "loader": "utils.loading.settings:LoaderSettings",
+    "experiments": "utils.tracking.settings:ExperimentSettings",
 }
 
 

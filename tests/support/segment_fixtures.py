@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from segment_fakes import Outcome, call, flags
 
-from ingest.synthetic.make import SampleSettings, make_sample
+from ingest.synthetic.make import make_sample
+from ingest.synthetic.settings import SampleSettings
 
 
 @pytest.fixture

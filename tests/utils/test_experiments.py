@@ -23,8 +23,9 @@ from test_training import ALONE, FakeLoader, FakeTask, settings, told
 from scripts import inspect_runs
 from utils.argyaml import SECTIONS, run
 from utils.tracking.experiment_log import SCHEMA, Book
-from utils.tracking.experiments import ExperimentSettings, open_run
-from utils.tracking.run_report import RunsSettings, best_run, export_mlflow
+from utils.tracking.experiments import open_run
+from utils.tracking.run_report import best_run, export_mlflow
+from utils.tracking.settings import ExperimentSettings, RunsSettings
 from utils.training.checkpoint import load_checkpoint
 from utils.training.loop import Trainer
 from warehouse.errors import DatabaseError

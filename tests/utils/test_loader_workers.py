@@ -160,7 +160,7 @@ def test_a_worker_that_hangs_is_named_and_ended(small: Warehouse) -> None:
 
 
 def test_the_shipped_patience_leaves_the_error_within_30_seconds() -> None:
-    from utils.loader import LoaderSettings
+    from utils.loading.settings import LoaderSettings
 
     assert LoaderSettings().worker_timeout <= 25
 

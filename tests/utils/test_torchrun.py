@@ -50,10 +50,10 @@ FEW = (
     "null",
 )
 SECTIONS = {
-    "vqvae": "vqvae.task:VqvaeSettings",
-    "loader": "utils.loader:LoaderSettings",
-    "build": "warehouse.format.schema:BuildSettings",
-    "experiments": "utils.tracking.experiments:ExperimentSettings",
+    "vqvae": "vqvae.settings:VqvaeSettings",
+    "loader": "utils.loading.settings:LoaderSettings",
+    "build": "warehouse.settings:BuildSettings",
+    "experiments": "utils.tracking.settings:ExperimentSettings",
 }
 
 

@@ -18,9 +18,10 @@ from torch import nn
 
 from utils.tracking.run_log import Journal
 from utils.training.checkpoint import load_checkpoint
-from utils.training.loop import Trainer, TrainSettings, seeded
+from utils.training.loop import Trainer, seeded
 from utils.training.memory_budget import MemoryBudget
 from utils.training.ranks import Ranks, choose_device, to_device
+from utils.training.settings import TrainSettings
 from warehouse.errors import ConfigError, StateError, TrainingError
 
 ROOT = Path(__file__).parents[2]

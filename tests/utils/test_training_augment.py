@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.augment import AugmentSettings, augment, uniform
+from utils.augment import augment, uniform
+from utils.training.settings import AugmentSettings
 from warehouse.format.schema import DIFFICULT
 
 NOTHING = {

@@ -26,16 +26,18 @@ from utils.loader import ChunkLoader
 from utils.training.checkpoint import prefixed, save_checkpoint
 from vqvae.compress.blocks import encode_blocks, learned_search, training_vectors
 from vqvae.compress.codec import restore_vqvae
-from vqvae.compress.encode import CompressSettings, plan_codes
+from vqvae.compress.encode import plan_codes
 from vqvae.compress.reconstruct import CodesOfCube, decode_blocks, reconstruct
 from vqvae.model import VQVAE, Shape
 from vqvae.rate.measure import packed_bytes
+from vqvae.settings import CompressSettings
 from warehouse import Warehouse
 from warehouse.errors import BuildError, ConfigError, StateError, StoreError, TrainingError
 from warehouse.format.schema import ArraySpec, Codec
-from warehouse.inspect.report import InspectSettings, write_contact_sheet
+from warehouse.inspect.report import write_contact_sheet
 from warehouse.inspect.summary import export
 from warehouse.inspect.verify import verify
+from warehouse.settings import InspectSettings
 from warehouse.write.publish import bake, open_root
 
 GUARDED = {**SERIES, "guard": 1, "block": {"y": 24, "x": 24}}

@@ -23,7 +23,8 @@ from utils.training.ranks import Ranks
 from vqvae.chunking import KeptChunkSampler, KeptRandomSampler, cut, make_sampler, sample_depth
 from vqvae.compress.codec import restore_vqvae
 from vqvae.metrics import as_result
-from vqvae.task import VqvaeSettings, VqvaeTask
+from vqvae.settings import VqvaeSettings
+from vqvae.task import VqvaeTask
 from warehouse.errors import StateError, TrainingError
 
 ALONE = Ranks(0, 1, torch.device("cpu"))

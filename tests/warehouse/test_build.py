@@ -25,8 +25,9 @@ from warehouse import Warehouse
 from warehouse.errors import BuildError, CorruptError, LockedError, SpaceError
 from warehouse.format import durable
 from warehouse.format.manifest import read_manifest
-from warehouse.format.schema import BuildSettings, shard_samples
+from warehouse.format.schema import shard_samples
 from warehouse.inspect.verify import verify
+from warehouse.settings import BuildSettings
 from warehouse.write import bake as builder
 from warehouse.write.cluster import task_runner
 from warehouse.write.publish import bake, open_root, published

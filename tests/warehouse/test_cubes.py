@@ -33,16 +33,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingest.rasters.splits import block_labels, default_block, default_shard
-from ingest.synthetic.make import SampleSettings, make_sample
+from ingest.synthetic.make import make_sample
+from ingest.synthetic.settings import SampleSettings
 from utils.argyaml import read_yaml
 from utils.loader import ChunkLoader
 from warehouse import Warehouse
 from warehouse.errors import CorruptError, StoreError
-from warehouse.inspect.report import InspectSettings, manifest_tables, write_contact_sheet
+from warehouse.inspect.report import manifest_tables, write_contact_sheet
 from warehouse.inspect.summary import export
 from warehouse.inspect.verify import verify
 from warehouse.layouts.cube_geometry import LEFT_OUT, CubeLayout, CubePlaces, Feature
 from warehouse.layouts.cube_stats import block_facts, merge_features
+from warehouse.settings import InspectSettings
 from warehouse.write import bake as builder
 
 

@@ -38,9 +38,9 @@ from warehouse.format.manifest import (
     write_manifest,
     write_table,
 )
-from warehouse.format.schema import BuildSettings
 from warehouse.read.version import Split
 from warehouse.read.zarr_python import LibraryReader
+from warehouse.settings import BuildSettings
 
 pytestmark = pytest.mark.filterwarnings("ignore:batch_size")
 CODECS: dict[str, list[Any]] = {

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from utils.loader import ChunkLoader
 from warehouse import Warehouse, WarehouseError
 from warehouse.errors import CorruptError, NotAWarehouseError, StoreError
-from warehouse.format.schema import BuildSettings
 from warehouse.inspect.verify import verify
+from warehouse.settings import BuildSettings
 
 ARRAYS = ("image", "box", "box_mask", "box_flags", "label", "letterbox")
 

@@ -26,33 +26,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
-
 from utils.log import get_log
 from utils.tracking.database import transaction
 from utils.tracking.experiment_log import SCHEMA, Book
+from utils.tracking.settings import ExperimentSettings
 from warehouse.errors import DatabaseError
 from warehouse.format.durable import fsync_folder
-from warehouse.format.schema import Section
 
-__all__ = ["ExperimentSettings", "Run", "open_run"]
+__all__ = ["Run", "open_run"]
 
 log = get_log(__name__)
 FLUSH_S = 1.0
 MOST_WAITING = 200_000
 """Lines kept for a book that cannot be written: about 100 MB of them."""
-
-
-class ExperimentSettings(Section):
-    """Where every trainer writes what it did."""
-
-    db: str | None = Field("experiments/experiments.db", description="null: keep no book")
-    wait_s: float = Field(
-        20.0, gt=0, le=3600, description="seconds to wait for another process that is writing"
-    )
-    every: int = Field(
-        1, ge=1, description="a row of figures for each so manieth step; epochs always have theirs"
-    )
 
 
 class Run:

@@ -19,17 +19,15 @@ import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import Field
 from rich.table import Table
 
 from utils.tracking.experiment_log import Book
+from utils.tracking.settings import RunsSettings
 from warehouse.errors import ConfigError
-from warehouse.format.schema import Section
 
 __all__ = [
-    "RunsSettings",
     "best_run",
     "chosen_runs",
     "compare_table",
@@ -47,24 +45,6 @@ STATES = {
     "lost": "KILLED",
     "failed": "FAILED",
 }
-
-
-class RunsSettings(Section):
-    """What inspect_runs shows."""
-
-    trainer: str | None = Field(None, description="only runs of this section, such as detector")
-    limit: int = Field(20, ge=1, description="the newest so many")
-    compare: list[int] | None = Field(
-        None, description="ids to set side by side; null: all that are listed"
-    )
-    metric: str | None = Field(
-        None, description="what they are ranked and drawn by; null: each run's headline"
-    )
-    better: Literal["max", "min"] | None = Field(
-        None, description="of the metric; null: as the runs say"
-    )
-    output: str | None = Field(None, description="PNG; null: compare.png beside the book")
-    mlflow: str | None = Field(None, description="tracking URI to send the runs to; null: nowhere")
 
 
 def chosen_runs(book: Book, settings: RunsSettings) -> list[dict[str, Any]]:

@@ -33,8 +33,8 @@ from torch import Tensor, nn
 
 from utils.caching.cached_passes import CachedPasses
 from utils.log import get_log, progress
-from utils.tracking.experiments import ExperimentSettings
 from utils.tracking.run_log import Phases, begin_journal
+from utils.tracking.settings import ExperimentSettings
 from utils.training.checkpoint import (
     COUNTERS,
     has_checkpoint,
@@ -46,11 +46,12 @@ from utils.training.checkpoint import (
 )
 from utils.training.memory_budget import MemoryBudget, is_shortage
 from utils.training.ranks import Ranks, autocast_dtype, to_device
+from utils.training.settings import MAY_CHANGE, TrainSettings
 from utils.training.signals import stop_requests
-from utils.training.task import MAY_CHANGE, Task, TrainSettings
+from utils.training.task import Task
 from warehouse.errors import TrainingError
 
-__all__ = ["Task", "TrainSettings", "Trainer", "seeded"]
+__all__ = ["Task", "Trainer", "seeded"]
 
 log = get_log(__name__)
 DRAW_EVERY_S, SAVE_EVERY_S = 30.0, 300.0

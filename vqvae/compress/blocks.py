@@ -15,9 +15,9 @@ from torch import Tensor
 
 from vqvae.compress.codec import CubeCodec
 from vqvae.compress.search import CodeSearch, learn_search
-from warehouse.format.schema import SPLIT_NAMES
 from warehouse.layouts.cube_geometry import CubePlaces, cube_arrays
 from warehouse.read.version import ChunkReader, Warehouse
+from warehouse.settings import SPLIT_NAMES
 
 __all__ = [
     "BATCH",

@@ -22,13 +22,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
 
 from vqvae.compress.blocks import (
     BATCH,
@@ -42,9 +41,10 @@ from vqvae.compress.blocks import (
 )
 from vqvae.compress.codec import CubeCodec, restore_vqvae
 from vqvae.compress.search import CodeSearch
+from vqvae.settings import CompressSettings
 from warehouse.errors import StateError, TrainingError
 from warehouse.format.manifest import code_version, toolchain, version_name
-from warehouse.format.schema import FORMAT_VERSION, ArraySpec, Codec, Section
+from warehouse.format.schema import FORMAT_VERSION, ArraySpec, Codec
 from warehouse.layouts.cube_geometry import CubePlaces
 from warehouse.layouts.metadata import consolidated, create_array
 from warehouse.layouts.pictures import Contents, array_info
@@ -54,7 +54,6 @@ from warehouse.write.bake import Block, BuildPlan, SplitPlan
 __all__ = [
     "CODES_SAMPLES_SCHEMA",
     "CodeLoader",
-    "CompressSettings",
     "checkpoint_digest",
     "code_arrays",
     "code_contents",
@@ -74,49 +73,6 @@ CODES_SAMPLES_SCHEMA = pa.schema(
     ]
 )
 """t, y, x: first voxel in the cube; sha256: of codes, valid and origin, decoded."""
-
-
-class CompressSettings(Section):
-    """What `compress_zarr` makes of a cube and a trained VQ-VAE."""
-
-    warehouse: str | None = Field(
-        None,
-        description="a cube's warehouse or one of its versions; null: the newest under build.output_root",
-    )
-    checkpoint: str = Field(
-        "checkpoints/vqvae", description="of the model: its folder or checkpoint.json"
-    )
-    output_root: str = Field("artifacts/codes", description="where versions of codes are published")
-    levels: int | None = Field(
-        None, ge=1, le=32, description="residual levels kept; null: all the model has"
-    )
-    rate_weight: float = Field(
-        0.2,
-        ge=0,
-        le=1000,
-        description="thousandths of the latent variance a bit is worth; 0: nearest codes",
-    )
-    paths: int = Field(4, ge=1, le=64, description="sequences of codes kept a level while choosing")
-    shard_samples: int = Field(
-        256,
-        ge=1,
-        le=65_536,
-        description="samples of a stored chunk of codes, the unit that decodes alone",
-    )
-    reconstruct: str | None = Field(
-        None, description="folder where the reconstruction is published as a cube; null: none"
-    )
-    report: str | None = Field(
-        None, description="folder of the rate-distortion report on held-out blocks; null: none"
-    )
-    report_samples: int = Field(
-        2048, ge=1, description="held-out blocks the report looks at, at most"
-    )
-    workers: int = Field(
-        0, ge=0, le=256, description="processes; 0: this one, with all of PyTorch's threads"
-    )
-    if_exists: Literal["skip", "clear"] = "skip"
-    device: str = Field("cpu", description="cpu, auto, cuda, cuda:1, ...")
 
 
 def checkpoint_digest(codec: CubeCodec) -> str:

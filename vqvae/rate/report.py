@@ -20,7 +20,6 @@ import torch
 from numpy.typing import NDArray
 
 from vqvae.compress.blocks import CubePart
-from vqvae.compress.encode import CompressSettings
 from vqvae.compress.reconstruct import CodesOfCube
 from vqvae.rate.baselines import Blocks, absent_baselines, baseline_points
 from vqvae.rate.code_points import code_points
@@ -28,10 +27,11 @@ from vqvae.rate.lossless import lossless_categories
 from vqvae.rate.measure import Distortion, feature_ranges, is_byte
 from vqvae.rate.mosaic import Mosaic
 from vqvae.rate.plot import OURS, draw
+from vqvae.settings import CompressSettings
 from warehouse.errors import BuildError
 from warehouse.format import durable
-from warehouse.format.schema import SPLIT_NAMES
 from warehouse.read.version import Warehouse
+from warehouse.settings import SPLIT_NAMES
 
 __all__ = ["at_equal_rate", "few_rates", "seam_steps", "write_report"]
 

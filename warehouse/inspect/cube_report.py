@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from warehouse.format.schema import SPLIT_NAMES
 from warehouse.layouts.cube_geometry import Cube, Feature
 from warehouse.read.version import Warehouse
+from warehouse.settings import SPLIT_NAMES
 
 __all__ = ["cube_lines", "cube_sheet", "cube_tables", "feature_table"]
 

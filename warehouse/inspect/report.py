@@ -11,16 +11,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
 from warehouse.errors import BuildError
 from warehouse.format import durable
-from warehouse.format.schema import IGNORED, Section
+from warehouse.format.schema import IGNORED
 from warehouse.inspect.cube_report import cube_lines, cube_sheet, cube_tables
 from warehouse.read.version import Split, Warehouse
+from warehouse.settings import InspectSettings
 
 __all__ = [
-    "InspectSettings",
     "contact_sheet",
     "manifest_tables",
     "rejected_lines",
@@ -43,21 +42,6 @@ PALETTE = (
     "#9a6324",
 )
 BACKGROUND, INK = "#202124", "#e8eaed"
-
-
-class InspectSettings(Section):
-    """What `inspect_zarr` shows."""
-
-    path: str | None = Field(
-        None, description="warehouse root, version folder or manifest.json; null: build.output_root"
-    )
-    split: str | None = Field(None, description="split of the contact sheet; null: the first")
-    output: str | None = Field(
-        None, description="PNG of the contact sheet; null: artifacts/inspect/<version>_<split>.png"
-    )
-    pictures: int = Field(
-        24, ge=1, le=400, description="pictures on the contact sheet, spread evenly over the split"
-    )
 
 
 def summary_lines(summary: dict[str, Any]) -> Iterable[str]:

@@ -17,17 +17,15 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pydantic import Field
 
 from warehouse.errors import BuildError, CorruptError
 from warehouse.format import manifest as tables
-from warehouse.format.schema import SPLIT_NAMES, Section
 from warehouse.inspect.cube_report import feature_table
 from warehouse.read.version import Warehouse
+from warehouse.settings import SPLIT_NAMES
 
 __all__ = [
     "SAMPLES_SCHEMA",
-    "ExportSettings",
     "PictureFacts",
     "export",
     "summarise",
@@ -54,17 +52,6 @@ SAMPLES_SCHEMA = pa.schema(
     ]
 )
 """sha256: of the sample's decoded arrays; source_sha256: of the picture file."""
-
-
-class ExportSettings(Section):
-    """What `export_summary` writes."""
-
-    path: str | None = Field(
-        None, description="warehouse root, version folder or manifest.json; null: build.output_root"
-    )
-    output: str = Field(
-        "artifacts/export", description="folder for summary, samples, chunks and trace as Parquet"
-    )
 
 
 @dataclass(frozen=True, slots=True)

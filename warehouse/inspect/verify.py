@@ -15,29 +15,15 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from pydantic import Field
 
 from warehouse.errors import CorruptError, WarehouseError
 from warehouse.format import manifest as tables
-from warehouse.format.schema import Section
 from warehouse.read.version import Split, Warehouse
 
-__all__ = ["Fault", "VerifySettings", "verify"]
-
-
-class VerifySettings(Section):
-    """What `verify_zarr` checks."""
-
-    path: str | None = Field(
-        None, description="warehouse root, version folder or manifest.json; null: build.output_root"
-    )
-    level: Literal["full", "quick"] = Field(
-        "full",
-        description="full hashes every file and decodes every sample; quick compares sizes and indices",
-    )
+__all__ = ["Fault", "verify"]
 
 
 @dataclass(frozen=True, slots=True)

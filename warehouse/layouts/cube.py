@@ -25,7 +25,7 @@ from warehouse.errors import SourceError
 from warehouse.format import durable
 from warehouse.format import manifest as tables
 from warehouse.format.inner_chunks import chunk_key, encode
-from warehouse.format.schema import SPLIT_NAMES, ArraySpec
+from warehouse.format.schema import ArraySpec
 from warehouse.layouts.cube_geometry import (
     LABELS,
     LEFT_OUT,
@@ -37,6 +37,7 @@ from warehouse.layouts.cube_geometry import (
 from warehouse.layouts.cube_stats import merge_features, valid_by_date
 from warehouse.layouts.metadata import consolidated, create_array
 from warehouse.layouts.pictures import Contents, array_info
+from warehouse.settings import SPLIT_NAMES
 from warehouse.write.bake import BuildPlan, ChunkResult
 
 __all__ = ["CUBE_SAMPLES_SCHEMA", "cube_contents"]

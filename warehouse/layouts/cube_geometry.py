@@ -19,7 +19,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from warehouse.format.schema import SPLIT_NAMES, ArraySpec, Codec
+from warehouse.format.schema import ArraySpec, Codec
+from warehouse.settings import SPLIT_NAMES
 
 __all__ = [
     "LABELS",

@@ -26,7 +26,7 @@ from warehouse.format.compatibility import foreign
 from warehouse.format.inner_chunks import chunk_key
 from warehouse.format.location import Location, Remote, location_of
 from warehouse.format.manifest import Manifest, read_manifest, read_table, safe_relative
-from warehouse.format.schema import SPLIT_NAMES, ArraySpec, Codec
+from warehouse.format.schema import ArraySpec, Codec
 from warehouse.format.stored_chunk import REMEDY, StoredChunk
 from warehouse.format.versions import find_version
 from warehouse.layouts.base import EvenPlaces, Places
@@ -38,6 +38,7 @@ from warehouse.layouts.cube_geometry import (
     Feature,
     cube_arrays,
 )
+from warehouse.settings import SPLIT_NAMES
 
 __all__ = ["ChunkReader", "Split", "Warehouse"]
 
