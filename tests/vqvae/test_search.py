@@ -109,12 +109,12 @@ def test_a_choice_does_not_depend_on_its_neighbours_in_the_batch(
 ) -> None:
     tables, z = books(3, 32, 8), drawn(2500, 8)
     search = learn_search(z, tables, 1.0, paths=4)
-    beam, sizes = vqvae.search._beam, []
+    beam, sizes = vqvae.compress.search._beam, []
     monkeypatch.setattr(
-        vqvae.search, "_beam", lambda part, *rest: sizes.append(len(part)) or beam(part, *rest)
+        vqvae.compress.search, "_beam", lambda part, *rest: sizes.append(len(part)) or beam(part, *rest)
     )
     whole = search.choose(z, tables)
-    monkeypatch.setattr(vqvae.search, "CELLS", 700 * 4 * 32)
+    monkeypatch.setattr(vqvae.compress.search, "CELLS", 700 * 4 * 32)
     assert (whole == search.choose(z, tables)).float().mean() > 0.999
     assert sizes == [2500, 700, 700, 700, 400], (
         "no more cells at once than allowed, and every vector once"
