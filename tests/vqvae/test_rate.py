@@ -17,15 +17,34 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vqvae.rate import baselines, picture_codecs
+from vqvae.rate import baselines
 from vqvae.rate import report as rate_report
-from vqvae.rate.baselines import Blocks, absent_baselines, baseline_points, components, mask_bytes
+from vqvae.rate.baselines import absent_baselines, baseline_points
+from vqvae.rate.codecs import base, error_bounded, jpeg2000
+from vqvae.rate.codecs.base import (
+    Blocks,
+    Coded,
+    Encoded,
+    RateCodec,
+    Sample,
+    Setting,
+    coded_points,
+    encode_and_decode,
+    front,
+)
+from vqvae.rate.codecs.error_bounded import Sz3, Zfp
+from vqvae.rate.codecs.jpeg2000 import Jpeg2000, encode_planes, qualities
+from vqvae.rate.codecs.pca import components
+from vqvae.rate.codecs.registry import CODECS
+from vqvae.rate.codecs.rounding import round_mantissa
+from vqvae.rate.codecs.streams import mask_bytes, zstd_pack, zstd_unpack
+from vqvae.rate.curves import at_equal_rate, few_rates
 from vqvae.rate.lossless import PACKINGS, class_numbers, lossless_categories
+from vqvae.rate.markdown import table_of
 from vqvae.rate.measure import Distortion, entropy_bits
 from vqvae.rate.mosaic import Mosaic, filled
-from vqvae.rate.picture_codecs import Coded, absent_codecs, front, jpeg2000, sz3, zfp
 from vqvae.rate.plot import draw
-from vqvae.rate.report import at_equal_rate, few_rates, seam_steps, table_of
+from vqvae.rate.seams import seam_steps
 from warehouse.layouts.cube_geometry import Feature
 
 
@@ -181,14 +200,14 @@ def test_rounding_keeps_the_nearest_number_of_so_many_bits(
     fraction, exponent = np.frexp(values.astype(np.float64))
     step = 2.0 ** (bits + 1)
     found, nearest = (
-        baselines._rounded(values, bits).astype(np.float64),
+        round_mantissa(values, bits).astype(np.float64),
         np.ldexp(np.round(fraction * step) / step, exponent),
     )
     # Of two equally near, the one whose next bit is 0, which without a mantissa is one of the
     # exponent's.
     assert np.array_equal(np.abs(found - values), np.abs(nearest - values))
     assert (np.frexp(found)[0] * step % 1 == 0).all()
-    assert np.array_equal(baselines._rounded(values, whole), values)
+    assert np.array_equal(round_mantissa(values, whole), values)
 
 
 def test_sz3_and_zfp_hold_their_bounds_and_count_their_streams(
@@ -198,27 +217,28 @@ def test_sz3_and_zfp_hold_their_bounds_and_count_their_streams(
     import zfpy
 
     laid = row_of_blocks(2).lay(landscape(blocks=2))
-    valid = np.ones(laid.shape, bool)
     monkeypatch.setattr(
-        picture_codecs, "front", lambda makers, truth, mask: iter([make() for make in makers])
+        base, "front", lambda makers, truth, mask: iter([make() for make in makers])
     )
+    values = landscape(blocks=2)
+    blocks = Blocks(values, np.ones(values.shape, bool), row_of_blocks(2))
+    sample = Sample(blocks, blocks)
     shapes = {"2D": (3 * 5 * 32, 64), "3D": (15, 32, 64), "4D": (3, 5, 32, 64)}
     flat = np.ascontiguousarray(laid.transpose(3, 0, 1, 2))
     seen = 0
-    for coded in zfp(laid, valid):
+    for coded in coded_points(Zfp(), sample):
         layout, tolerance = coded.setting.split(", tolerance ")
-        assert np.abs(coded.guess - laid).max() <= float(tolerance)
+        assert np.abs(coded.guess - values).max() <= float(tolerance)
         stream = zfpy.compress_numpy(flat.reshape(shapes[layout]), tolerance=float(tolerance))
         assert coded.bytes == len(stream)
-        assert np.array_equal(
-            zfpy.decompress_numpy(stream).reshape(flat.shape).transpose(1, 2, 3, 0), coded.guess
-        )
+        again = zfpy.decompress_numpy(stream).reshape(flat.shape).transpose(1, 2, 3, 0)
+        assert np.array_equal(row_of_blocks(2).cut(again), coded.guess)
         seen += 1
     kinds = {"interpolation": 2, "interpolation or Lorenzo": 1, "Lorenzo and regression": 0}
-    for coded in sz3(laid, valid):
+    for coded in coded_points(Sz3(), sample):
         layout, kind, bound = coded.setting.split(", ")
         asked = float(bound.split()[1])
-        assert np.abs(coded.guess - laid).max() <= asked * 1.0001
+        assert np.abs(coded.guess - values).max() <= asked * 1.0001
         config = pysz.szConfig(*shapes[layout])
         config.errorBoundMode, config.absErrorBound, config.cmprAlgo = (
             pysz.szErrorBoundMode.ABS,
@@ -227,21 +247,13 @@ def test_sz3_and_zfp_hold_their_bounds_and_count_their_streams(
         )
         assert coded.bytes == len(pysz.sz.compress(flat.reshape(shapes[layout]), config)[0])
         seen += 1
-    assert seen == 3 * len(picture_codecs.TOLERANCES) + 4 * len(picture_codecs.BOUNDS)
+    assert seen == 3 * len(error_bounded.TOLERANCES) + 4 * len(error_bounded.BOUNDS)
 
 
-def streams_of(
-    monkeypatch: pytest.MonkeyPatch, laid: np.ndarray, basis: np.ndarray, **options: Any
-) -> Iterator[tuple[Coded, list[bytes]]]:
-    kept: list[bytes] = []
-    encode = picture_codecs._encode_j2k
-    monkeypatch.setattr(
-        picture_codecs, "_encode_j2k", lambda *given: kept.append(encode(*given)) or kept[-1]
-    )
-    for coded in jpeg2000("J", laid, basis, **options):
-        yield coded, list(kept)
-        kept.clear()
-    monkeypatch.setattr(picture_codecs, "_encode_j2k", encode)
+def streams_of(laid: np.ndarray, basis: np.ndarray) -> Iterator[tuple[Coded, list[bytes]]]:
+    for setting in qualities(basis):
+        streams = list(Jpeg2000().encode(laid, setting).streams)
+        yield encode_and_decode(Jpeg2000(), "J", laid, setting), streams
 
 
 def test_jpeg_2000_counts_its_streams_and_long_stacks_are_cut(
@@ -249,9 +261,9 @@ def test_jpeg_2000_counts_its_streams_and_long_stacks_are_cut(
 ) -> None:
     laid = row_of_blocks(4).lay(landscape(blocks=4))
     basis = components(laid.transpose(1, 2, 0, 3).reshape(-1, 15))
-    whole = list(streams_of(monkeypatch, laid, basis, dates=True))
-    monkeypatch.setattr(picture_codecs, "STREAM_PIXELS", 15 * 32 * 128 // 3)
-    cut = list(streams_of(monkeypatch, laid, basis, dates=True))
+    whole = list(streams_of(laid, basis))
+    monkeypatch.setattr(jpeg2000, "STREAM_PIXELS", 15 * 32 * 128 // 3)
+    cut = list(streams_of(laid, basis))
     for (one, streams), (other, parts) in zip(whole, cut, strict=True):
         assert one.bytes == len(streams[0])
         assert all(stream.startswith(bytes.fromhex("ff4fff51")) for stream in streams + parts), (
@@ -260,7 +272,7 @@ def test_jpeg_2000_counts_its_streams_and_long_stacks_are_cut(
         assert len(parts) == 3
         assert other.bytes == sum(map(len, parts))
     # The target is an error over the streams' numbers, which an orthonormal basis leaves alone.
-    for (coded, _), quality in zip(whole, picture_codecs.QUALITIES, strict=True):
+    for (coded, _), quality in zip(whole, jpeg2000.QUALITIES, strict=True):
         assert -10 * np.log10(np.square(coded.guess - laid).mean()) > quality - 3
 
 
@@ -272,10 +284,11 @@ def test_one_stream_for_all_components_beats_one_each_of_equal_error() -> None:
         3, -1, laid.shape[2]
     )
     scale = 32_767 / float(np.abs(planes).max())
-    one = next(coded for coded in jpeg2000("J", laid, basis) if coded.setting == "32 dB")
+    setting = next(each for each in qualities(basis) if each.label == "32 dB")
+    one = encode_and_decode(Jpeg2000(), "J", laid, setting)
     error = float(np.square(one.guess - laid).mean())
     apart = [
-        picture_codecs._encode_j2k(plane[None], scale, -10 * np.log10(error))
+        encode_planes(plane[None], scale, -10 * np.log10(error))
         for plane in planes
         if np.square(plane).mean() > error
     ]
@@ -299,10 +312,45 @@ def test_a_front_is_what_nothing_beats(points: list[tuple[int, int]]) -> None:
     assert found == set(points) - beaten
 
 
+def test_zstd_streams_give_the_array_back() -> None:
+    rng = np.random.default_rng(0)
+    for dtype, shape in ((np.int8, (300, 4, 5, 6)), (np.float32, (2, 3, 4, 4, 3))):
+        values = rng.normal(0, 20, shape).astype(dtype)
+        assert np.array_equal(zstd_unpack(zstd_pack(values), dtype, shape), values)
+
+
+def test_a_codec_is_a_class_in_the_list_of_codecs(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Half(RateCodec[Setting]):
+        name = "float16 alone"
+
+        def settings(self, train: Blocks, values: np.ndarray) -> list[Setting]:
+            return [Setting("16 bits", 0)]
+
+        def encode(self, values: np.ndarray, setting: Setting) -> Encoded:
+            return Encoded([values.astype(np.float16).tobytes()])
+
+        def decode(self, encoded: Encoded, setting: Setting, shape: tuple[int, ...]) -> np.ndarray:
+            return np.frombuffer(encoded.streams[0], np.float16).reshape(shape).astype(np.float32)
+
+    values = landscape(blocks=2)
+    blocks = Blocks(values, np.ones(values.shape, bool), row_of_blocks(2))
+    monkeypatch.setattr(baselines, "CODECS", (Half(),))
+    (point,) = baseline_points(blocks, blocks)
+    assert (point.codec, point.setting) == ("float16 alone", "16 bits")
+    assert point.bytes == 2 * values.size + mask_bytes(blocks.valid)
+    assert np.allclose(point.guess, values, atol=1e-3)
+
+
+def test_no_two_codecs_share_a_name() -> None:
+    assert len({codec.name for codec in CODECS}) == len(CODECS)
+
+
 def test_what_is_not_installed_is_named_and_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     from PIL import features
 
-    assert absent_codecs() == {}, "the tests have all of them"
+    values = landscape(blocks=2)
+    blocks = Blocks(values, np.ones(values.shape, bool), row_of_blocks(2))
+    assert absent_baselines(blocks, blocks) == {}, "the tests have all of them"
     find = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util,
@@ -310,11 +358,9 @@ def test_what_is_not_installed_is_named_and_left_out(monkeypatch: pytest.MonkeyP
         lambda name, *rest: None if name in {"zfpy", "pysz"} else find(name, *rest),
     )
     monkeypatch.setattr(features, "check_codec", lambda name: False)
-    absent = absent_codecs()
+    absent = absent_baselines(blocks, blocks)
     assert set(absent) == {"ZFP", "SZ3", "JPEG 2000"}
     assert "tensor-warehouse[codecs]" in absent["ZFP"]
-    values = landscape(blocks=2)
-    blocks = Blocks(values, np.ones(values.shape, bool), row_of_blocks(2))
     names = {coded.codec for coded in baseline_points(blocks, blocks)}
     assert not any("JPEG" in name or name in {"ZFP", "SZ3"} for name in names)
     report: dict[str, Any] = {
@@ -348,14 +394,15 @@ def test_a_basis_over_dates_that_cannot_be_learnt_is_left_out_with_the_reason(
             Mosaic(origins, (5, edge, edge), (5, edge, edge * 2)),
         )
 
+    def without_jpeg_2000(codec: RateCodec[Any], sample: Sample) -> Iterator[Coded]:
+        if not isinstance(codec, Jpeg2000):
+            return coded_points(codec, sample)
+        return iter([Coded(codec.name, "", 1, sample.held.values, 0, 0)])
+
     def left_out(train: Blocks, held: Blocks) -> str | None:
         absent = absent_baselines(train, held)
         assert set(absent) <= {name}
-        monkeypatch.setattr(
-            baselines,
-            "jpeg2000",
-            lambda codec, laid, basis, **more: [Coded(codec, "", 1, laid, 0, 0)],
-        )
+        monkeypatch.setattr(baselines, "coded_points", without_jpeg_2000)
         assert (name in absent) != (name in {coded.codec for coded in baseline_points(train, held)})
         return absent.get(name)
 
@@ -368,12 +415,12 @@ def test_a_basis_over_dates_that_cannot_be_learnt_is_left_out_with_the_reason(
         left_out(blocks(edge=2), blocks())
         == "8 training pixels have all dates, and 15 components want more than 30"
     )
-    monkeypatch.setattr(baselines, "MOST_COMPONENTS", 14)
+    monkeypatch.setattr(jpeg2000, "MOST_COMPONENTS", 14)
     assert (
         left_out(blocks(), blocks())
         == "dates x features are 15 components, and a basis of more than 14 takes minutes"
     )
-    monkeypatch.setattr(baselines, "absent_codecs", lambda: {"JPEG 2000": "not here"})
+    monkeypatch.setattr(jpeg2000, "missing_openjpeg", lambda: "not here")
     assert absent_baselines(blocks(), blocks()) == {"JPEG 2000": "not here"}, "one reason is enough"
 
 
@@ -386,11 +433,12 @@ def test_the_report_says_what_other_dates_left_out(monkeypatch: pytest.MonkeyPat
         cube=SimpleNamespace(layout=SimpleNamespace(inner=(5, 32, 32), block=(5, 32, 64)))
     )
     points, absent = rate_report.other_points(
-        cube, data, np.ones(data.shape, bool), features, row_of_blocks(2), [0, 1, 2], 2
+        cube, data, np.ones(data.shape, bool), features, row_of_blocks(2), 2
     )
     assert (points, list(absent)) == ([], ["PCA over features and dates + JPEG 2000"])
+    land = (Feature("land", "categorical", codes=(1, 2)),)
     assert rate_report.other_points(
-        cube, data, np.ones(data.shape, bool), features, row_of_blocks(2), [], 2
+        cube, data, np.ones(data.shape, bool), land, row_of_blocks(2), 2
     ) == ([], {})
 
 
@@ -443,7 +491,7 @@ def test_categories_of_more_pixels_than_pillow_opens_are_several_pictures(
     valid, mosaic = np.ones(data.shape, bool), row_of_blocks(4)
     laid = mosaic.lay(class_numbers(data[..., 0], valid[..., 0], land.codes)[..., None])[..., 0]
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", laid.size // 3)
-    monkeypatch.setattr(picture_codecs, "STREAM_PIXELS", laid.size // 4)
+    monkeypatch.setattr(jpeg2000, "STREAM_PIXELS", laid.size // 4)
     found = lossless_categories(data, valid, [land], mosaic)["land"]["packings"]
     for name in ("PNG", "JPEG 2000, reversible"):
         encode, decode = PACKINGS[name]

@@ -111,7 +111,9 @@ def test_a_choice_does_not_depend_on_its_neighbours_in_the_batch(
     search = learn_search(z, tables, 1.0, paths=4)
     beam, sizes = vqvae.compress.search._beam, []
     monkeypatch.setattr(
-        vqvae.compress.search, "_beam", lambda part, *rest: sizes.append(len(part)) or beam(part, *rest)
+        vqvae.compress.search,
+        "_beam",
+        lambda part, *rest: sizes.append(len(part)) or beam(part, *rest),
     )
     whole = search.choose(z, tables)
     monkeypatch.setattr(vqvae.compress.search, "CELLS", 700 * 4 * 32)

@@ -1,9 +1,8 @@
-"""Lossless packings of a categorical feature, to set beside what a VQ-VAE keeps of it: the best of
-several counts.
+"""Lossless packings of a categorical feature, to compare with what a VQ-VAE keeps of it.
 
-Classes are numbered from 0 in the order of their codes; what is missing is class 0 and told apart
-by the bits of `valid`, charged to every packing. Streams hold all held-out blocks, pictures as many
-rows as Pillow will open; only the first can be read by stored chunk.
+Classes are numbered from 0 in the order of their codes. What is missing is class 0 and told apart
+by the bits of `valid`, which are charged to every packing. A stream holds all held-out blocks, an
+image as many rows as Pillow will open; only zstd's stored chunks can be read one by one.
 """
 
 from __future__ import annotations
@@ -18,10 +17,11 @@ import numpy as np
 from numcodecs import blosc
 from numpy.typing import NDArray
 
-from vqvae.rate.baselines import mask_bytes
+from vqvae.rate.codecs.jpeg2000 import missing_openjpeg, row_parts
+from vqvae.rate.codecs.streams import mask_bytes
 from vqvae.rate.measure import packed_bytes
 from vqvae.rate.mosaic import Mosaic
-from vqvae.rate.picture_codecs import absent_codecs, row_parts
+from vqvae.rate.points import Packing, PackingResult
 from warehouse.format.schema import ArraySpec, Codec
 from warehouse.layouts.cube_geometry import Feature
 
@@ -29,35 +29,57 @@ __all__ = ["PACKINGS", "class_numbers", "lossless_categories", "unpack_bits"]
 
 Numbers = NDArray[np.uint8]
 
+Encode = Callable[[Numbers, int], list[bytes]]
+"""Numbers [time, rows, columns] of so many classes to streams."""
+
+Decode = Callable[[Sequence[bytes], int, int], Numbers]
+"""Streams of so many classes to so many numbers."""
+
 
 def class_numbers(values: NDArray[Any], valid: NDArray[np.bool_], codes: Sequence[int]) -> Numbers:
-    """uint8 places in the sorted codes, 0 where missing. values: codes as floats."""
+    """Number classes by their position among the sorted codes.
+
+    Parameters
+    ----------
+    values, valid
+        Codes as floats, and where they are known.
+    codes
+        The feature's codes.
+
+    Returns
+    -------
+    numpy.ndarray
+        uint8, 0 where missing.
+    """
     order = np.sort(np.array(codes, np.float32))
     return np.searchsorted(order, np.where(valid, values, order[0])).astype(np.uint8)
 
 
 def pack_bits(numbers: Numbers, classes: int) -> list[bytes]:
-    """The fewest whole bits a number, as planes of bits, through Blosc-zstd."""
-    flat, width = numbers.reshape(-1), max(1, (classes - 1).bit_length())
+    """Compress the fewest whole bits a number, plane by plane, with Blosc-zstd."""
+    flat, width = numbers.reshape(-1), _bits(classes)
     planes = np.stack([np.packbits(flat >> plane & 1) for plane in range(width)])
     return [bytes(blosc.compress(planes, b"zstd", 9, 0, 0, 1))]
 
 
 def unpack_bits(streams: Sequence[bytes], classes: int, count: int) -> Numbers:
-    """The inverse of `pack_bits`: uint8 [count]."""
-    planes = np.frombuffer(blosc.decompress(streams[0]), np.uint8).reshape(
-        max(1, (classes - 1).bit_length()), -1
-    )
-    bits = np.unpackbits(planes, axis=1, count=count)
-    out: Numbers = np.bitwise_or.reduce(
-        bits << np.arange(len(bits), dtype=np.uint8)[:, None], axis=0
-    )
+    """Undo `pack_bits`: uint8 [count]."""
+    buffer = np.frombuffer(blosc.decompress(streams[0]), np.uint8)
+    bits = np.unpackbits(buffer.reshape(_bits(classes), -1), axis=1, count=count)
+    weights = np.arange(len(bits), dtype=np.uint8)[:, None]
+    out: Numbers = np.bitwise_or.reduce(bits << weights, axis=0)
     return out
 
 
-def as_picture(kind: str, **options: Any) -> Callable[[Numbers, int], list[bytes]]:
-    """Planes below each other as one grey picture, or several where it would be too large. numbers:
-    [time, rows, columns].
+def _bits(classes: int) -> int:
+    return max(1, (classes - 1).bit_length())
+
+
+def image_encoder(kind: str, **options: bool) -> Encode:
+    """Return an encoder of planes [time, rows, columns] below each other as one grey image.
+
+    Several images where one would be too large. kind, options: as Pillow takes
+    them.
     """
 
     def encode(numbers: Numbers, classes: int) -> list[bytes]:
@@ -73,13 +95,14 @@ def as_picture(kind: str, **options: Any) -> Callable[[Numbers, int], list[bytes
     return encode
 
 
-def from_pictures(streams: Sequence[bytes], classes: int, count: int) -> Numbers:
+def decode_images(streams: Sequence[bytes], classes: int, count: int) -> Numbers:
+    """Undo `image_encoder`: uint8 [count]."""
     from PIL import Image
 
     parts = []
     for stream in streams:
-        with Image.open(io.BytesIO(stream)) as picture:
-            parts.append(np.asarray(picture).reshape(-1))
+        with Image.open(io.BytesIO(stream)) as image:
+            parts.append(np.asarray(image).reshape(-1))
     return np.concatenate(parts)
 
 
@@ -91,71 +114,92 @@ def unxz(streams: Sequence[bytes], classes: int, count: int) -> Numbers:
     return np.frombuffer(lzma.decompress(streams[0]), np.uint8)
 
 
-PACKINGS: dict[
-    str,
-    tuple[Callable[[Numbers, int], list[bytes]], Callable[[Sequence[bytes], int, int], Numbers]],
-] = {
+PACKINGS: dict[str, tuple[Encode, Decode]] = {
     "planes of bits + zstd": (pack_bits, unpack_bits),
     "xz": (xz, unxz),
-    "PNG": (as_picture("PNG", optimize=True), from_pictures),
+    "PNG": (image_encoder("PNG", optimize=True), decode_images),
     "JPEG 2000, reversible": (
-        as_picture("JPEG2000", irreversible=False, no_jp2=True),
-        from_pictures,
+        image_encoder("JPEG2000", irreversible=False, no_jp2=True),
+        decode_images,
     ),
 }
-"""name -> (encode numbers [time, rows, columns] of so many classes to streams, decode to [count]).
-"""
 
 
 def lossless_categories(
-    data: NDArray[np.float32], valid: NDArray[np.bool_], features: Sequence[Feature], mosaic: Mosaic
-) -> dict[str, dict[str, Any]]:
-    """{feature: {best, bits_per_value, packings: {name: {bytes, bits_per_value, encode_seconds,
-    decode_seconds}}}}.
+    data: NDArray[np.float32],
+    valid: NDArray[np.bool_],
+    features: Sequence[Feature],
+    mosaic: Mosaic,
+) -> dict[str, PackingResult]:
+    """Pack every categorical feature in every way.
 
-    data, valid: [N, T, Y, X, F]. Rates are over the feature's valid values.
+    Parameters
+    ----------
+    data, valid
+        float32 and bool [N, T, Y, X, F].
+    features
+        The cube's features.
+    mosaic
+        Where the blocks lie.
+
+    Returns
+    -------
+    dict
+        A result for each categorical feature, by name.
     """
-    out = {}
-    for at, feature in enumerate(features):
-        if feature.kind != "categorical":
+    found = {}
+    for index, feature in enumerate(features):
+        if feature.kind == "categorical":
+            numbers = class_numbers(data[..., index], valid[..., index], feature.codes)
+            known = valid[..., index : index + 1]
+            found[feature.name] = _packed(numbers, known, len(feature.codes), mosaic)
+    return found
+
+
+def _packed(
+    numbers: Numbers, valid: NDArray[np.bool_], classes: int, mosaic: Mosaic
+) -> PackingResult:
+    """numbers: uint8 [N, T, Y, X]; valid: bool [N, T, Y, X, 1]."""
+    sizes = {"zstd, stored chunks of 256 blocks": _in_stored_chunks(numbers)}
+    laid = mosaic.lay(numbers[..., None])[..., 0]
+    for name, (encode, decode) in PACKINGS.items():
+        if "JPEG 2000" in name and missing_openjpeg():
             continue
-        numbers = class_numbers(data[..., at], valid[..., at], feature.codes)
-        rows = numbers.reshape(len(numbers), -1)
-        spec = ArraySpec(
-            "class",
-            rows.shape,
-            "uint8",
-            ("sample", "voxel"),
-            (256, rows.shape[1]),
-            None,
-            Codec("zstd", 9),
-        )
         start = time.perf_counter()
-        sizes: dict[str, Any] = {
-            "zstd, stored chunks of 256 blocks": {"bytes": packed_bytes(rows, spec)}
+        streams = encode(laid, classes)
+        middle = time.perf_counter()
+        decode(streams, classes, laid.size)
+        sizes[name] = {
+            "bytes": sum(map(len, streams)),
+            "encode_seconds": middle - start,
+            "decode_seconds": time.perf_counter() - middle,
         }
-        sizes["zstd, stored chunks of 256 blocks"]["encode_seconds"] = time.perf_counter() - start
-        laid = mosaic.lay(numbers[..., None])[..., 0]
-        for name, (encode, decode) in PACKINGS.items():
-            if "JPEG 2000" in name and "JPEG 2000" in absent_codecs():
-                continue
-            start = time.perf_counter()
-            streams = encode(laid, len(feature.codes))
-            middle = time.perf_counter()
-            decode(streams, len(feature.codes), laid.size)
-            seconds = {
-                "encode_seconds": middle - start,
-                "decode_seconds": time.perf_counter() - middle,
-            }
-            sizes[name] = {"bytes": sum(map(len, streams))} | seconds
-        mask, count = mask_bytes(valid[..., at : at + 1]), max(1, int(valid[..., at].sum()))
-        for each in sizes.values():
-            each["bytes"] += mask
-            each["bits_per_value"] = 8 * each["bytes"] / count
-        best = min(sizes, key=lambda name: sizes[name]["bytes"])
-        out[feature.name] = {
-            "best": best,
-            "bits_per_value": sizes[best]["bits_per_value"],
-            "packings": sizes,
-        }
-    return out
+
+    mask, count = mask_bytes(valid), max(1, int(valid.sum()))
+    for size in sizes.values():
+        size["bytes"] += mask
+        size["bits_per_value"] = 8 * size["bytes"] / count
+
+    best = min(sizes, key=lambda name: sizes[name]["bytes"])
+    return {
+        "best": best,
+        "bits_per_value": sizes[best]["bits_per_value"],
+        "packings": sizes,
+    }
+
+
+def _in_stored_chunks(numbers: Numbers) -> Packing:
+    """The way a version's own arrays are stored."""
+    rows = numbers.reshape(len(numbers), -1)
+    spec = ArraySpec(
+        "class",
+        rows.shape,
+        "uint8",
+        ("sample", "voxel"),
+        (256, rows.shape[1]),
+        None,
+        Codec("zstd", 9),
+    )
+    start = time.perf_counter()
+    size = packed_bytes(rows, spec)
+    return {"bytes": size, "encode_seconds": time.perf_counter() - start}

@@ -1,23 +1,25 @@
 """Rate and distortion: bytes as the store writes them, entropies, errors on one declared scale.
 
-Definitions. Rate: bits over the valid values of the features a codec holds. Distortion: over valid
-voxels of the continuous features, each error divided by its feature's range (maximum - minimum over
-valid training voxels): PSNR = -10 log10 of the mean square of these, which for one uint8 feature of
-full range is the usual PSNR with peak 255. `psnr_255` beside it is over the peak 255, of features
-that are bytes by their training range alone: pictures are usually judged so, and narrow ranges make
-it the higher number.
+Rate: bits over the valid values of the features that a codec holds.
+
+Distortion: over valid voxels of the continuous features, each error divided by its feature's range
+(maximum - minimum over valid training voxels): PSNR = -10 log10 of the mean square of these, which
+for one uint8 feature of full range is the usual PSNR with peak 255. `psnr_255` is over the peak
+255, for features whose training range looks like bytes. Images are usually judged that way, and
+narrow ranges make it the higher number.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vqvae.compress.encode import open_codec
+from vqvae.rate.points import RatePoint
 from warehouse.format import manifest as tables
 from warehouse.format.inner_chunks import decode_into, encode, padded
 from warehouse.format.schema import ArraySpec
@@ -26,6 +28,7 @@ from warehouse.read.version import Warehouse
 
 __all__ = [
     "Distortion",
+    "StoredRate",
     "entropy_bits",
     "feature_ranges",
     "is_byte",
@@ -36,21 +39,46 @@ __all__ = [
 ]
 
 
-def entropy_bits(codes: NDArray[Any], size: int) -> float:
-    """Bits that an ideal code of the codes' own frequencies needs for all of them (order 0.
+class StoredRate(TypedDict):
+    """What a published version of codes weighs.
 
-    No context, no table). codes: any shape.
+    bits_per_value: bits of every file of its Zarr store (chunks with their
+    headers, and metadata) over the cube's valid values; float32_bytes: of these
+    values; bytes_apart, bits_per_value_apart: decoder, codebook and tables,
+    which are not counted in `bytes`.
+    """
+
+    bits_per_value: float
+    bytes: int
+    values: int
+    float32_bytes: int
+    bytes_by_array: dict[str, int]
+    bytes_apart: dict[str, int]
+    bits_per_value_apart: dict[str, float]
+
+
+def entropy_bits(codes: NDArray[Any], size: int) -> float:
+    """Return the bits of an ideal code with the codes' own frequencies.
+
+    Parameters
+    ----------
+    codes
+        Integers below `size`, any shape.
+    size
+        How many codes there are.
+
+    Notes
+    -----
+    Order 0: without context between positions, and without the table of
+    frequencies.
     """
     counts = np.bincount(codes.reshape(-1), minlength=size).astype(np.float64)
-    share = counts[counts > 0] / counts.sum()
-    return float(-(counts[counts > 0] * np.log2(share)).sum())
+    used = counts[counts > 0]
+    return float(-(used * np.log2(used / counts.sum())).sum())
 
 
 def packed(rows: NDArray[Any], spec: ArraySpec) -> list[bytes]:
-    """The files that hold these rows, headers and checksums included. rows.
-
-    [n, *spec.shape[1:]].
-    """
+    """Return the files that hold rows [n, *spec.shape[1:]], headers and checksums included."""
     size = spec.chunk[0]
     return [
         encode(padded(list(rows[first : first + size]), spec), spec.codec)
@@ -59,7 +87,7 @@ def packed(rows: NDArray[Any], spec: ArraySpec) -> list[bytes]:
 
 
 def unpacked(files: Sequence[bytes], spec: ArraySpec, count: int) -> NDArray[Any]:
-    """The first `count` rows of such files."""
+    """Return the first `count` rows of the files of `packed`."""
     out = np.empty((len(files), *spec.chunk), spec.dtype)
     for file, rows in zip(files, out, strict=True):
         decode_into(memoryview(file), rows, spec.codec, True)
@@ -67,96 +95,113 @@ def unpacked(files: Sequence[bytes], spec: ArraySpec, count: int) -> NDArray[Any
 
 
 def packed_bytes(rows: NDArray[Any], spec: ArraySpec) -> int:
-    """Bytes of `packed`."""
+    """Return the bytes of the files of `packed`."""
     return sum(map(len, packed(rows, spec)))
 
 
 def feature_ranges(features: Sequence[Feature]) -> NDArray[np.float64]:
-    """maximum - minimum of each feature over valid training voxels, at least 1e-6."""
-    return np.array([max((each.maximum or 0.0) - (each.minimum or 0.0), 1e-6) for each in features])
+    """Return maximum - minimum of each feature over valid training voxels, at least 1e-6."""
+    ranges = [(feature.maximum or 0.0) - (feature.minimum or 0.0) for feature in features]
+    return np.array([max(size, 1e-6) for size in ranges])
 
 
 def is_byte(feature: Feature) -> bool:
-    """Whether a feature's training values look like bytes.
+    """Return whether a feature's training values look like bytes.
 
-    Continuous, within 0..255, wider than an index such as NDVI.
+    It is continuous, lies within 0..255, and spans more than an index such as
+    NDVI does.
     """
     low, high = feature.minimum, feature.maximum
-    return (
-        feature.kind == "continuous"
-        and low is not None
-        and high is not None
-        and low >= 0
-        and high <= 255
-        and high - low > 1.5
-    )
+    if feature.kind != "continuous" or low is None or high is None:
+        return False
+    return low >= 0 and high <= 255 and high - low > 1.5
 
 
 class Distortion:
-    """Sums of errors over valid voxels. truth, guess: [..., F] in physical units; valid: bool."""
+    """Sums of errors over valid voxels.
+
+    Parameters
+    ----------
+    features
+        Of the last axis of the arrays that are added.
+    """
 
     def __init__(self, features: Sequence[Feature]) -> None:
         self.features = tuple(features)
-        self.continuous = [
-            at for at, feature in enumerate(self.features) if feature.kind == "continuous"
-        ]
+        self.continuous = self._of_kind("continuous")
+        self.canopy = self._of_kind("canopy")
         self.ranges = feature_ranges(self.features)
         self.squared, self.absolute, self.count = (np.zeros(len(self.features)) for _ in range(3))
         self.confusion = {
-            at: np.zeros((len(each.codes),) * 2, np.int64)
-            for at, each in enumerate(self.features)
-            if each.kind == "categorical"
+            index: np.zeros((len(self.features[index].codes),) * 2, np.int64)
+            for index in self._of_kind("categorical")
         }
 
+    def _of_kind(self, kind: str) -> list[int]:
+        return [index for index, feature in enumerate(self.features) if feature.kind == kind]
+
     def add(self, truth: NDArray[Any], guess: NDArray[Any], valid: NDArray[np.bool_]) -> None:
-        for at, feature in enumerate(self.features):
-            mask = valid[..., at]
-            one, other = truth[..., at][mask], guess[..., at][mask]
-            self.count[at] += one.size
+        """Add blocks.
+
+        Parameters
+        ----------
+        truth, guess
+            [..., F] in physical units and codes.
+        valid
+            bool, the same shape.
+        """
+        for index, feature in enumerate(self.features):
+            mask = valid[..., index]
+            true_values, guesses = truth[..., index][mask], guess[..., index][mask]
+            self.count[index] += true_values.size
+
             if feature.kind == "categorical":
                 codes = np.sort(np.array(feature.codes, np.float32))
-                pairs = np.searchsorted(codes, one) * len(codes) + np.searchsorted(codes, other)
-                self.confusion[at] += np.bincount(pairs, minlength=len(codes) ** 2).reshape(
-                    len(codes), -1
-                )
+                rows = np.searchsorted(codes, true_values)
+                pairs = rows * len(codes) + np.searchsorted(codes, guesses)
+                counted = np.bincount(pairs, minlength=len(codes) ** 2)
+                self.confusion[index] += counted.reshape(len(codes), -1)
                 continue
-            error = other.astype(np.float64) - one
-            self.squared[at] += np.square(error).sum()
-            self.absolute[at] += np.abs(error).sum()
+
+            # In float64: float32 sums over millions of voxels lose the small errors.
+            error = guesses.astype(np.float64) - true_values
+            self.squared[index] += np.square(error).sum()
+            self.absolute[index] += np.abs(error).sum()
 
     @property
     def values(self) -> int:
         """Valid values of continuous features."""
         return int(self.count[self.continuous].sum())
 
-    def figures(self) -> dict[str, Any]:
-        """psnr in dB; psnr_255 in dB, of byte features (None without any); rmse {feature: physical
-        units}; accuracy, miou (means over categorical features), canopy_mae."""
+    def figures(self) -> RatePoint:
+        """Return the errors of all blocks added so far, as part of a point."""
         count = np.maximum(self.count, 1)
-        some = self.continuous
-        rmse = {self.features[at].name: float(np.sqrt(self.squared[at] / count[at])) for at in some}
-        out: dict[str, Any] = {"psnr": self._psnr(some, self.ranges), "rmse": rmse}
-        out["psnr_255"] = self._psnr(
-            [at for at in some if is_byte(self.features[at])], np.full(len(self.features), 255.0)
-        )
+        rmse = np.sqrt(self.squared / count)
+        byte_features = [index for index in self.continuous if is_byte(self.features[index])]
+        figures: RatePoint = {
+            "psnr": self._psnr(self.continuous, self.ranges),
+            "rmse": {self.features[index].name: float(rmse[index]) for index in self.continuous},
+            "psnr_255": self._psnr(byte_features, np.full(len(self.features), 255.0)),
+        }
+
         if self.confusion:
             scores = [_scores(table) for table in self.confusion.values()]
-            out["accuracy"], out["miou"] = (
-                float(np.mean(column)) for column in zip(*scores, strict=True)
-            )
-        canopy = [at for at, feature in enumerate(self.features) if feature.kind == "canopy"]
-        if canopy:
-            out["canopy_mae"] = float((self.absolute[canopy] / count[canopy]).mean())
-        return out
+            accuracy, miou = zip(*scores, strict=True)
+            figures["accuracy"] = float(np.mean(accuracy))
+            figures["miou"] = float(np.mean(miou))
+        if self.canopy:
+            errors = self.absolute[self.canopy] / count[self.canopy]
+            figures["canopy_mae"] = float(errors.mean())
+        return figures
 
     def _psnr(self, some: list[int], peaks: NDArray[np.float64]) -> float | None:
-        """Of some features' errors over their peaks; None without values."""
-        number = self.count[some].sum()
-        if not number:
+        """Return the PSNR of some features over their peaks, or None without values."""
+        count = self.count[some].sum()
+        if not count:
             return None
-        return -10 * float(
-            np.log10(max((self.squared[some] / peaks[some] ** 2).sum() / number, 1e-12))
-        )
+        mean_square = (self.squared[some] / peaks[some] ** 2).sum() / count
+        # A lossless codec has no finite PSNR, and JSON has no infinity: 120 dB at most.
+        return -10 * float(np.log10(max(mean_square, 1e-12)))
 
 
 def _scores(confusion: NDArray[np.int64]) -> tuple[float, float]:
@@ -164,36 +209,39 @@ def _scores(confusion: NDArray[np.int64]) -> tuple[float, float]:
     right = confusion.diagonal()
     union = confusion.sum(0) + confusion.sum(1) - right
     present = union > 0
-    return float(right.sum() / max(1, confusion.sum())), float(
-        (right[present] / union[present]).mean()
-    ) if present.any() else 0.0
+    accuracy = float(right.sum() / max(1, confusion.sum()))
+    miou = float((right[present] / union[present]).mean()) if present.any() else 0.0
+    return accuracy, miou
 
 
-def stored_rate(codes: Path, checkpoint: str) -> dict[str, Any]:
-    """What a published version of codes weighs: its own files, then decoder, codebook and tables
-    apart.
+def stored_rate(codes: Path, checkpoint: str) -> StoredRate:
+    """Return what a published version of codes weighs.
 
-    bits_per_value: of every file of its Zarr store (chunks with their headers, and metadata) over
-    the cube's valid values.
+    Parameters
+    ----------
+    codes
+        Its folder.
+    checkpoint
+        The one it was made with, for the sizes of decoder and codebook.
     """
     warehouse = Warehouse.open(codes)
     rows = warehouse.table(tables.FILES, ["size", "array"]).to_pydict()
-    recipe = warehouse.manifest.recipe
-    codec = open_codec(checkpoint, recipe["checkpoint"])
-    values = sum(warehouse.manifest.summary["valid"])
     by_array: dict[str, int] = {}
     for size, array in zip(rows["size"], rows["array"], strict=True):
         name = "metadata" if array is None else array.split("/")[1]
         by_array[name] = by_array.get(name, 0) + size
-    total = sum(by_array.values())
+
+    codec = open_codec(checkpoint, warehouse.manifest.recipe["checkpoint"])
+    table_names = (tables.MANIFEST, *warehouse.manifest.tables)
+    table_sizes = [(warehouse.folder / name).stat().st_size for name in table_names]
     apart = {
         "decoder": codec.decoder_bytes,
         "codebook": codec.codebook_bytes,
-        "tables": sum(
-            (warehouse.folder / name).stat().st_size
-            for name in (tables.MANIFEST, *warehouse.manifest.tables)
-        ),
+        "tables": sum(table_sizes),
     }
+
+    total = sum(by_array.values())
+    values = sum(warehouse.manifest.summary["valid"])
     return {
         "bits_per_value": 8 * total / max(1, values),
         "bytes": total,

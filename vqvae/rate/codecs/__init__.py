@@ -1,0 +1,3 @@
+"""The codecs that a rate-distortion report compares with."""
+
+__all__: list[str] = []
