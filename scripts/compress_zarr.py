@@ -19,7 +19,7 @@ log = get_log("compress_zarr")
 def main(settings: Any) -> dict[str, Any]:
     from vqvae.compress.encode import codes_recipe, plan_codes
     from vqvae.compress.reconstruct import plan_reconstruction
-    from vqvae.rate.measure import stored_rate
+    from vqvae.rate.distortion import stored_rate
     from warehouse import Warehouse
 
     compress, start = settings.compress, time.monotonic()
@@ -54,7 +54,7 @@ def main(settings: Any) -> dict[str, Any]:
             "decode_seconds": round(time.monotonic() - at, 3),
         }
     if compress.report:
-        from vqvae.rate.report import write_report
+        from vqvae.rate.rate_report import write_report
 
         result |= write_report(cube, codes, compress, Path(compress.report))
     log.info("next: python -m scripts.verify_zarr --verify.path %s", root)

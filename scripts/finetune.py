@@ -129,7 +129,7 @@ def main(settings: Any) -> dict[str, Any]:
 
 def our_backbones() -> dict[str, Any]:
     from detector.backbone import detector_trunk
-    from vqvae.pictures import vqvae_trunk
+    from vqvae.image_encoder import vqvae_trunk
 
     return {"tiny": detector_trunk, "big": detector_trunk, "vqvae": vqvae_trunk}
 

@@ -19,7 +19,7 @@ def main(settings: Any) -> dict[str, Any]:
     from utils.loader import ChunkLoader
     from utils.training.loop import Trainer
     from utils.training.ranks import Ranks
-    from vqvae.chunking import cube_features, drawn_blocks, held_out_split, make_sampler
+    from vqvae.block_sampling import cube_features, drawn_blocks, held_out_split, make_sampler
     from vqvae.metrics import as_result
     from vqvae.task import VqvaeTask
     from warehouse import Warehouse

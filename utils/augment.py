@@ -2,7 +2,7 @@
 
 Purpose: the same sample looks the same in epoch e for any engine, worker count, rank count, batch
   size and after resume.
-Used by: detector.task, features.pictures, segmentation.task, vqvae.chunking
+Used by: detector.task, features.pictures, segmentation.task, vqvae.block_sampling
 Design notes: random numbers are hashed (splitmix64) from (seed, epoch, sample index, purpose), so
   no generator has a state to keep. Works on the whole batch on its device, after the copy, where a
   uint8 picture is still a quarter of its size. Boxes follow flips; labels, masks and geometry that

@@ -4,7 +4,7 @@ which are zero-heavy amounts.
 Everything here is a pure function of the feature table. Values that are not valid never reach the
 network: they become 0, and the mask is a channel of its own. Order of outputs: continuous ones,
 then each categorical's logits, then two for each canopy. Continuous features are centred and
-divided by their range, which is what distortion is judged over (rate.py), with one factor for all
+divided by their range, which is what distortion is judged over (rate/distortion.py), with one factor for all
 that brings their mean variance to 1. Divided each by its own deviation, a band of little contrast
 costs as much as one of much.
 """

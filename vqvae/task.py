@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from utils.training.loop import seeded
-from vqvae.chunking import cut, sample_depth
+from vqvae.block_sampling import cut, sample_depth
 from vqvae.losses import TERMS, Weights, loss_terms
 from vqvae.metrics import Tally
 from vqvae.model import VQVAE, Shape
 from vqvae.quantizers.codebook import CodebookRules
 from vqvae.settings import VqvaeSettings
-from vqvae.sheet import draw_curve, draw_sheet
+from vqvae.training_plots import draw_curve, draw_sheet
 from warehouse.errors import TrainingError
 from warehouse.layouts.cube_geometry import Feature
 

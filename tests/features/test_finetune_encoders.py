@@ -27,8 +27,8 @@ from utils.loader import ChunkLoader
 from utils.loading.stores import unheld_store
 from utils.tracking.experiment_log import Book
 from utils.training.checkpoint import load_checkpoint, prefixed, save_checkpoint
+from vqvae.image_encoder import ImageMap, vqvae_trunk
 from vqvae.model import VQVAE, Shape, space_to_depth
-from vqvae.pictures import PictureMap, vqvae_trunk
 from warehouse.errors import ConfigError, CorruptError, StateError
 from warehouse.format.location import Remote
 from warehouse.layouts.cube_geometry import Feature
@@ -281,7 +281,7 @@ def test_a_fine_tuned_vqvae_is_an_encoder(tmp_path):
     ],
 )
 def test_a_recipe_that_is_none_is_refused(recipe):
-    good = PictureMap(order=(0, 1, 2), grid=(1, 2, 2), patch=(5, 4, 4), width=16, depth=1).recipe()
+    good = ImageMap(order=(0, 1, 2), grid=(1, 2, 2), patch=(5, 4, 4), width=16, depth=1).recipe()
     assert vqvae_trunk(good)["recipe"] == good
     with pytest.raises((ValueError, TypeError)):
         vqvae_trunk({**good, **recipe})

@@ -29,7 +29,7 @@ from vqvae.compress.codec import restore_vqvae
 from vqvae.compress.encode import plan_codes
 from vqvae.compress.reconstruct import CodesOfCube, decode_blocks, reconstruct
 from vqvae.model import VQVAE, Shape
-from vqvae.rate.measure import packed_bytes
+from vqvae.rate.distortion import packed_bytes
 from vqvae.settings import CompressSettings
 from warehouse import Warehouse
 from warehouse.errors import BuildError, ConfigError, StateError, StoreError, TrainingError

@@ -17,8 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vqvae.rate import baselines
-from vqvae.rate import report as rate_report
+from vqvae.rate import baselines, rate_report
 from vqvae.rate.baselines import absent_baselines, baseline_points
 from vqvae.rate.codecs import base, error_bounded, jpeg2000
 from vqvae.rate.codecs.base import (
@@ -39,9 +38,9 @@ from vqvae.rate.codecs.registry import CODECS
 from vqvae.rate.codecs.rounding import round_mantissa
 from vqvae.rate.codecs.streams import mask_bytes, zstd_pack, zstd_unpack
 from vqvae.rate.curves import at_equal_rate, few_rates
+from vqvae.rate.distortion import Distortion, entropy_bits
 from vqvae.rate.lossless import PACKINGS, class_numbers, lossless_categories
 from vqvae.rate.markdown import table_of
-from vqvae.rate.measure import Distortion, entropy_bits
 from vqvae.rate.mosaic import Mosaic, filled
 from vqvae.rate.plot import draw
 from vqvae.rate.seams import seam_steps

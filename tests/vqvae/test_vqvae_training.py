@@ -20,7 +20,13 @@ from utils.samplers import ChunkBatchSampler, RandomBatchSampler
 from utils.training.checkpoint import load_checkpoint
 from utils.training.loop import Trainer
 from utils.training.ranks import Ranks
-from vqvae.chunking import KeptChunkSampler, KeptRandomSampler, cut, make_sampler, sample_depth
+from vqvae.block_sampling import (
+    KeptChunkSampler,
+    KeptRandomSampler,
+    cut,
+    make_sampler,
+    sample_depth,
+)
 from vqvae.compress.codec import restore_vqvae
 from vqvae.metrics import as_result
 from vqvae.settings import VqvaeSettings

@@ -6,7 +6,7 @@ Purpose: save and load weights, their running average and optimizer state so tha
 Used by: detector.backbone, detector.task, features.encoders, features.finetune, features.head,
   features.head_score, scripts.infer_view, scripts.segment_patches, scripts.train_head,
   segmentation.mask_jobs, segmentation.unet, utils.training.loop, vqvae.compress.codec,
-  vqvae.pictures
+  vqvae.image_encoder
 Design notes: tensors go first, under a name that carries their digest; replacing `checkpoint.json`
   is the commit, and only then is the former tensor file removed. Everything read is bounded,
   compared with its digest, and its weights checked for NaN. Names are flat: "model.<key>",

@@ -1,7 +1,7 @@
 """Other codecs on the same held-out values: what a VQ-VAE has to beat, each with its real bytes.
 
 All work on continuous features divided by their range, so that a mean square error is the one of
-`measure.py`. Each is charged the bits of `valid` too, as the codes are. The codecs themselves are
+`distortion.py`. Each is charged the bits of `valid` too, as the codes are. The codecs themselves are
 in `codecs/`.
 """
 

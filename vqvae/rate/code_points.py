@@ -14,7 +14,7 @@ from vqvae.compress.blocks import BATCH, encode_blocks, learned_search, numbered
 from vqvae.compress.encode import code_arrays
 from vqvae.compress.reconstruct import CodesOfCube, decode_blocks
 from vqvae.compress.search import CodeSearch
-from vqvae.rate.measure import Distortion, entropy_bits, packed, unpacked
+from vqvae.rate.distortion import Distortion, entropy_bits, packed, unpacked
 from vqvae.rate.points import OURS, RatePoint
 from warehouse.read.version import Warehouse
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from vqvae.rate.codecs.jpeg2000 import missing_openjpeg, row_parts
 from vqvae.rate.codecs.streams import mask_bytes
-from vqvae.rate.measure import packed_bytes
+from vqvae.rate.distortion import packed_bytes
 from vqvae.rate.mosaic import Mosaic
 from vqvae.rate.points import Packing, PackingResult
 from warehouse.format.schema import ArraySpec, Codec

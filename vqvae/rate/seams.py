@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from vqvae.rate.measure import feature_ranges
+from vqvae.rate.distortion import feature_ranges
 from vqvae.rate.mosaic import Mosaic
 from warehouse.layouts.cube_geometry import Feature
 

@@ -25,9 +25,9 @@ from vqvae.rate.baselines import absent_baselines, baseline_points
 from vqvae.rate.code_points import code_points
 from vqvae.rate.codecs.base import Blocks, Coded
 from vqvae.rate.curves import at_equal_rate, few_rates
+from vqvae.rate.distortion import Distortion, feature_ranges, is_byte
 from vqvae.rate.lossless import lossless_categories
 from vqvae.rate.markdown import table_of
-from vqvae.rate.measure import Distortion, feature_ranges, is_byte
 from vqvae.rate.mosaic import Mosaic
 from vqvae.rate.plot import draw
 from vqvae.rate.points import RatePoint, RateReport

@@ -23,14 +23,14 @@ from vqvae.compress.codec import restore_vqvae
 from vqvae.model import Residual, space_to_depth
 from warehouse.errors import StateError
 
-__all__ = ["PictureMap", "vqvae_trunk"]
+__all__ = ["ImageMap", "vqvae_trunk"]
 
 LUMA = (0.299, 0.587, 0.114)
 RGB = ("red", "green", "blue")
 LIMITS = {"width": 4096, "depth": 64}
 
 
-class PictureMap(nn.Module):
+class ImageMap(nn.Module):
     """float [B, 3, H, W], 0 where the picture is 0.5 and 1 where it is 0.75 -> [B, width, ceil(H /
     patch y), ceil(W / patch x)].
 
@@ -97,7 +97,7 @@ def vqvae_trunk(source: Checkpoint | dict[str, Any]) -> dict[str, Any]:
         model = restore_vqvae(source.path).model
         shape = model.shape
         t, y, x = (size // step for size, step in zip(shape.block, shape.patch, strict=True))
-        network = PictureMap(
+        network = ImageMap(
             order=_order(model.channels.features, source),
             grid=(t, y, x),
             patch=shape.patch,
@@ -133,7 +133,7 @@ def _order(features: Any, source: Checkpoint) -> tuple[int, ...]:
     return tuple(RGB.index(name) for name in names) if set(names) == set(RGB) else (0, 1, 2)
 
 
-def _plain(recipe: dict[str, Any]) -> PictureMap:
+def _plain(recipe: dict[str, Any]) -> ImageMap:
     order, grid, patch = (
         tuple(int(value) for value in recipe[key]) for key in ("order", "grid", "patch")
     )
@@ -143,4 +143,4 @@ def _plain(recipe: dict[str, Any]) -> PictureMap:
         raise ValueError(f"order {order}, grid {grid}, patch {patch}")
     if not (8 <= width <= LIMITS["width"] and 0 <= depth <= LIMITS["depth"]):
         raise ValueError(f"width {width}, depth {depth}")
-    return PictureMap(order=order, grid=grid, patch=patch, width=width, depth=depth)
+    return ImageMap(order=order, grid=grid, patch=patch, width=width, depth=depth)
