@@ -8,13 +8,19 @@ Peers that are not installed are listed with the reason.
 from pathlib import Path
 from typing import Any
 
-from utils.argyaml import run
+from benchmarks.settings import BenchSettings
+from scripts._command import run
+from utils.argyaml import CommandSettings
 from utils.log import get_log
 
 log = get_log("bench_loader")
 
 
-def main(settings: Any) -> dict[str, Any]:
+class Settings(CommandSettings):
+    bench: BenchSettings
+
+
+def main(settings: Settings) -> dict[str, Any]:
     from benchmarks import report
     from benchmarks.catalogue import catalogue
     from benchmarks.data import Work
@@ -81,4 +87,4 @@ def publish(result: dict[str, Any], bench: Any, machine: dict[str, Any]) -> dict
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(main, __doc__, bench="benchmarks.settings:BenchSettings"))
+    raise SystemExit(run(main, Settings, __doc__))

@@ -11,13 +11,21 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from utils.argyaml import run
+from ingest.rasters.settings import RasterSettings
+from scripts._command import run
+from utils.argyaml import CommandSettings
 from utils.log import get_log, progress
+from warehouse.settings import BuildSettings
 
 log = get_log("build_zarr")
 
 
-def main(settings: Any) -> dict[str, Any]:
+class Settings(CommandSettings):
+    build: BuildSettings
+    raster: RasterSettings
+
+
+def main(settings: Settings) -> dict[str, Any]:
     from ingest.jobs import open_job
     from warehouse.format.manifest import version_name
     from warehouse.write.publish import open_root, published
@@ -109,11 +117,4 @@ def dry_run(job: Any, build: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(
-        run(
-            main,
-            __doc__,
-            build="warehouse.settings:BuildSettings",
-            raster="ingest.rasters.settings:RasterSettings",
-        )
-    )
+    raise SystemExit(run(main, Settings, __doc__))

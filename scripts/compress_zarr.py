@@ -10,13 +10,21 @@ import time
 from pathlib import Path
 from typing import Any
 
-from utils.argyaml import run
+from scripts._command import run
+from utils.argyaml import CommandSettings
 from utils.log import get_log, progress
+from vqvae.settings import CompressSettings
+from warehouse.settings import BuildSettings
 
 log = get_log("compress_zarr")
 
 
-def main(settings: Any) -> dict[str, Any]:
+class Settings(CommandSettings):
+    compress: CompressSettings
+    build: BuildSettings
+
+
+def main(settings: Settings) -> dict[str, Any]:
     from vqvae.compress.encode import codes_recipe, plan_codes
     from vqvae.compress.reconstruct import plan_reconstruction
     from vqvae.rate.distortion import stored_rate
@@ -94,11 +102,4 @@ def publish(recipe: Any, make_plan: Any, root: Path, compress: Any) -> Any:
 
 
 if __name__ == "__main__":
-    raise SystemExit(
-        run(
-            main,
-            __doc__,
-            compress="vqvae.settings:CompressSettings",
-            build="warehouse.settings:BuildSettings",
-        )
-    )
+    raise SystemExit(run(main, Settings, __doc__))

@@ -8,13 +8,20 @@ spreadsheet.
 from pathlib import Path
 from typing import Any
 
-from utils.argyaml import run
+from scripts._command import run
+from utils.argyaml import CommandSettings
 from utils.log import get_log
+from warehouse.settings import BuildSettings, ExportSettings
 
 log = get_log("export_summary")
 
 
-def main(settings: Any) -> dict[str, Any]:
+class Settings(CommandSettings):
+    export: ExportSettings
+    build: BuildSettings
+
+
+def main(settings: Settings) -> dict[str, Any]:
     from warehouse import Warehouse
     from warehouse.inspect.summary import export
 
@@ -26,11 +33,4 @@ def main(settings: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(
-        run(
-            main,
-            __doc__,
-            export="warehouse.settings:ExportSettings",
-            build="warehouse.settings:BuildSettings",
-        )
-    )
+    raise SystemExit(run(main, Settings, __doc__))

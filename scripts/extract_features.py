@@ -10,13 +10,21 @@ import time
 from pathlib import Path
 from typing import Any
 
-from utils.argyaml import run
+from features.settings import FeatureSettings
+from scripts._command import run
+from utils.argyaml import CommandSettings
 from utils.log import get_log, progress
+from warehouse.settings import BuildSettings
 
 log = get_log("extract_features")
 
 
-def main(settings: Any) -> dict[str, Any]:
+class Settings(CommandSettings):
+    features: FeatureSettings
+    build: BuildSettings
+
+
+def main(settings: Settings) -> dict[str, Any]:
     from features.encoders import open_encoder
     from features.export import export_npz, export_queue
     from features.jobs import plan_features
@@ -83,11 +91,4 @@ def our_backbones() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(
-        run(
-            main,
-            __doc__,
-            features="features.settings:FeatureSettings",
-            build="warehouse.settings:BuildSettings",
-        )
-    )
+    raise SystemExit(run(main, Settings, __doc__))

@@ -10,13 +10,25 @@ import time
 from contextlib import ExitStack
 from typing import Any
 
-from utils.argyaml import run
+from features.settings import FinetuneSettings
+from scripts._command import run
+from utils.argyaml import CommandSettings
+from utils.loading.settings import LoaderSettings
 from utils.log import get_log
+from utils.tracking.settings import ExperimentSettings
+from warehouse.settings import BuildSettings
 
 log = get_log("finetune")
 
 
-def main(settings: Any) -> dict[str, Any]:
+class Settings(CommandSettings):
+    finetune: FinetuneSettings
+    loader: LoaderSettings
+    build: BuildSettings
+    experiments: ExperimentSettings
+
+
+def main(settings: Settings) -> dict[str, Any]:
     from features.encoders import open_encoder
     from features.finetune import FinetuneTask, checkpoint_of
     from features.pictures import picture_targets
@@ -135,13 +147,4 @@ def our_backbones() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(
-        run(
-            main,
-            __doc__,
-            finetune="features.settings:FinetuneSettings",
-            loader="utils.loading.settings:LoaderSettings",
-            build="warehouse.settings:BuildSettings",
-            experiments="utils.tracking.settings:ExperimentSettings",
-        )
-    )
+    raise SystemExit(run(main, Settings, __doc__))

@@ -9,13 +9,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from utils.argyaml import run
+from detector.settings import InferSettings
+from scripts._command import run
+from utils.argyaml import CommandSettings
+from utils.loading.settings import LoaderSettings
 from utils.log import get_log, progress
+from warehouse.settings import BuildSettings
 
 log = get_log("infer_view")
 
 
-def main(settings: Any) -> dict[str, Any]:
+class Settings(CommandSettings):
+    infer: InferSettings
+    loader: LoaderSettings
+    build: BuildSettings
+
+
+def main(settings: Settings) -> dict[str, Any]:
     from detector.predict import Predictor
     from detector.task import restore_detector
     from detector.view import write_view
@@ -62,7 +72,9 @@ def is_warehouse(source: Path) -> bool:
     )
 
 
-def from_warehouse(source: Path, settings: Any) -> Iterator[tuple[dict[str, Any], list[str], None]]:
+def from_warehouse(
+    source: Path, settings: Settings
+) -> Iterator[tuple[dict[str, Any], list[str], None]]:
     """Loader batches of the split, in its order, with the names of their sources."""
     from utils.loader import ChunkLoader
     from warehouse import Warehouse
@@ -87,7 +99,7 @@ def from_warehouse(source: Path, settings: Any) -> Iterator[tuple[dict[str, Any]
 
 
 def from_files(
-    source: Path, facts: Any, settings: Any
+    source: Path, facts: Any, settings: Settings
 ) -> Iterator[tuple[dict[str, Any], list[str], list[Any]]]:
     """Pictures decoded and letterboxed as the build would, with the decoded pictures themselves to
     draw on.
@@ -164,12 +176,4 @@ def picture_paths(source: Path, limit: int) -> tuple[Path, list[str]]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(
-        run(
-            main,
-            __doc__,
-            infer="detector.settings:InferSettings",
-            loader="utils.loading.settings:LoaderSettings",
-            build="warehouse.settings:BuildSettings",
-        )
-    )
+    raise SystemExit(run(main, Settings, __doc__))

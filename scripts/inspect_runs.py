@@ -8,13 +8,20 @@ best with its checkpoint.
 from pathlib import Path
 from typing import Any
 
-from utils.argyaml import run
+from scripts._command import run
+from utils.argyaml import CommandSettings
 from utils.log import get_log
+from utils.tracking.settings import ExperimentSettings, RunsSettings
 
 log = get_log("inspect_runs")
 
 
-def main(settings: Any) -> dict[str, Any]:
+class Settings(CommandSettings):
+    runs: RunsSettings
+    experiments: ExperimentSettings
+
+
+def main(settings: Settings) -> dict[str, Any]:
     from rich.console import Console
 
     from utils.tracking.experiment_log import Book
@@ -70,11 +77,4 @@ def main(settings: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(
-        run(
-            main,
-            __doc__,
-            runs="utils.tracking.settings:RunsSettings",
-            experiments="utils.tracking.settings:ExperimentSettings",
-        )
-    )
+    raise SystemExit(run(main, Settings, __doc__))

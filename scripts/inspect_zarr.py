@@ -5,13 +5,20 @@ Prints a version's manifest as tables and writes a contact sheet PNG with boxes 
 
 from typing import Any
 
-from utils.argyaml import run
+from scripts._command import run
+from utils.argyaml import CommandSettings
 from utils.log import get_log
+from warehouse.settings import BuildSettings, InspectSettings
 
 log = get_log("inspect_zarr")
 
 
-def main(settings: Any) -> dict[str, Any]:
+class Settings(CommandSettings):
+    inspect: InspectSettings
+    build: BuildSettings
+
+
+def main(settings: Settings) -> dict[str, Any]:
     from rich.console import Console
 
     from warehouse import Warehouse
@@ -35,11 +42,4 @@ def main(settings: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(
-        run(
-            main,
-            __doc__,
-            inspect="warehouse.settings:InspectSettings",
-            build="warehouse.settings:BuildSettings",
-        )
-    )
+    raise SystemExit(run(main, Settings, __doc__))

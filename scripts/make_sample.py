@@ -7,13 +7,19 @@ a training without any data.
 from typing import Any
 
 from ingest.synthetic.make import make_sample
-from utils.argyaml import run
+from ingest.synthetic.settings import SampleSettings
+from scripts._command import run
+from utils.argyaml import CommandSettings
 from utils.log import get_log, progress
 
 log = get_log(__name__)
 
 
-def main(settings: Any) -> dict[str, Any]:
+class Settings(CommandSettings):
+    sample: SampleSettings
+
+
+def main(settings: Settings) -> dict[str, Any]:
     sample = settings.sample
     cube = sample.kind == "cube"
     noun = "dates" if cube else "pictures"
@@ -35,4 +41,4 @@ def main(settings: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(main, __doc__, sample="ingest.synthetic.settings:SampleSettings"))
+    raise SystemExit(run(main, Settings, __doc__))

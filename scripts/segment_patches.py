@@ -11,13 +11,23 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from utils.argyaml import run
+from scripts._command import run
+from segmentation.settings import SegmentSettings
+from utils.argyaml import CommandSettings
+from utils.loading.settings import LoaderSettings
 from utils.log import get_log, progress
+from utils.tracking.settings import ExperimentSettings
 
 log = get_log("segment_patches")
 
 
-def main(settings: Any) -> dict[str, Any]:
+class Settings(CommandSettings):
+    segment: SegmentSettings
+    loader: LoaderSettings
+    experiments: ExperimentSettings
+
+
+def main(settings: Settings) -> dict[str, Any]:
     from segmentation.mask_results import peak_memory_gb, stitch_pictures
     from segmentation.patches import write_patch_manifest
 
@@ -147,7 +157,7 @@ def told(patches: Any) -> Any:
     return patches
 
 
-def train(settings: Any, patches: Any) -> dict[str, Any]:
+def train(settings: Settings, patches: Any) -> dict[str, Any]:
     from segmentation.task import SegmentTask
     from utils.loader import ChunkLoader
     from utils.loading.stores import unheld_store
@@ -248,12 +258,4 @@ def predict(segment: Any, patches: Any, folder: Path) -> tuple[Path | None, int]
 
 
 if __name__ == "__main__":
-    raise SystemExit(
-        run(
-            main,
-            __doc__,
-            segment="segmentation.settings:SegmentSettings",
-            loader="utils.loading.settings:LoaderSettings",
-            experiments="utils.tracking.settings:ExperimentSettings",
-        )
-    )
+    raise SystemExit(run(main, Settings, __doc__))

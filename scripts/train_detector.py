@@ -9,13 +9,25 @@ import time
 from pathlib import Path
 from typing import Any
 
-from utils.argyaml import run
+from detector.settings import DetectorSettings
+from scripts._command import run
+from utils.argyaml import CommandSettings
+from utils.loading.settings import LoaderSettings
 from utils.log import get_log
+from utils.tracking.settings import ExperimentSettings
+from warehouse.settings import BuildSettings
 
 log = get_log("train_detector")
 
 
-def main(settings: Any) -> dict[str, Any]:
+class Settings(CommandSettings):
+    detector: DetectorSettings
+    loader: LoaderSettings
+    build: BuildSettings
+    experiments: ExperimentSettings
+
+
+def main(settings: Settings) -> dict[str, Any]:
     from detector.task import DetectorTask, data_facts
     from utils.loader import ChunkLoader
     from utils.training.loop import Trainer
@@ -87,13 +99,4 @@ def held_out_name(warehouse: Any) -> str:
 
 
 if __name__ == "__main__":
-    raise SystemExit(
-        run(
-            main,
-            __doc__,
-            detector="detector.settings:DetectorSettings",
-            loader="utils.loading.settings:LoaderSettings",
-            build="warehouse.settings:BuildSettings",
-            experiments="utils.tracking.settings:ExperimentSettings",
-        )
-    )
+    raise SystemExit(run(main, Settings, __doc__))

@@ -9,13 +9,22 @@ instead.
 from pathlib import Path
 from typing import Any
 
-from utils.argyaml import run
+from features.settings import FeatureSettings, HeadSettings
+from scripts._command import run
+from utils.argyaml import CommandSettings
 from utils.log import get_log
+from utils.tracking.settings import ExperimentSettings
 
 log = get_log("train_head")
 
 
-def main(settings: Any) -> dict[str, Any]:
+class Settings(CommandSettings):
+    head: HeadSettings
+    features: FeatureSettings
+    experiments: ExperimentSettings
+
+
+def main(settings: Settings) -> dict[str, Any]:
     from features.head import ablated, read_cached, train_head
     from warehouse import Warehouse
 
@@ -57,7 +66,7 @@ def main(settings: Any) -> dict[str, Any]:
     }
 
 
-def score_trained(settings: Any) -> dict[str, Any]:
+def score_trained(settings: Settings) -> dict[str, Any]:
     from features.head import read_cached
     from features.head_score import check_same_features, score_head
     from utils.training.checkpoint import load_checkpoint
@@ -113,12 +122,4 @@ def train_one(train_head: Any, one: Any, cached: Any, experiments: Any) -> dict[
 
 
 if __name__ == "__main__":
-    raise SystemExit(
-        run(
-            main,
-            __doc__,
-            head="features.settings:HeadSettings",
-            features="features.settings:FeatureSettings",
-            experiments="utils.tracking.settings:ExperimentSettings",
-        )
-    )
+    raise SystemExit(run(main, Settings, __doc__))

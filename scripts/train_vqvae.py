@@ -9,13 +9,25 @@ import time
 from pathlib import Path
 from typing import Any
 
-from utils.argyaml import run
+from scripts._command import run
+from utils.argyaml import CommandSettings
+from utils.loading.settings import LoaderSettings
 from utils.log import get_log
+from utils.tracking.settings import ExperimentSettings
+from vqvae.settings import VqvaeSettings
+from warehouse.settings import BuildSettings
 
 log = get_log("train_vqvae")
 
 
-def main(settings: Any) -> dict[str, Any]:
+class Settings(CommandSettings):
+    vqvae: VqvaeSettings
+    loader: LoaderSettings
+    build: BuildSettings
+    experiments: ExperimentSettings
+
+
+def main(settings: Settings) -> dict[str, Any]:
     from utils.loader import ChunkLoader
     from utils.training.loop import Trainer
     from utils.training.ranks import Ranks
@@ -84,13 +96,4 @@ def main(settings: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(
-        run(
-            main,
-            __doc__,
-            vqvae="vqvae.settings:VqvaeSettings",
-            loader="utils.loading.settings:LoaderSettings",
-            build="warehouse.settings:BuildSettings",
-            experiments="utils.tracking.settings:ExperimentSettings",
-        )
-    )
+    raise SystemExit(run(main, Settings, __doc__))

@@ -6,13 +6,20 @@ when anything disagrees.
 
 from typing import Any
 
-from utils.argyaml import run
+from scripts._command import run
+from utils.argyaml import CommandSettings
 from utils.log import get_log, progress
+from warehouse.settings import BuildSettings, VerifySettings
 
 log = get_log("verify_zarr")
 
 
-def main(settings: Any) -> dict[str, Any]:
+class Settings(CommandSettings):
+    verify: VerifySettings
+    build: BuildSettings
+
+
+def main(settings: Settings) -> dict[str, Any]:
     from warehouse import Warehouse
     from warehouse.inspect.verify import verify
 
@@ -40,11 +47,4 @@ def main(settings: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(
-        run(
-            main,
-            __doc__,
-            verify="warehouse.settings:VerifySettings",
-            build="warehouse.settings:BuildSettings",
-        )
-    )
+    raise SystemExit(run(main, Settings, __doc__))

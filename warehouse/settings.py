@@ -66,9 +66,18 @@ class BuildSettings(Section):
     max_empty_ratio: float = Field(0.05, ge=0, le=1)
     workers: int | None = Field(None, ge=0, le=1024)
     cluster: str | None = None
-    trace: bool = True
+    trace: bool | str = True
     rehash: bool = False
     dry_run: bool = False
+
+    @field_validator("trace", mode="before")
+    @classmethod
+    def _trace_is_a_switch_or_a_path(cls, value: object) -> object:
+        # Flags and environment variables are text, which `bool | str` would take for a path.
+        word = str(value).lower()
+        if word in {"1", "true", "yes", "on"}:
+            return True
+        return False if word in {"0", "false", "no", "off"} else value
 
     @field_validator("target_size")
     @classmethod

@@ -31,7 +31,7 @@ from benchmarks.shuffle import (
     quality,
 )
 from scripts import bench_loader
-from utils.argyaml import SECTIONS, run
+from scripts._command import run
 from warehouse import Warehouse
 
 
@@ -209,7 +209,7 @@ def test_a_tiny_run_measures_our_engine_and_lists_what_is_absent(
         "timeout": 120,
     }
     argv = [word for key, value in flags.items() for word in (f"--bench.{key}", str(value))]
-    assert run(bench_loader.main, bench_loader.__doc__, argv=argv, bench=SECTIONS["bench"]) == 0
+    assert run(bench_loader.main, bench_loader.Settings, bench_loader.__doc__, argv) == 0
     result = json.loads(capsys.readouterr().out.strip().split("\n")[-1])
     rows = {entry["name"]: entry for entry in result["rows"]}
     assert {"lz4 decode", "inline"} <= set(rows)

@@ -20,17 +20,12 @@ from detector.settings import DetectorSettings
 from detector.task import DataFacts, DetectorTask, data_facts, restore_detector
 from detector.view import FOUND, TRUTH, Shown, draw_curve, draw_overlay, write_page, write_view
 from scripts import infer_view, train_detector
-from utils.argyaml import run
+from scripts._command import run
 from utils.loader import ChunkLoader
 from utils.training.checkpoint import load_checkpoint, prefixed, save_checkpoint
 from utils.training.loop import seeded
 from warehouse.errors import StateError, TrainingError
 
-SECTIONS = {
-    "loader": "utils.loading.settings:LoaderSettings",
-    "build": "warehouse.settings:BuildSettings",
-    "experiments": "utils.tracking.settings:ExperimentSettings",
-}
 NASTY = "</script><script>alert(1)</script>&\"'\u2028é.jpg"
 
 
@@ -225,8 +220,8 @@ def own_logging():
     logging.captureWarnings(False)
 
 
-def command(module, capsys, *argv, **sections):
-    code = run(module.main, module.__doc__, argv=list(argv), **SECTIONS, **sections)
+def command(module, capsys, *argv):
+    code = run(module.main, module.Settings, module.__doc__, argv)
     captured = capsys.readouterr()
     return code, (json.loads(captured.out.splitlines()[-1]) if captured.out else None), captured.err
 
@@ -252,7 +247,6 @@ def test_the_commands_train_and_look_on_a_real_version(small, tmp_path, capsys):
             "--detector.output",
             str(tmp_path / folder),
             *more,
-            detector="detector.settings:DetectorSettings",
         )
 
     code, result, _ = train("whole", "--detector.epochs", "2")
@@ -283,7 +277,6 @@ def test_the_commands_train_and_look_on_a_real_version(small, tmp_path, capsys):
         str(small.folder),
         "--infer.output",
         str(tmp_path / "view"),
-        infer="detector.settings:InferSettings",
     )
     assert (code, seen["pictures"]) == (0, len(small.split("val")))
     assert data_of(Path(seen["path"]).read_text())["pictures"][1]["truth"] is not None
@@ -296,7 +289,6 @@ def test_the_commands_train_and_look_on_a_real_version(small, tmp_path, capsys):
         str(tmp_path / "one.png"),
         "--infer.output",
         str(tmp_path / "view"),
-        infer="detector.settings:InferSettings",
     )
     assert (code, seen["pictures"]) == (0, 1)
     code, seen, err = command(
@@ -309,7 +301,6 @@ def test_the_commands_train_and_look_on_a_real_version(small, tmp_path, capsys):
         "1",
         "--infer.output",
         str(tmp_path / "view"),
-        infer="detector.settings:InferSettings",
     )
     assert (code, seen["boxes"]) == (0, 0)
     assert "no box scores 1 or more, the best 0." in err
@@ -325,7 +316,6 @@ def test_training_without_a_warehouse_names_build_zarr(tmp_path, capsys):
         "cpu",
         "--detector.warehouse",
         str(tmp_path / "none"),
-        detector="detector.settings:DetectorSettings",
     )
     assert code == 1
     assert "build_zarr" in err

@@ -22,7 +22,7 @@ from detector.backbone import detector_trunk
 from detector.model import make_model
 from features.encoders import NetworkEncoder, open_encoder, weights_digest
 from scripts import extract_features, finetune, train_head
-from utils.argyaml import SECTIONS, run
+from scripts._command import run
 from utils.loader import ChunkLoader
 from utils.loading.stores import unheld_store
 from utils.tracking.experiment_log import Book
@@ -300,10 +300,7 @@ def command(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
     def call(script, *argv):
-        names = re.findall(r"(\w+)=\"\w+(?:\.\w+)*:\w+\"", Path(script.__file__).read_text())
-        code = run(
-            script.main, script.__doc__, argv=argv, **{name: SECTIONS[name] for name in names}
-        )
+        code = run(script.main, script.Settings, script.__doc__, argv)
         out, err = capsys.readouterr()
         assert "Traceback" not in err
         return code, json.loads(out.strip().splitlines()[-1]) if out.strip() else None, err

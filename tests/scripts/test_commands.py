@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from scripts import build_zarr, export_summary, inspect_zarr, verify_zarr
-from utils.argyaml import SECTIONS, run
+from scripts._command import run
 from warehouse import Warehouse
 
 Outcome = tuple[int, dict[str, Any] | None, str]
@@ -31,11 +31,8 @@ def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("signal.signal", lambda *_: None)
 
     def call(script: Any, *argv: str) -> Outcome:
-        names = re.findall(r"(\w+)=\"\w+(?:\.\w+)*:\w+\"", Path(script.__file__).read_text())
         try:
-            code = run(
-                script.main, script.__doc__, argv=argv, **{name: SECTIONS[name] for name in names}
-            )
+            code = run(script.main, script.Settings, script.__doc__, argv)
         except SystemExit as stop:
             code = int(stop.code or 0)
         out, err = capsys.readouterr()

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from scripts import segment_patches
-from utils.argyaml import run
+from scripts._command import run
 from utils.jobs.queue import JobQueue
 from warehouse import Warehouse
 
@@ -24,11 +24,6 @@ SMALL = {
     "warmup_steps": 3,
     "device": "cpu",
 }
-SECTIONS = {
-    "segment": "segmentation.settings:SegmentSettings",
-    "loader": "utils.loading.settings:LoaderSettings",
-    "experiments": "utils.tracking.settings:ExperimentSettings",
-}
 
 
 def flags(folder: Path, output: Path, **more: Any) -> list[str]:
@@ -37,7 +32,7 @@ def flags(folder: Path, output: Path, **more: Any) -> list[str]:
 
 
 def call(*argv: str) -> int:
-    return run(segment_patches.main, segment_patches.__doc__, argv=argv, **SECTIONS)
+    return run(segment_patches.main, segment_patches.Settings, segment_patches.__doc__, argv)
 
 
 def results(output: Path) -> Path:

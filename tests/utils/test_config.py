@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,11 +15,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.argyaml import SECTIONS, _load_model, load_settings, read_yaml
+from scripts._command import KNOWN, SECTION_NAMES, all_sections
+from scripts.build_zarr import Settings
+from utils.argyaml import load_settings
+from utils.config.yaml_file import read_yaml
 from warehouse.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
-BUILD = {"build": SECTIONS["build"]}
+SECTIONS = all_sections()
+
+
+@pytest.fixture(autouse=True)
+def only_the_environment_of_the_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("WAREHOUSE_")]:
+        monkeypatch.delenv(name)
 
 
 def load(*flags: str, text: str | None = None, tmp_path: Path | None = None) -> Any:
@@ -25,12 +36,12 @@ def load(*flags: str, text: str | None = None, tmp_path: Path | None = None) -> 
         path = tmp_path / "some.yaml"
         path.write_text(text)
         flags = ("--config", str(path), *flags)
-    return load_settings("python -m scripts.build_zarr", flags, BUILD).build
+    return load_settings(Settings, "python -m scripts.build_zarr", flags, known=KNOWN).build
 
 
 @pytest.mark.parametrize("section", SECTIONS)
 def test_config_yaml_holds_every_default(section: str) -> None:
-    shown, model = read_yaml(ROOT / "config.yaml")[section], _load_model(SECTIONS[section])
+    shown, model = read_yaml(ROOT / "config.yaml", SECTION_NAMES)[section], SECTIONS[section]
     assert model(**shown).model_dump() == model().model_dump()
     assert list(shown) == list(model.model_fields) or set(shown) == set(model.model_fields)
 
@@ -58,6 +69,9 @@ def test_layers_the_later_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ("WAREHOUSE_MAX_MISSING", "4", "max_missing", 4),
         ("WAREHOUSE_MAX_EMPTY_RATIO", "0.5", "max_empty_ratio", 0.5),
         ("WAREHOUSE_TRACE", "false", "trace", False),
+        ("WAREHOUSE_TRACE", "0", "trace", False),
+        ("WAREHOUSE_TRACE", "true", "trace", True),
+        ("WAREHOUSE_TRACE", "out/trace.jsonl", "trace", "out/trace.jsonl"),
         ("WAREHOUSE_BUILD__TARGET_SIZE", "[64, 32]", "target_size", (64, 32)),
         ("WAREHOUSE_BUILD__SPLITS", '{"train": 1.0}', "splits", {"train": 1.0}),
         ("WAREHOUSE_BUILD__CLASSES", "null", "classes", None),
@@ -77,6 +91,100 @@ def test_mappings_and_lists_are_replaced_whole(tmp_path: Path) -> None:
     assert load(
         "--build.classes", '["b"]', text="build: {classes: [a, c]}", tmp_path=tmp_path
     ).classes == ["b"]
+
+
+def load_raster(tmp_path: Path, text: str, *flags: str) -> Any:
+    path = tmp_path / "some.yaml"
+    path.write_text(text)
+    words = ["--config", str(path), *flags]
+    return load_settings(Settings, "python -m scripts.build_zarr", words, known=KNOWN).raster
+
+
+def test_models_within_a_section_merge_by_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "raster: {chunk: {time: 4, y: 64, x: 128}, time: {format: '%Y'}}"
+    raster = load_raster(tmp_path, text, "--raster.chunk.time", "2")
+    assert (raster.chunk.time, raster.chunk.y, raster.chunk.x) == (2, 64, 128)
+    assert raster.time.format == "%Y"
+
+    monkeypatch.setenv("WAREHOUSE_RASTER__CHUNK__Y", "16")
+    raster = load_raster(tmp_path, text, "--raster.chunk.time", "2")
+    assert (raster.chunk.time, raster.chunk.y, raster.chunk.x) == (2, 16, 128)
+
+
+def test_a_key_within_a_section_leaves_the_defaults_beside_it(tmp_path: Path) -> None:
+    raster = load_raster(tmp_path, "build: {seed: 1}", "--raster.chunk.time", "2")
+    assert (raster.chunk.time, raster.chunk.y, raster.chunk.x) == (2, 32, 32)
+    raster = load_raster(tmp_path, "raster: {chunk: {y: 64}}", "--raster.chunk.feature", "null")
+    assert (raster.chunk.y, raster.chunk.x, raster.chunk.feature) == (64, 32, None)
+
+
+def test_an_unknown_key_within_a_section_names_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"'raster\.chunk\.tme', did you mean 'time'"):
+        load_raster(tmp_path, "raster: {chunk: {tme: 2}}")
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("WAREHOUSE_BUILD__SEDE", "WAREHOUSE_BUILD__SEED"),
+        ("WAREHOUSE_BIULD__SEED", "WAREHOUSE_BUILD__SEED"),
+        ("WAREHOUSE_BUILD_SEED", "WAREHOUSE_BUILD__SEED"),
+        ("WAREHOUSE_DETECTOR__EPOCH", "WAREHOUSE_DETECTOR__EPOCHS"),
+        ("WAREHOUSE_RASTER__CHUNK__TIMES", "WAREHOUSE_RASTER__CHUNK__TIME"),
+        ("WAREHOUSE_CLAER", "WAREHOUSE_CLEAR"),
+        ("WAREHOUSE_PREFECH", "WAREHOUSE_PREFETCH"),
+    ],
+)
+def test_a_misspelt_environment_variable_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, name: str, meant: str
+) -> None:
+    monkeypatch.setenv(name, "1")
+    with pytest.raises(ConfigError, match=f"{name}', did you mean '{meant}'") as caught:
+        load()
+    assert "\n" not in str(caught.value)
+
+
+def test_an_environment_variable_of_another_program_is_a_warning_of_one_line(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("WAREHOUSE_HOMEPAGE", "x")
+    with caplog.at_level(logging.WARNING):
+        assert load().seed == 0
+    (line,) = caplog.messages
+    assert "WAREHOUSE_HOMEPAGE" in line
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "WAREHOUSE_DETECTOR__EPOCHS",
+        "WAREHOUSE_EXPERIMENTS__DB",
+        "WAREHOUSE_RASTER__CHUNK__TIME",
+        "WAREHOUSE_STORE",
+        "warehouse_vqvae__seed",
+    ],
+)
+def test_an_environment_variable_of_another_command_is_no_mistake(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    monkeypatch.setenv(name, "1")
+    with caplog.at_level(logging.WARNING):
+        assert load().seed == 0
+    assert caplog.messages == []
+
+
+def test_an_environment_variable_may_set_a_part_of_a_mapping(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("WAREHOUSE_BUILD__SPLITS__TRAIN", "1.0")
+    assert load().splits == {"train": 1.0}
+
+
+def test_the_names_of_sections_are_those_of_the_table() -> None:
+    assert tuple(all_sections()) == SECTION_NAMES
 
 
 @pytest.mark.parametrize("number", ["1e-4", "1E-4", "1.e-4", ".1e-3", "0.0001"])
@@ -151,7 +259,9 @@ def test_any_bytes_as_config_are_settings_or_a_typed_error(
         load("--config", str(path))
 
 
-SCRIPTS = sorted(path.stem for path in (ROOT / "scripts").glob("*.py") if path.stem != "__init__")
+SCRIPTS = sorted(
+    path.stem for path in (ROOT / "scripts").glob("*.py") if not path.stem.startswith("_")
+)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -169,6 +279,23 @@ def test_every_command_has_help_and_version(script: str) -> None:
         )
         assert (done.returncode, done.stderr) == (0, "")
         assert needle in done.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_imports_no_torch(script: str) -> None:
+    code = (
+        "import runpy, sys; sys.argv = ['x', '--help']\n"
+        "try:\n"
+        f"    runpy.run_module('scripts.{script}', run_name='__main__')\n"
+        "except SystemExit:\n"
+        "    print('loaded:', *sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    loaded = set(done.stdout.split("loaded:")[1].split())
+    heavy = {"torch", "dask", "distributed", "zarr", "cv2", "matplotlib", "transformers"}
+    assert not loaded & heavy
 
 
 def test_an_unknown_flag_is_argument_syntax_and_names_the_nearest() -> None:

@@ -21,7 +21,7 @@ import pytest
 from test_training import ALONE, FakeLoader, FakeTask, settings, told
 
 from scripts import inspect_runs
-from utils.argyaml import SECTIONS, run
+from scripts._command import run
 from utils.tracking.experiment_log import SCHEMA, Book
 from utils.tracking.experiments import open_run
 from utils.tracking.run_report import best_run, export_mlflow
@@ -368,12 +368,11 @@ def command(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr("signal.signal", lambda *_: None)
 
     def call(*argv):
-        names = {name: SECTIONS[name] for name in ("runs", "experiments")}
         code = run(
             inspect_runs.main,
+            inspect_runs.Settings,
             inspect_runs.__doc__,
-            argv=["--experiments.db", book_of(tmp_path).db, *argv],
-            **names,
+            ["--experiments.db", book_of(tmp_path).db, *argv],
         )
         out, err = capsys.readouterr()
         return code, json.loads(out.splitlines()[-1]) if out else None, err

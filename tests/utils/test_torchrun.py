@@ -17,7 +17,7 @@ import torch
 from cube_fakes import build_cube, write_series
 from safetensors.torch import load_file
 
-from scripts.train_vqvae import main
+from scripts.train_vqvae import Settings, main
 from utils.argyaml import load_settings
 
 ROOT = Path(__file__).parents[2]
@@ -49,12 +49,6 @@ FEW = (
     "--experiments.db",
     "null",
 )
-SECTIONS = {
-    "vqvae": "vqvae.settings:VqvaeSettings",
-    "loader": "utils.loading.settings:LoaderSettings",
-    "build": "warehouse.settings:BuildSettings",
-    "experiments": "utils.tracking.settings:ExperimentSettings",
-}
 
 
 def words(store: Path, output: Path) -> list[str]:
@@ -96,7 +90,7 @@ def test_two_ranks_print_one_result_and_learn_the_codebooks_of_one_process(tmp_p
     # The same batches: two ranks take every other one of the order, one process takes them two at a
     # time.
     one = main(
-        load_settings(None, [*words(store, tmp_path / "one"), "--vqvae.accumulate", "2"], SECTIONS)
+        load_settings(Settings, None, [*words(store, tmp_path / "one"), "--vqvae.accumulate", "2"])
     )
     assert len(two.stdout.splitlines()) == 1
     assert json.loads(two.stdout)["steps"] == one["steps"]

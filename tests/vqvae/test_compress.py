@@ -21,7 +21,7 @@ import zarr
 from cube_fakes import SERIES, build_cube, write_series
 
 from scripts import compress_zarr
-from utils.argyaml import SECTIONS, run
+from scripts._command import run
 from utils.loader import ChunkLoader
 from utils.training.checkpoint import prefixed, save_checkpoint
 from vqvae.compress.blocks import encode_blocks, learned_search, training_vectors
@@ -37,7 +37,7 @@ from warehouse.format.schema import ArraySpec, Codec
 from warehouse.inspect.report import write_contact_sheet
 from warehouse.inspect.summary import export
 from warehouse.inspect.verify import verify
-from warehouse.settings import InspectSettings
+from warehouse.settings import BuildSettings, InspectSettings
 from warehouse.write.publish import bake, open_root
 
 GUARDED = {**SERIES, "guard": 1, "block": {"y": 24, "x": 24}}
@@ -190,16 +190,7 @@ def test_the_whole_cube_comes_back_lazily_and_as_a_version_with_its_holes(
         "--compress.reconstruct",
         str(tmp_path / "again"),
     ]
-    assert (
-        run(
-            compress_zarr.main,
-            None,
-            argv=argv,
-            compress=SECTIONS["compress"],
-            build=SECTIONS["build"],
-        )
-        == 0
-    )
+    assert run(compress_zarr.main, compress_zarr.Settings, None, argv) == 0
     again = Warehouse.open(tmp_path / "again")
     np.testing.assert_allclose(whole(again), back, rtol=1e-4, atol=1e-4)
     assert verify(again)[1] == []
@@ -350,12 +341,10 @@ def test_refusals_name_what_is_wrong(
         compress_zarr.main(_settings(cube, model, output_root=str(tmp_path / "file")))
 
 
-def _settings(cube: Warehouse, model: str, **options: Any) -> Any:
-    import types
-
-    return types.SimpleNamespace(
+def _settings(cube: Warehouse, model: str, **options: Any) -> compress_zarr.Settings:
+    return compress_zarr.Settings(
         compress=CompressSettings(warehouse=str(cube.folder), checkpoint=model, **options),
-        build=None,
+        build=BuildSettings(),
     )
 
 
@@ -425,16 +414,7 @@ def test_the_command_reports_rates_beside_other_codecs(
         "--compress.report",
         str(tmp_path / "report"),
     ]
-    assert (
-        run(
-            compress_zarr.main,
-            compress_zarr.__doc__,
-            argv=argv,
-            compress=SECTIONS["compress"],
-            build=SECTIONS["build"],
-        )
-        == 0
-    )
+    assert run(compress_zarr.main, compress_zarr.Settings, compress_zarr.__doc__, argv) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert {"bits_per_value", "psnr", "points", "path"} <= set(result)
     rows = Warehouse.open(result["path"]).table("files.parquet", ["size"])["size"].to_pylist()

@@ -35,7 +35,7 @@ from hypothesis import strategies as st
 from ingest.rasters.splits import block_labels, default_block, default_shard
 from ingest.synthetic.make import make_sample
 from ingest.synthetic.settings import SampleSettings
-from utils.argyaml import read_yaml
+from utils.config.yaml_file import read_yaml
 from utils.loader import ChunkLoader
 from warehouse import Warehouse
 from warehouse.errors import CorruptError, StoreError
@@ -458,5 +458,7 @@ def test_a_made_landscape_survives_kill_9_and_goes_through_every_command(tmp_pat
     features = {feature.name: feature for feature in warehouse.split("train").features}
     assert 0 < features["nir"].valid_share < features["height"].valid_share == 1
     assert features["height"].static
-    again = build_cube(sample, tmp_path / "whole", read_yaml(sample / "raster.yaml")["raster"])
+    again = build_cube(
+        sample, tmp_path / "whole", read_yaml(sample / "raster.yaml", ["build", "raster"])["raster"]
+    )
     assert tree(again.folder) == tree(warehouse.folder)
