@@ -2,7 +2,10 @@
 
 Purpose: `run(main, Settings, __doc__)` turns a typed line into frozen settings, calls `main`, and
   turns what comes back into a JSON line and an exit code.
-Used by: scripts._command
+Used by: scripts._command, scripts.bench_loader, scripts.build_zarr, scripts.compress_zarr,
+  scripts.export_summary, scripts.extract_features, scripts.finetune, scripts.infer_view,
+  scripts.inspect_runs, scripts.inspect_zarr, scripts.make_sample, scripts.segment_patches,
+  scripts.train_detector, scripts.train_head, scripts.train_vqvae, scripts.verify_zarr
 Design notes: a command declares the sections that it reads as a subclass of `CommandSettings` and
   receives an instance. pydantic-settings reads flags and environment; the layers are merged by
   utils.config.sections, since the library's own merge would mix mappings of two layers. The config

@@ -2,7 +2,8 @@
 
 Purpose: `CommandSettings`, what a command declares and receives; `KnownSections`, the sections of
   all commands; `merge_section` and `check_section`, from layers of plain values to a model.
-Used by: scripts._command, utils.argyaml
+Used by: scripts._command, utils.argyaml, utils.config.environment, utils.config.flags,
+  utils.config.yaml_file
 Design notes: layers merge by key at every depth where the key is itself a model. Lists and mappings
   such as `build.splits` are values: the later layer replaces them whole, since shares of two layers
   would add up to more than 1.
