@@ -1,12 +1,10 @@
-"""A codebook that follows what it encodes: exponential moving averages instead of gradients (van
-den Oord 2017, appendix A.1).
+"""A codebook that follows what it encodes, by exponential moving averages instead of gradients.
 
-Invariants: `collect` only adds up what one step saw, `step` alone changes the codebook, once an
-optimizer step and from sums over all ranks and accumulated batches, so that these give what one big
-batch gives. Before its k-means start a codebook lets vectors pass as they are. All that `step`
-draws follows from (seed, step). Distances are taken ROWS vectors at a time and sums by index:
-nothing of size tokens x codes is ever held whole. Given up: exact resume on a GPU, where index sums
-have no fixed order.
+Invariants: only `start`, `update` and `replace_dead` change the codes, once an optimizer step and
+from sums over all ranks and accumulated batches, so that these give what one big batch gives. All
+random choices follow from (seed, step, level). Distances are taken ROWS vectors at a time and sums
+by index: nothing of size tokens x codes is ever in memory as a whole. Given up: exact resume on a
+GPU, where index sums have no fixed order.
 """
 
 from __future__ import annotations
@@ -22,14 +20,29 @@ ROWS = 8192
 EPSILON = 1e-5
 K_MEANS_ROUNDS = 10
 REPLACE_EVERY = 10
+"""Steps between replacements of dead codes: ranks exchange whole vectors for them."""
 
 
 @dataclass(frozen=True, slots=True)
 class CodebookRules:
-    """decay of the averages; a code is dead when its average count is under dead_share of the mean;
-    a codebook has collapsed when its perplexity stays under collapse_share of what is possible
-    (codes, or tokens of the step) for collapse_steps steps; start_step: the optimizer step whose
-    tokens start it by k-means."""
+    """How codebooks follow the encoder.
+
+    Parameters
+    ----------
+    decay
+        Of the moving averages, in (0, 1).
+    dead_share
+        A code is dead when its average count is under this share of the mean.
+    collapse_share
+        A codebook is collapsing while its perplexity is under this share of
+        what is possible: the number of codes, or of the step's tokens.
+    collapse_steps
+        Steps in a row after which a collapsing codebook starts again.
+    start_step
+        The optimizer step whose tokens start the codebooks by k-means.
+    seed
+        Of all random choices.
+    """
 
     decay: float = 0.99
     dead_share: float = 0.1
@@ -42,7 +55,22 @@ class CodebookRules:
 class Codebook(nn.Module):
     """K codes of D numbers, float32.
 
-    Its state is copied, not averaged, into a running average of weights: codes are replaced.
+    Its state is copied, not averaged, into a running average of the weights:
+    codes get replaced, and the mean of a code before and after is no code.
+
+    Parameters
+    ----------
+    size, dim
+        K and D.
+    rules
+        How it follows what it encodes.
+    level
+        Its residual level, which keeps the random choices of levels apart.
+
+    Notes
+    -----
+    Moving averages as in van den Oord 2017 (arXiv:1711.00937), appendix A.1,
+    as used for the hierarchies of Razavi 2019 (arXiv:1906.00446).
     """
 
     copied_by_average = True
@@ -62,76 +90,124 @@ class Codebook(nn.Module):
         self.register_buffer("low_steps", torch.zeros((), dtype=torch.int64))
 
     def nearest(self, vectors: Tensor) -> Tensor:
-        """vectors: float32 [N, D]; the number of each one's nearest code, int64 [N]."""
+        """Return the nearest code of each vector: float32 [N, D] to int64 [N]."""
         return nearest(vectors, self.codes)
 
     def decode(self, numbers: Tensor) -> Tensor:
-        """numbers: int64 [N] in 0..K-1; float32 [N, D]."""
+        """Return the codes of numbers in 0..K-1: int64 [N] to float32 [N, D]."""
         return self.codes[numbers]
 
     def sums(self, vectors: Tensor, numbers: Tensor) -> Tensor:
-        """Count and sum of the vectors of each code: float32 [K, 1 + D]."""
-        count = torch.bincount(numbers, minlength=self.size).to(vectors.dtype).unsqueeze(1)
-        return torch.cat(
-            [count, torch.zeros_like(self.codes).index_add_(0, numbers, vectors)], dim=1
-        )
+        """Return count and sum of the vectors of each code.
+
+        Parameters
+        ----------
+        vectors
+            float32 [N, D].
+        numbers
+            int64 [N], the code of each vector.
+
+        Returns
+        -------
+        Tensor
+            float32 [K, 1 + D], the count first. Such sums of batches and ranks
+            may be added.
+        """
+        count = torch.bincount(numbers, minlength=self.size).to(vectors.dtype)
+        total = torch.zeros_like(self.codes).index_add_(0, numbers, vectors)
+        return torch.cat([count.unsqueeze(1), total], dim=1)
 
     def start(self, vectors: Tensor, step: int) -> None:
-        """Codes, counts and sums from k-means over a step's vectors, float32 [N, D] of all ranks.
+        """Set codes, counts and sums from k-means over the vectors of a step.
 
-        Without vectors it waits.
+        Parameters
+        ----------
+        vectors
+            float32 [N, D] of all ranks. Without vectors the codebook waits for
+            the next step.
+        step
+            The optimizer step.
         """
         if len(vectors) == 0:
             return
+
         codes = k_means(vectors, self.size, self._generator(step))
         counted = self.sums(vectors, nearest(vectors, codes))
         self.codes.copy_(codes)
-        # An empty cluster keeps its code with a little weight; it is replaced soon unless vectors
-        # come.
+
+        # An empty cluster keeps its code with a little weight, so that it is replaced soon unless
+        # vectors come.
         empty = counted[:, :1] == 0
-        self.count.copy_(torch.where(empty, self.rules.dead_share, counted[:, :1]).squeeze(1))
-        self.total.copy_(torch.where(empty, self.rules.dead_share * codes, counted[:, 1:]))
+        little = self.rules.dead_share
+        self.count.copy_(torch.where(empty, little, counted[:, :1]).squeeze(1))
+        self.total.copy_(torch.where(empty, little * codes, counted[:, 1:]))
         self.started.fill_(True)
         self.low_steps.zero_()
 
     def update(self, counted: Tensor) -> None:
-        """One step of the moving averages. counted: float32 [K, 1 + D] of a whole step, as `sums`
-        gives it.
+        """Move the averages by one step.
 
-        Laplace smoothing keeps the codes of empty clusters where they are (as in Sonnet's
-        VectorQuantizerEMA).
+        Parameters
+        ----------
+        counted
+            float32 [K, 1 + D], the `sums` of the whole step.
+
+        Notes
+        -----
+        Laplace smoothing of the counts keeps the codes of empty clusters where
+        they are, as in Sonnet's VectorQuantizerEMA.
         """
-        keep = self.rules.decay
-        self.count.lerp_(counted[:, 0], 1 - keep)
-        self.total.lerp_(counted[:, 1:], 1 - keep)
-        whole = self.count.sum()
-        smooth = (self.count + EPSILON) / (whole + self.size * EPSILON) * whole
+        weight = 1 - self.rules.decay
+        self.count.lerp_(counted[:, 0], weight)
+        self.total.lerp_(counted[:, 1:], weight)
+
+        tokens = self.count.sum()
+        smooth = (self.count + EPSILON) / (tokens + self.size * EPSILON) * tokens
         self.codes.copy_(self.total / smooth.clamp_min(EPSILON).unsqueeze(1))
 
     def replace_dead(self, vectors: Tensor, step: int) -> int:
-        """Move dead codes onto vectors of the step, float32 [N, D] of all ranks, with fresh
-        averages; how many were moved.
+        """Move dead codes onto vectors of the step, with fresh averages.
+
+        Parameters
+        ----------
+        vectors
+            float32 [N, D] of all ranks.
+        step
+            The optimizer step.
+
+        Returns
+        -------
+        int
+            How many codes were moved, at most N.
         """
         mean = self.count.mean()
         dead = torch.nonzero(self.count < self.rules.dead_share * mean).squeeze(1)
         dead = dead[: len(vectors)]
         if len(dead):
-            chosen = vectors[
-                torch.randperm(len(vectors), generator=self._generator(step))[: len(dead)].to(
-                    vectors.device
-                )
-            ]
+            order = torch.randperm(len(vectors), generator=self._generator(step))
+            chosen = vectors[order[: len(dead)].to(vectors.device)]
             self.codes[dead] = chosen
             self.count[dead] = mean
             self.total[dead] = chosen * mean
         return len(dead)
 
     def notice_collapse(self, found: float, tokens: int) -> bool:
-        """Count a step of perplexity `found` over `tokens` vectors; true when it was one too many.
+        """Count a step of low perplexity; reset the codebook after too many.
 
-        The codebook then starts anew.
+        Parameters
+        ----------
+        found
+            The step's perplexity.
+        tokens
+            The vectors it was counted over.
+
+        Returns
+        -------
+        bool
+            Whether the codebook now waits for a new k-means start.
         """
-        low = found < self.rules.collapse_share * min(self.size, max(1, tokens))
+        possible = min(self.size, max(1, tokens))
+        low = found < self.rules.collapse_share * possible
         self.low_steps.copy_((self.low_steps + 1) * int(low))
         if int(self.low_steps) < self.rules.collapse_steps:
             return False
@@ -139,46 +215,79 @@ class Codebook(nn.Module):
         return True
 
     def _generator(self, step: int) -> torch.Generator:
+        # On the CPU for any device, so that a run draws the same on all of them. 64 levels at most.
         return torch.Generator().manual_seed((self.rules.seed * 1_000_003 + step) * 64 + self.level)
 
 
 def nearest(vectors: Tensor, codes: Tensor) -> Tensor:
-    """The row of codes [K, D] nearest (Euclid) to each of vectors [N, D]: int64 [N].
+    """Return the nearest code of each vector by Euclidean distance.
 
-    Ties go to the lower number.
+    Parameters
+    ----------
+    vectors
+        float32 [N, D].
+    codes
+        float32 [K, D].
+
+    Returns
+    -------
+    Tensor
+        int64 [N]; ties go to the lower number.
     """
+    # |v - c|^2 / 2 without |v|^2 / 2, which is the same for all codes.
     half_norm = codes.square().sum(dim=1) / 2
-    return torch.cat(
-        [
-            torch.addmm(half_norm, part, codes.T, alpha=-1).argmin(dim=1)
-            for part in vectors.split(ROWS)
-        ]
-        or [half_norm[:0].long()]
-    )
+    found = [
+        torch.addmm(half_norm, part, codes.T, alpha=-1).argmin(dim=1)
+        for part in torch.split(vectors, ROWS)
+    ]
+    return torch.cat(found or [half_norm[:0].long()])
 
 
 def k_means(vectors: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """float32 [size, D]: Lloyd's rounds from drawn vectors.
+    """Cluster vectors by Lloyd's algorithm, from vectors drawn at random.
 
-    Clusters left empty move to drawn vectors. Fewer vectors: some repeat.
+    Parameters
+    ----------
+    vectors
+        float32 [N, D]; where N is less than `size`, some clusters coincide.
+    size
+        How many clusters. Those left empty move to drawn vectors.
+    generator
+        On the CPU.
+
+    Returns
+    -------
+    Tensor
+        float32 [size, D].
     """
     order = torch.randperm(len(vectors), generator=generator).to(vectors.device)
-    codes = vectors[order.repeat(-(-size // len(vectors)))[:size]].clone()
+    repeats = -(-size // len(vectors))
+    codes = vectors[order.repeat(repeats)[:size]].clone()
+
     for _ in range(K_MEANS_ROUNDS):
         numbers = nearest(vectors, codes)
         count = torch.bincount(numbers, minlength=size).unsqueeze(1)
         total = torch.zeros_like(codes).index_add_(0, numbers, vectors)
-        drawn = vectors[
-            torch.randint(len(vectors), (size,), generator=generator).to(vectors.device)
-        ]
+        draw = torch.randint(len(vectors), (size,), generator=generator)
+        drawn = vectors[draw.to(vectors.device)]
         codes = torch.where(count > 0, total / count.clamp_min(1), drawn)
     return codes
 
 
 def perplexity(count: Tensor) -> Tensor:
-    """exp(entropy in nats) of counts [..., K], float64 [...].
+    """Return how many codes in even use would be as varied.
 
-    How many codes in even use would be as varied. 1 when all are 0.
+    Parameters
+    ----------
+    count
+        [..., K], how often each code was used.
+
+    Returns
+    -------
+    Tensor
+        float64 [...], exp(entropy in nats); 1 when all counts are 0.
     """
-    share = count.double() / count.double().sum(dim=-1, keepdim=True).clamp_min(1)
-    return torch.special.entr(share).sum(dim=-1).exp()
+    total = count.double().sum(dim=-1, keepdim=True)
+    share = count.double() / total.clamp_min(1)
+    entropy: Tensor = torch.special.entr(share).sum(dim=-1)
+    return entropy.exp()
