@@ -27,6 +27,7 @@ from features.settings import HeadSettings
 from utils.log import get_log
 from utils.training.checkpoint import prefixed, save_checkpoint
 from warehouse.errors import ConfigError, StateError, TrainingError
+from warehouse.read.memory import read_samples
 from warehouse.read.version import Warehouse
 
 __all__ = ["Cached", "ablated", "make_head", "read_cached", "score", "train_head"]
@@ -90,8 +91,8 @@ def read_cached(warehouse: Warehouse, *, spatial: bool = False) -> Cached:
     found: dict[str, dict[str, Tensor]] = {name: {} for name in wanted}
     for split_name in warehouse.splits:
         split = warehouse.split(split_name)
-        rows = {name: np.empty(split.specs[name].shape, split.specs[name].dtype) for name in wanted}
-        split.reader(verify="always", keep=4).fill(wanted, np.arange(len(split)), rows)
+        reader = split.reader(verify="always", keep=4)
+        rows = read_samples(reader, wanted, np.arange(len(split)))
         labelled = rows["target"] >= 0
         if not labelled.any():
             continue

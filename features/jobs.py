@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 
 from features.encoders import Encoder
 from features.settings import FeatureSettings
-from utils.jobs.rows import read_rows
 from utils.log import get_log
 from warehouse.errors import TrainingError
 from warehouse.format import manifest as tables
@@ -34,6 +33,7 @@ from warehouse.format.schema import FORMAT_VERSION, IGNORED, ArraySpec, Codec
 from warehouse.inspect.summary import SAMPLES_SCHEMA
 from warehouse.layouts.metadata import consolidated, create_array
 from warehouse.layouts.pictures import Contents, array_info
+from warehouse.read.memory import read_samples
 from warehouse.read.version import ChunkReader, Warehouse
 from warehouse.write.bake import Block, BuildPlan, SplitPlan
 
@@ -143,7 +143,7 @@ class FeatureLoader:
         first: NDArray[Any] | None = None
         for start in range(0, len(indices), self.settings.batch_size):
             at = time.perf_counter()
-            pictures = read_rows(
+            pictures = read_samples(
                 reader, ["image"], indices[start : start + self.settings.batch_size]
             )["image"]
             first = pictures[0] if first is None else first
@@ -190,8 +190,8 @@ class FeatureLoader:
 
     def _targets(self, reader: ChunkReader, indices: NDArray[np.int64]) -> NDArray[np.int16]:
         if "target" in reader.split.specs:
-            return read_rows(reader, ["target"], indices)["target"]
-        found = read_rows(reader, ["box", "box_mask", "box_flags", "label"], indices)
+            return read_samples(reader, ["target"], indices)["target"]
+        found = read_samples(reader, ["box", "box_mask", "box_flags", "label"], indices)
         return picture_labels(
             found["box"],
             found["label"],

@@ -17,10 +17,10 @@ from torch.nn import functional
 from features.jobs import picture_labels
 from features.settings import PictureTraining
 from utils.augment import uniform
-from utils.jobs.rows import read_rows
 from utils.log import get_log
 from warehouse.errors import TrainingError
 from warehouse.format.schema import IGNORED
+from warehouse.read.memory import read_samples
 from warehouse.read.version import Warehouse
 
 __all__ = ["augment_pictures", "picture_targets"]
@@ -105,9 +105,9 @@ def picture_targets(warehouse: Warehouse, how: str) -> dict[str, Tensor]:
             continue
         reader = split.reader(verify="always", keep=4)
         if "target" in split.specs:
-            labels = read_rows(reader, ["target"], rows)["target"]
+            labels = read_samples(reader, ["target"], rows)["target"]
         else:
-            boxes = read_rows(reader, ["box", "box_mask", "box_flags", "label"], rows)
+            boxes = read_samples(reader, ["box", "box_mask", "box_flags", "label"], rows)
             counted = boxes["box_mask"] & ((boxes["box_flags"] & IGNORED) == 0)
             labels = picture_labels(boxes["box"], boxes["label"], counted, how)
         counts = np.bincount(labels[labels >= 0], minlength=len(classes))

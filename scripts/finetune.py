@@ -33,7 +33,7 @@ def main(settings: Settings) -> dict[str, Any]:
     from features.finetune import FinetuneTask, checkpoint_of
     from features.pictures import picture_targets
     from utils.loader import ChunkLoader
-    from utils.loading.stores import unheld_store
+    from utils.loading.stores import bounded_memory_store
     from utils.training.loop import Trainer
     from utils.training.memory_budget import MemoryBudget
     from utils.training.ranks import Ranks
@@ -70,7 +70,7 @@ def main(settings: Settings) -> dict[str, Any]:
             if kept["store"] == "auto":
                 # Not decoded into memory, nor mapped: on a CPU the budget counts all that the
                 # process holds.
-                kept["store"] = unheld_store(split, ["image"])
+                kept["store"] = bounded_memory_store(split, ["image"])
             return stack.enter_context(ChunkLoader(split, size, arrays=["image"], **kept | options))
 
         train = batches("train", seed=finetune.seed)

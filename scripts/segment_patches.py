@@ -160,7 +160,7 @@ def told(patches: Any) -> Any:
 def train(settings: Settings, patches: Any) -> dict[str, Any]:
     from segmentation.task import SegmentTask
     from utils.loader import ChunkLoader
-    from utils.loading.stores import unheld_store
+    from utils.loading.stores import bounded_memory_store
     from utils.training.loop import Trainer
     from warehouse.errors import StateError, TrainingError
 
@@ -177,7 +177,7 @@ def train(settings: Settings, patches: Any) -> dict[str, Any]:
     if options["store"] == "auto":
         # Not decoded into memory, nor mapped: patches of large pictures are many, and reading them
         # is nothing beside the U-Net.
-        options["store"] = unheld_store(split, ["image", "mask"])
+        options["store"] = bounded_memory_store(split, ["image", "mask"])
     mixed = {"chunks_per_batch": max(segment.chunks_per_batch, options["chunks_per_batch"])}
     held_out = patches.split(
         next((name for name in ("val", "test") if name in patches.splits), "train")

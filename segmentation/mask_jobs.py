@@ -22,7 +22,6 @@ import torch
 from numpy.typing import NDArray
 
 from segmentation.unet import UNet
-from utils.jobs.rows import read_rows
 from utils.training.checkpoint import Checkpoint
 from warehouse.errors import StateError
 from warehouse.format import manifest as tables
@@ -31,6 +30,7 @@ from warehouse.format.schema import FORMAT_VERSION, ArraySpec, Codec
 from warehouse.inspect.summary import SAMPLES_SCHEMA
 from warehouse.layouts.metadata import consolidated, create_array
 from warehouse.layouts.pictures import Contents, array_info
+from warehouse.read.memory import read_samples
 from warehouse.read.version import ChunkReader, Warehouse
 from warehouse.write.bake import Block, BuildPlan, SplitPlan
 
@@ -163,7 +163,7 @@ class ProbabilityLoader:
         found, decode, forward = [], 0.0, 0.0
         for start in range(0, len(indices), self.batch_size):
             at = time.perf_counter()
-            pictures = read_rows(reader, ["image"], indices[start : start + self.batch_size])[
+            pictures = read_samples(reader, ["image"], indices[start : start + self.batch_size])[
                 "image"
             ]
             read = time.perf_counter()
@@ -190,8 +190,8 @@ def patches_of(
     for start in range(first, first + count, step):
         indices = np.arange(start, min(start + step, first + count))
         said, known = (
-            read_rows(readers[0], ["probability"], indices),
-            read_rows(readers[1], ["mask"], indices),
+            read_samples(readers[0], ["probability"], indices),
+            read_samples(readers[1], ["mask"], indices),
         )
         yield from zip(said["probability"], known["mask"], strict=True)
 

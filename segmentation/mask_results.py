@@ -29,9 +29,9 @@ from segmentation.mask_scores import MaskTally
 from segmentation.mask_sheet import SIDE, draw_sheet, write_mask, write_page
 from segmentation.patches import PREDICT, patch_boxes
 from segmentation.stitch import LINES, Blend, open_stitched, stitch
-from utils.jobs.rows import read_rows
 from warehouse.format import durable
 from warehouse.format import manifest as tables
+from warehouse.read.memory import read_samples
 from warehouse.read.version import Warehouse
 
 __all__ = [
@@ -202,7 +202,7 @@ def overview(
     out = np.zeros((-(-height // step), -(-width // step), 3), np.uint8)
     reader = patches.split(split).reader(access="pread", keep=4)
     for start in range(0, count, 16):
-        found = read_rows(
+        found = read_samples(
             reader, ["image"], np.arange(first + start, first + min(start + 16, count))
         )["image"]
         for image, (x1, y1, _, _) in zip(found, boxes[start : start + 16], strict=True):

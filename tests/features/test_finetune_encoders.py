@@ -24,7 +24,7 @@ from features.encoders import NetworkEncoder, open_encoder, weights_digest
 from scripts import extract_features, finetune, train_head
 from scripts._command import run
 from utils.loader import ChunkLoader
-from utils.loading.stores import unheld_store
+from utils.loading.stores import bounded_memory_store
 from utils.tracking.experiment_log import Book
 from utils.training.checkpoint import load_checkpoint, prefixed, save_checkpoint
 from vqvae.image_encoder import ImageMap, vqvae_trunk
@@ -500,7 +500,7 @@ def test_the_budget_s_process_does_not_hold_the_splits(command, source, tmp_path
 )
 def test_pictures_elsewhere_or_of_other_codecs_are_not_held_either(place, foreign, store):
     split = SimpleNamespace(warehouse=SimpleNamespace(store=place), foreign=lambda names: foreign)
-    assert unheld_store(split, ["image"]) == store
+    assert bounded_memory_store(split, ["image"]) == store
 
 
 def test_random_efficientnet_survives_its_own_checkpoint(tmp_path):

@@ -32,7 +32,7 @@ from warehouse.read.memory import MemoryReader, decode_split, split_bytes
 from warehouse.read.stream import SharedStreamReader, StreamReader, segment_bytes
 from warehouse.read.version import ChunkReader, Split
 
-__all__ = ["STORES", "Source", "StoreChoice", "choose_store", "open_source", "unheld_store"]
+__all__ = ["STORES", "Source", "StoreChoice", "bounded_memory_store", "choose_store", "open_source"]
 
 STORES = ("auto", "mmap", "pread", "memory", "stream", "library")
 NETWORK_FILE_SYSTEMS = {
@@ -160,7 +160,7 @@ def _by_location(
     )
 
 
-def unheld_store(split: Split, names: Sequence[str]) -> str:
+def bounded_memory_store(split: Split, names: Sequence[str]) -> str:
     """How to read arrays without holding the split in memory, decoded or mapped.
 
     For a run whose memory is bounded.

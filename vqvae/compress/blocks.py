@@ -16,6 +16,7 @@ from torch import Tensor
 from vqvae.compress.codec import CubeCodec
 from vqvae.compress.search import CodeSearch, learn_search
 from warehouse.layouts.cube_geometry import CubePlaces, cube_arrays
+from warehouse.read.memory import read_samples
 from warehouse.read.version import ChunkReader, Warehouse
 from warehouse.settings import SPLIT_NAMES
 
@@ -67,12 +68,8 @@ def read_blocks(
     part: CubePart, reader: ChunkReader, samples: NDArray[np.int64]
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """data float32 and valid bool [n, T, Y, X, F] of samples of a part."""
-    out = {
-        name: np.empty((len(samples), *spec.shape[1:]), spec.dtype)
-        for name, spec in part.specs.items()
-    }
-    reader.fill(list(out), samples, out)
-    return out["data"], out["valid"]
+    found = read_samples(reader, list(part.specs), samples)
+    return found["data"], found["valid"]
 
 
 def encode_blocks(

@@ -26,6 +26,7 @@ from warehouse.format.manifest import code_version, toolchain, version_name
 from warehouse.format.schema import FORMAT_VERSION
 from warehouse.layouts.cube_geometry import LEFT_OUT, Cube, CubePlan, cube_arrays
 from warehouse.layouts.cube_stats import block_facts
+from warehouse.read.memory import read_samples
 from warehouse.read.version import Split, Warehouse
 from warehouse.write.bake import Block, BuildPlan, SplitPlan
 
@@ -121,12 +122,7 @@ class CodesOfCube:
         """(rows of the codebooks int64 [n, levels, t, y, x], valid bool [n, T, Y, X, F]) of samples
         of a split.
         """
-        specs = self.splits[part].specs
-        out: dict[str, NDArray[Any]] = {
-            name: np.empty((len(samples), *specs[name].shape[1:]), specs[name].dtype)
-            for name in ("codes", "valid")
-        }
-        self.readers[part].fill(list(out), samples, out)
+        out = read_samples(self.readers[part], ["codes", "valid"], samples)
         row = (*self.cube.layout.inner, self.cube.shape[3])
         valid = (
             np.unpackbits(out["valid"], axis=1, count=math.prod(row))

@@ -16,7 +16,8 @@ from warehouse.errors import BuildError
 from warehouse.format import durable
 from warehouse.format.schema import IGNORED
 from warehouse.inspect.cube_report import cube_lines, cube_sheet, cube_tables
-from warehouse.read.version import Split, Warehouse
+from warehouse.read.memory import read_samples
+from warehouse.read.version import ChunkReader, Split, Warehouse
 from warehouse.settings import InspectSettings
 
 __all__ = [
@@ -185,7 +186,7 @@ def contact_sheet(split: Split, pictures: int = 24, *, tile: int = 256) -> Any:
     reader = split.reader(keep=4)
     for at, index in enumerate(chosen.tolist()):
         left, top = 8 + at % columns * cell_w, 30 + 18 * bool(names) + at // columns * cell_h
-        picture, boxes, labels, flags = _sample(split, reader, index)
+        picture, boxes, labels, flags = _sample(reader, index)
         tile_picture = Image.fromarray(picture).resize((cell_w - 8, cell_h - 22))
         _draw_boxes(tile_picture, boxes, labels, flags)
         sheet.paste(tile_picture, (left, top))
@@ -195,22 +196,16 @@ def contact_sheet(split: Split, pictures: int = 24, *, tile: int = 256) -> Any:
 
 
 def _sample(
-    split: Split, reader: Any, index: int
+    reader: ChunkReader, index: int
 ) -> tuple[NDArray[np.uint8], NDArray[Any], NDArray[Any], NDArray[Any]]:
     """(uint8 HWC, boxes xyxy in [0, 1], labels, flags) of one sample."""
-    chunk, row = divmod(index, split.shard_samples)
-    spec = split.specs["image"]
-    out = np.empty((1, *spec.shape[1:]), spec.dtype)
-    reader.read_rows("image", chunk, np.array([row]), out, np.array([0]))
-    picture = (
-        out[0]
-        if spec.dtype == "uint8"
-        else (out[0].astype(np.float32) * 255).round().astype(np.uint8)
+    names = ["image", "box_mask", "box", "label", "box_flags"]
+    picture, mask, *rest = (
+        array[0] for array in read_samples(reader, names, np.array([index])).values()
     )
-    mask = reader.small("box_mask", chunk)[row]
-    boxes, labels, flags = (
-        reader.small(name, chunk)[row][mask] for name in ("box", "label", "box_flags")
-    )
+    if picture.dtype != np.uint8:
+        picture = (picture.astype(np.float32) * 255).round().astype(np.uint8)
+    boxes, labels, flags = (array[mask] for array in rest)
     return np.ascontiguousarray(picture.transpose(1, 2, 0)), boxes, labels, flags
 
 
