@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from warehouse.settings import Section
+from warehouse.section import Section
 
 __all__ = ["PARTS", "PEERS", "BenchSettings"]
 
@@ -46,41 +46,52 @@ class BenchSettings(Section):
 
     work: str = Field(
         "artifacts/bench",
-        description="folder for every reader's copy of the pictures, about 8 GB at the default size",
+        description=(
+            "Folder for each reader's copy of the pictures; about 8 GB at the default size."
+        ),
     )
-    output: str = Field("artifacts/bench/result", description="folder for bench.json and bench.png")
+    output: str = Field(
+        "artifacts/bench/result", description="Folder for bench.json and bench.png."
+    )
     pictures: str | None = Field(
         None,
-        description="folder of JPEGs, repeated up to `samples`; null: drawn by ingest.synthetic.make",
+        description=(
+            "Folder of JPEG files, repeated up to samples; null means that pictures are drawn."
+        ),
     )
-    samples: int = Field(2048, ge=8, le=1 << 20)
-    size: tuple[int, int] = (384, 384)
-    batch_size: int = Field(64, ge=1, le=4096)
-    shuffle: bool = True
+    samples: int = Field(2048, ge=8, le=1 << 20, description="Number of samples.")
+    size: tuple[int, int] = Field(
+        (384, 384), description="Height and width of the pictures in pixels."
+    )
+    batch_size: int = Field(64, ge=1, le=4096, description="Samples per batch.")
+    shuffle: bool = Field(True, description="Read in shuffled order.")
     workers: int = Field(
-        2, ge=1, le=64, description="threads or processes of every reader and writer that has any"
+        2, ge=1, le=64, description="Threads or processes of every reader and writer that has any."
     )
     peers: tuple[Peer, ...] | None = Field(
-        None, description="peers to run; null: all; []: our engines and the limits alone"
+        None, description="Other readers to measure; null means all, [] none."
     )
     rows: tuple[str, ...] | None = Field(
-        None, description="only rows whose name contains one of these; null: all"
+        None,
+        description="Measure only rows whose name contains one of these words; null means all.",
     )
-    parts: tuple[Part, ...] = PARTS
+    parts: tuple[Part, ...] = Field(PARTS, description="Parts of the benchmark to run.")
     repeats: int = Field(
         5,
         ge=1,
         le=100,
-        description="interleaved rounds; each row is run once a round, in a fresh process",
+        description="Interleaved rounds; each row runs once per round in a new process.",
     )
     seconds: float = Field(
-        1.0, ge=0, le=60, description="a run times whole epochs for at least so long"
+        1.0, ge=0, le=60, description="Shortest time of a run; it consists of whole epochs."
     )
-    build_repeats: int = Field(3, ge=1, le=20)
+    build_repeats: int = Field(
+        3, ge=1, le=20, description="Interleaved rounds of the build and of the other writers."
+    )
     timeout: float = Field(
         900,
         gt=0,
-        description="seconds after which a row's process is ended and the row listed as absent",
+        description="Seconds after which a row's process is ended and the row is listed as absent.",
     )
 
     @field_validator("size")

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from utils.training.settings import AugmentSettings, TrainSettings
-from warehouse.settings import Section
+from warehouse.section import Section
 
 __all__ = ["DetectorSettings", "InferSettings"]
 
@@ -18,38 +18,70 @@ class DetectorSettings(TrainSettings, AugmentSettings):
     The augmentation's keys stand beside the loop's.
     """
 
-    model: Literal["tiny", "big"] = "tiny"
+    model: Literal["tiny", "big"] = Field(
+        "tiny", description="tiny finds one box per picture; big finds up to max_boxes."
+    )
     warehouse: str | None = Field(
         None,
-        description="a warehouse or one of its versions; null: the newest under build.output_root",
+        description=(
+            "Warehouse, or one of its versions; null means the newest version under "
+            "build.output_root."
+        ),
     )
     max_boxes: int | None = Field(
-        None, ge=1, le=10_000, description="must be the store's; null: take the store's"
+        None,
+        ge=1,
+        le=10_000,
+        description=(
+            "Box slots of the model, which must be those of the warehouse; null takes them "
+            "from there."
+        ),
     )
     width: int | None = Field(
-        None, ge=8, le=512, description="channels of the first stage; null: 24 for tiny, 32 for big"
+        None,
+        ge=8,
+        le=512,
+        description="Channels of the first stage; null means 24 for tiny and 32 for big.",
     )
     strength: float | None = Field(
         None,
         ge=0,
         le=1,
-        description="of augmentation: scales zoom, aspect and colour jitter; null: 0 for tiny (flips only), 1 for big",
+        description=(
+            "Factor on zoom, aspect and colour changes; null means 0 for tiny (flips only) "
+            "and 1 for big."
+        ),
     )
-    box_l1: float = Field(5.0, ge=0)
-    box_giou: float = Field(2.0, ge=0)
+    box_l1: float = Field(5.0, ge=0, description="Weight of the L1 loss of the box corners.")
+    box_giou: float = Field(2.0, ge=0, description="Weight of the GIoU loss of the boxes.")
 
 
 class InferSettings(Section):
     """What `infer_view` looks at, with what, and where it puts the pictures."""
 
-    checkpoint: str = "checkpoints/bigdet"
+    checkpoint: str = Field("checkpoints/bigdet", description="Folder of the trained detector.")
     input: str | None = Field(
         None,
-        description="a picture, a folder or a warehouse; null: the newest under build.output_root",
+        description=(
+            "Picture, folder of pictures or warehouse; null means the newest version under "
+            "build.output_root."
+        ),
     )
-    split: str = "val"
-    threshold: float = Field(0.5, ge=0, le=1)
-    limit: int = Field(200, ge=1, le=10_000, description="pictures at most")
-    batch_size: int = Field(16, ge=1)
-    device: str = "auto"
-    output: str = "artifacts/view"
+    split: str = Field("val", description="Split of the warehouse that is shown.")
+    threshold: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Smallest score of the boxes that are drawn; the page has a slider for it.",
+    )
+    limit: int = Field(
+        200, ge=1, le=10_000, description="Largest number of pictures that are shown."
+    )
+    batch_size: int = Field(16, ge=1, description="Pictures per batch.")
+    device: str = Field(
+        "auto",
+        description=(
+            "Device to compute on: auto (a GPU if there is one), cpu, cuda, cuda:1, and so on."
+        ),
+    )
+    output: str = Field("artifacts/view", description="Folder for the pictures and index.html.")

@@ -65,9 +65,7 @@ def plan_features(
         "source": {"version": warehouse.version, "digest": warehouse.manifest.digest},
         "encoder": fingerprint,
         "settings": {
-            "job_size": settings.job_size,
-            "batch_size": settings.batch_size,
-            "feature_map": settings.feature_map,
+            **settings.content(),
             "labels": labels,
             "seed": settings.seed if encoder.random else None,
         },

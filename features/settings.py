@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from utils.training.settings import TrainSettings
 from warehouse.errors import ConfigError
-from warehouse.settings import Section
+from warehouse.section import NOT_CONTENT, RECORDED_APART, Section
 
 __all__ = [
     "SHIPPED",
@@ -24,38 +24,61 @@ __all__ = [
 class FeatureSettings(Section):
     """What `extract_features` encodes, with what, in how many jobs."""
 
-    warehouse: str | None = Field(
+    warehouse: Annotated[str | None, RECORDED_APART] = Field(
         None,
-        description="a warehouse of pictures or one of its versions; null: the newest under build.output_root",
+        description=(
+            "Warehouse of pictures, or one of its versions; null means the newest under "
+            "build.output_root."
+        ),
     )
-    encoder: str = Field(
+    encoder: Annotated[str, RECORDED_APART] = Field(
         "efficientnet_b0",
-        description="a hub name, a folder, random:efficientnet_b0, or a checkpoint of ours",
+        description=(
+            "Encoder: a name on the model hub, a folder, random:efficientnet_b0, or a "
+            "checkpoint folder of this project."
+        ),
     )
-    size: int | None = Field(
+    size: Annotated[int | None, RECORDED_APART] = Field(
         None,
         ge=16,
         le=4096,
-        description="side pictures are resized to; null: what suits the encoder",
+        description=(
+            "Side in pixels to which pictures are resized; null means what suits the encoder."
+        ),
     )
-    seed: int = Field(0, ge=0, lt=2**63, description="of random weights")
-    offline: bool = Field(False, description="never ask the hub")
-    feature_map: bool = Field(False, description="keep the spatial map too")
-    picture_label: Literal["largest", "commonest"] = Field(
-        "largest", description="which box names its picture, where classes are of boxes"
+    seed: Annotated[int, RECORDED_APART] = Field(
+        0, ge=0, lt=2**63, description="Seed of the weights of a random encoder."
+    )
+    offline: Annotated[bool, NOT_CONTENT] = Field(
+        False, description="Never ask the model hub; use only models that are on this machine."
+    )
+    feature_map: bool = Field(
+        False, description="Also store the spatial feature map, which attention heads need."
+    )
+    picture_label: Annotated[Literal["largest", "commonest"], RECORDED_APART] = Field(
+        "largest",
+        description=(
+            "Box that gives a picture its class where classes belong to boxes: largest or "
+            "commonest."
+        ),
     )
     job_size: int = Field(
-        64, ge=1, le=65_536, description="samples of a job, which is one stored chunk"
+        64, ge=1, le=65_536, description="Samples per job; a job is one stored chunk."
     )
-    jobs: int | None = Field(None, ge=1, description="do at most so many jobs now; null: all")
-    batch_size: int = Field(8, ge=1, le=4096)
-    output_root: str = Field(
-        "artifacts/features", description="where versions of features are published"
+    jobs: Annotated[int | None, NOT_CONTENT] = Field(
+        None, ge=1, description="Largest number of jobs to do now; null means all."
     )
-    work: str = Field(
-        "artifacts/feature_jobs", description="queues and exports, a folder a version"
+    batch_size: int = Field(8, ge=1, le=4096, description="Pictures per batch of the encoder.")
+    output_root: Annotated[str, NOT_CONTENT] = Field(
+        "artifacts/features", description="Warehouse in which the version of features is published."
     )
-    export_npz: bool = Field(False, description="also a float16 .npz a picture")
+    work: Annotated[str, NOT_CONTENT] = Field(
+        "artifacts/feature_jobs",
+        description="Folder for job queues and exports, with a folder per version.",
+    )
+    export_npz: Annotated[bool, NOT_CONTENT] = Field(
+        False, description="Also write a float16 .npz file per picture."
+    )
 
 
 SHIPPED: list[dict[str, Any]] = [
@@ -73,33 +96,75 @@ class HeadSettings(Section):
 
     features: str | None = Field(
         None,
-        description="a version of features or its root; null: the newest under features.output_root",
+        description=(
+            "Warehouse of features, or one of its versions; null means the newest under "
+            "features.output_root."
+        ),
     )
-    checkpoint: str | None = Field(None, description="score this trained head instead of training")
-    other_pictures: bool = Field(False, description="score it also on features of another store")
-    name: str = Field("head", pattern=r"^[A-Za-z0-9._-]{1,64}$")
-    kind: Literal["linear", "mlp", "attention"] = "linear"
-    epochs: int = Field(10, ge=1)
-    batch_size: int = Field(128, ge=1)
-    accumulate: int = Field(1, ge=1, description="batches an optimizer step")
-    lr: float = Field(0.01, gt=0)
-    weight_decay: float = Field(0.01, ge=0)
-    hidden: int = Field(256, ge=1, le=65_536, description="of mlp and attention")
-    dropout: float = Field(0.1, ge=0, lt=1)
-    noise: float = Field(0.0, ge=0, description="Gaussian, in standard deviations of each feature")
+    checkpoint: str | None = Field(
+        None, description="Trained head to evaluate; null means that heads are trained."
+    )
+    other_pictures: bool = Field(
+        False, description="Allow checkpoint to be evaluated on features of another warehouse."
+    )
+    name: str = Field(
+        "head",
+        pattern=r"^[A-Za-z0-9._-]{1,64}$",
+        description="Name of the run in the experiment log.",
+    )
+    kind: Literal["linear", "mlp", "attention"] = Field(
+        "linear",
+        description="Kind of head: linear, mlp or attention; attention needs features.feature_map.",
+    )
+    epochs: int = Field(10, ge=1, description="Number of epochs.")
+    batch_size: int = Field(128, ge=1, description="Samples per batch.")
+    accumulate: int = Field(1, ge=1, description="Batches per optimizer step.")
+    lr: float = Field(0.01, gt=0, description="Peak learning rate.")
+    weight_decay: float = Field(0.01, ge=0, description="Weight decay of AdamW.")
+    hidden: int = Field(
+        256, ge=1, le=65_536, description="Hidden units of an mlp or attention head."
+    )
+    dropout: float = Field(0.1, ge=0, lt=1, description="Dropout probability.")
+    noise: float = Field(
+        0.0,
+        ge=0,
+        description=(
+            "Standard deviation of the Gaussian noise, in standard deviations of each feature."
+        ),
+    )
     mixup: float = Field(
-        0.0, ge=0, description="alpha of the Beta distribution (arXiv:1710.09412); 0: none"
+        0.0,
+        ge=0,
+        description="Alpha of the Beta distribution of mixup (arXiv:1710.09412); 0 means none.",
     )
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
-    class_weights: bool = Field(False, description="weigh each class by the inverse of its count")
+    label_smoothing: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of the target probability that is spread over all classes.",
+    )
+    class_weights: bool = Field(False, description="Weight each class by the inverse of its count.")
     patience: int | None = Field(
-        None, ge=1, description="stop after so many epochs without a better accuracy; null: never"
+        None,
+        ge=1,
+        description=(
+            "Epochs without a better accuracy after which training stops; null means never."
+        ),
     )
     ablations: list[dict[str, Any]] = Field(
-        SHIPPED, description="overrides of these settings, a run each; []: one run as it stands"
+        SHIPPED,
+        description=(
+            "Runs to train one after another, each with its own values of these keys; [] "
+            "means one run."
+        ),
     )
-    seed: int = Field(0, ge=0, lt=2**63)
-    output: str = "experiments"
+    seed: int = Field(
+        0, ge=0, lt=2**63, description="Seed of the weights, the sample order and the augmentation."
+    )
+    output: str = Field(
+        "experiments",
+        description="Folder for checkpoints and figures of runs that are not in an experiment log.",
+    )
 
 
 class PictureTraining(TrainSettings):
@@ -108,48 +173,90 @@ class PictureTraining(TrainSettings):
     Flips are probabilities, the others the largest change, 0 for none.
     """
 
-    flip_x: float = Field(0.5, ge=0, le=1)
-    flip_y: float = Field(0.0, ge=0, le=1)
-    zoom: float = Field(0.15, ge=0, lt=1, description="scales by 1/1.15 to 1.15")
-    shift: float = Field(0.08, ge=0, lt=1, description="share of the side")
-    rotate: float = Field(8.0, ge=0, le=180, description="degrees")
-    contrast: float = Field(0.2, ge=0, lt=1)
-    brightness: float = Field(0.2, ge=0, lt=1)
+    flip_x: float = Field(0.5, ge=0, le=1, description="Probability of a horizontal flip.")
+    flip_y: float = Field(0.0, ge=0, le=1, description="Probability of a vertical flip.")
+    zoom: float = Field(
+        0.15,
+        ge=0,
+        lt=1,
+        description="Largest relative change of scale: 0.15 scales by 1/1.15 to 1.15.",
+    )
+    shift: float = Field(0.08, ge=0, lt=1, description="Largest shift as a share of the side.")
+    rotate: float = Field(8.0, ge=0, le=180, description="Largest rotation in degrees.")
+    contrast: float = Field(0.2, ge=0, lt=1, description="Largest relative change of contrast.")
+    brightness: float = Field(0.2, ge=0, lt=1, description="Largest relative change of brightness.")
 
 
 class FinetuneTraining(PictureTraining):
     """What decides the weights: a resumed run must have these alike."""
 
-    epochs: int | None = Field(10, ge=1, description="those of the head alone included")
-    batch_size: int = Field(4, ge=1, le=65_536, description="samples that go through at a time")
-    accumulate: int = Field(4, ge=1, description="batches an optimizer step")
+    epochs: int | None = Field(
+        10,
+        ge=1,
+        description=(
+            "Number of epochs, with those of the head alone; null means that max_minutes ends"
+            " training."
+        ),
+    )
+    batch_size: int = Field(
+        4, ge=1, le=65_536, description="Samples that pass through the network at a time."
+    )
+    accumulate: int = Field(4, ge=1, description="Batches per optimizer step.")
     warmup_steps: int = Field(
-        20, ge=0, description="of the head, and again of the blocks when they join in"
+        20,
+        ge=0,
+        description=(
+            "Steps over which the learning rate rises, for the head and again when the blocks join."
+        ),
     )
     average: float = Field(
         0.99,
         ge=0,
         lt=1,
-        description="decay of the running average of the weights, which is what is kept; 0: none",
+        description=(
+            "Decay of the running average of the weights; the average is what is saved. 0 "
+            "means none."
+        ),
     )
     blocks: int | None = Field(
         4,
         ge=1,
-        description="the last so many of the encoder's are trained; null: the whole encoder",
+        description=(
+            "Number of last blocks of the encoder that are trained; null means the whole encoder."
+        ),
     )
-    head_epochs: int = Field(2, ge=0, description="epochs in which only the head learns")
+    head_epochs: int = Field(2, ge=0, description="Epochs in which only the head is trained.")
     backbone_rate: float = Field(
-        0.1, gt=0, le=10, description="learning rate of the last block, as a share of the head's"
+        0.1,
+        gt=0,
+        le=10,
+        description="Learning rate of the last block as a share of that of the head.",
     )
     block_decay: float = Field(
-        0.8, gt=0, le=1, description="rate of each earlier block, as a share of the next one's"
+        0.8,
+        gt=0,
+        le=1,
+        description="Learning rate of each earlier block as a share of that of the next.",
     )
     norms: Literal["frozen", "trained"] | None = Field(
-        None, description="statistics of trained blocks' batch norms; null: by the encoder"
+        None,
+        description=(
+            "Batch norm statistics of trained blocks: frozen or trained; null means trained "
+            "for a random encoder."
+        ),
     )
-    label_smoothing: float = Field(0.1, ge=0, lt=1)
+    label_smoothing: float = Field(
+        0.1,
+        ge=0,
+        lt=1,
+        description="Share of the target probability that is spread over all classes.",
+    )
     picture_label: Literal["largest", "commonest"] = Field(
-        "largest", description="which box names its picture, where classes are of boxes"
+        "largest",
+        description=(
+            "Box that gives a picture its class where classes belong to boxes: largest or "
+            "commonest."
+        ),
     )
 
 
@@ -158,32 +265,47 @@ class FinetuneSettings(FinetuneTraining):
 
     warehouse: str | None = Field(
         None,
-        description="a warehouse of pictures or one of its versions; null: the newest under build.output_root",
+        description=(
+            "Warehouse of pictures, or one of its versions; null means the newest under "
+            "build.output_root."
+        ),
     )
     encoder: str = Field(
         "efficientnet_b0",
-        description="a hub name, a folder, random:efficientnet_b0, or a checkpoint of ours",
+        description=(
+            "Encoder: a name on the model hub, a folder, random:efficientnet_b0, or a "
+            "checkpoint folder of this project."
+        ),
     )
     size: int | None = Field(
         None,
         ge=16,
         le=4096,
-        description="side pictures are resized to; null: what suits the encoder",
+        description=(
+            "Side in pixels to which pictures are resized; null means what suits the encoder."
+        ),
     )
-    offline: bool = Field(False, description="never ask the hub")
+    offline: bool = Field(
+        False, description="Never ask the model hub; use only models that are on this machine."
+    )
     memory_budget_gb: float | None = Field(
-        4.0, gt=0, description="of the GPU, or of this process; null: no limit"
+        4.0,
+        gt=0,
+        description=(
+            "Gigabytes that may be used on the GPU, or else by this process; null means no limit."
+        ),
     )
     recompute: bool = Field(
-        False,
-        description="trained blocks forget their activations and compute them again: less memory, more time",
+        False, description="Compute the activations of trained blocks twice to save memory."
     )
-    save_steps: int = Field(100, ge=1, description="steps between checkpoints")
+    save_steps: int = Field(100, ge=1, description="Steps between checkpoints.")
     output: str | None = Field(
         "checkpoints/finetune",
-        description="the encoder; below it, training/ has what a later session goes on from",
+        description=(
+            "Folder for the fine-tuned encoder; its folder training holds what a resumed run needs."
+        ),
     )
-    resume: bool = Field(True, description="go on from the checkpoint in output/training")
+    resume: bool = Field(True, description="Resume from the checkpoint in output/training.")
 
     @model_validator(mode="after")
     def _something_is_tuned(self) -> FinetuneSettings:

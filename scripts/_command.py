@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from utils import argyaml
 from utils.config.sections import CommandSettings, KnownSections
-from warehouse.settings import Section
+from warehouse.section import Section
 
 __all__ = ["KNOWN", "all_sections", "run"]
 

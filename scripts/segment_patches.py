@@ -100,15 +100,7 @@ def cut(segment: Any) -> Any:
         len(listing.annotations),
         listing.root,
     )
-    recipe = patch_recipe(
-        listing.fingerprint,
-        build,
-        patch_size=segment.patch_size,
-        overlap=segment.overlap,
-        job_size=segment.job_size,
-        channels=segment.channels,
-        decoders=cut_versions(),
-    )
+    recipe = patch_recipe(listing.fingerprint, segment, cut_versions())
     version, _ = version_name(recipe)
     open_root(root)
     if published(root, version) is not None:

@@ -25,6 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from segmentation.settings import SegmentSettings
 from warehouse.errors import ConfigError, TrainingError
 from warehouse.format import durable
 from warehouse.format import manifest as tables
@@ -33,7 +34,7 @@ from warehouse.format.schema import FORMAT_VERSION, ArraySpec, Codec
 from warehouse.inspect.summary import SAMPLES_SCHEMA, PictureFacts, summarise
 from warehouse.layouts.pictures import Contents, picture_contents
 from warehouse.read.version import Warehouse
-from warehouse.settings import MASK_PADDING, SPLIT_NAMES, BuildSettings
+from warehouse.settings import MASK_PADDING, SPLIT_NAMES
 from warehouse.write.bake import BuildPlan, SplitPlan
 
 __all__ = [
@@ -116,35 +117,27 @@ def patch_boxes(width: int, height: int, size: int, overlap: int) -> list[tuple[
 
 
 def patch_recipe(
-    sources: str,
-    build: BuildSettings,
-    *,
-    patch_size: int,
-    overlap: int,
-    job_size: int,
-    channels: int | None,
-    decoders: Mapping[str, str],
+    sources: str, settings: SegmentSettings, decoders: Mapping[str, str]
 ) -> dict[str, Any]:
-    """What names a version of patches. sources: the listing's fingerprint; decoders.
+    """The recipe that names a version of patches.
 
-    Versions of what cuts.
+    Parameters
+    ----------
+    sources
+        The fingerprint of the listed files.
+    settings
+        Those that decide the patches become part of the recipe.
+    decoders
+        Versions of the libraries that decode and cut.
     """
-    kept = ("splits", "seed", "group_pattern", "max_pixels")
+    values = sorted(settings.mask_values.items())
     return {
         "format_version": FORMAT_VERSION,
         "code_version": code_version(),
         "format": "patches",
         "sources": sources,
-        "settings": {
-            key: value for key, value in build.model_dump(mode="json").items() if key in kept
-        }
-        | {
-            "patch_size": patch_size,
-            "overlap": overlap,
-            "job_size": job_size,
-            "channels": channels,
-        },
-        "mask_values": {str(value): index for value, index in sorted(build.mask_values.items())},
+        "settings": settings.content(),
+        "mask_values": {str(value): index for value, index in values},
         "decoder": dict(decoders),
     }
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from utils.training.settings import TrainSettings
+from warehouse.section import NOT_CONTENT, RECORDED_APART, Marker
 from warehouse.settings import BuildSettings
 
 __all__ = ["SegmentSettings", "SegmentTraining"]
@@ -16,90 +18,147 @@ __all__ = ["SegmentSettings", "SegmentTraining"]
 class SegmentTraining(TrainSettings):
     """What decides the weights: a resumed run must have these alike."""
 
-    epochs: int | None = Field(40, ge=1)
-    batch_size: int = Field(4, ge=1, le=65_536)
+    epochs: int | None = Field(
+        40,
+        ge=1,
+        description=(
+            "Number of epochs; null means that max_minutes alone ends training and the "
+            "schedule follows it."
+        ),
+    )
+    batch_size: int = Field(
+        4, ge=1, le=65_536, description="Patches per batch, in training and in prediction."
+    )
     average: float = Field(
         0.99,
         ge=0,
         lt=1,
-        description="decay of the running average of the weights, which is what is kept; 0: none",
+        description=(
+            "Decay of the running average of the weights; the average is what is saved. 0 "
+            "means none."
+        ),
     )
     cache_limit_mb: int = Field(
-        256,
-        ge=1,
-        description="of held-out batches kept in memory: little, since pictures may be of any size",
+        256, ge=1, description="Largest size of the cache of held-out batches in megabytes."
     )
     width: int = Field(
-        24, ge=4, le=512, description="channels of the U-Net's first level, doubled at each"
+        24,
+        ge=4,
+        le=512,
+        description="Channels of the first level of the U-Net; each level doubles them.",
     )
-    levels: int = Field(4, ge=1, le=6)
+    levels: int = Field(4, ge=1, le=6, description="Number of levels of the U-Net.")
     stem: int = Field(
-        2, ge=1, le=4, description="side of the square of pixels that is folded into channels first"
+        2,
+        ge=1,
+        le=4,
+        description="Side of the squares of pixels that are first folded into channels.",
     )
-    dice_weight: float = Field(1.0, ge=0, description="of the soft Dice term beside cross-entropy")
-    turns: bool = Field(True, description="quarter turns and mirrors")
+    dice_weight: float = Field(
+        1.0, ge=0, description="Weight of the soft Dice loss beside cross-entropy."
+    )
+    turns: bool = Field(True, description="Augment with quarter turns and mirrors.")
     elastic: float = Field(
         0.0,
         ge=0,
         le=64,
-        description="standard deviation of the elastic warp's control points, in pixels",
+        description="Standard deviation of the elastic deformation in pixels; 0 means none.",
     )
-    contrast: float = Field(0.2, ge=0, lt=1)
-    brightness: float = Field(0.2, ge=0, lt=1)
+    contrast: float = Field(0.2, ge=0, lt=1, description="Largest relative change of contrast.")
+    brightness: float = Field(0.2, ge=0, lt=1, description="Largest relative change of brightness.")
 
 
 class SegmentSettings(SegmentTraining):
     """What `segment_patches` cuts, trains, predicts and stitches."""
 
-    input_root: str | None = Field(
+    input_root: Annotated[str | None, RECORDED_APART] = Field(
         None,
-        description="pictures and masks, paired by name; pictures without a mask are predicted only",
+        description=(
+            "Folder of pictures and masks, paired by name; pictures without mask are only "
+            "predicted; required."
+        ),
     )
-    mask_values: dict[int, int] = Field({0: 0, 255: 1}, description="value in a mask file -> class")
+    mask_values: Annotated[dict[int, int], RECORDED_APART] = Field(
+        {0: 0, 255: 1},
+        description="Class of each value in the mask files; other values are refused.",
+    )
     splits: dict[str, float] = Field(
         {"train": 0.7, "val": 0.1, "test": 0.2},
-        description="shares of pictures with masks, by parent",
+        description=(
+            "Share of each split of the pictures with masks; splits given as folders are kept."
+        ),
     )
-    group_pattern: str | None = None
-    patch_size: int = Field(256, ge=16, le=8192)
-    overlap: int = Field(64, ge=0, description="pixels neighbouring patches share")
+    group_pattern: str | None = Field(
+        None,
+        description=(
+            "Files whose names have the same first group stay in one split; null means no groups."
+        ),
+    )
+    patch_size: int = Field(
+        256,
+        ge=16,
+        le=8192,
+        description="Side of a patch in pixels; a multiple of stem x 2^(levels - 1).",
+    )
+    overlap: int = Field(
+        64,
+        ge=0,
+        description=(
+            "Pixels that neighbouring patches share; the last patch of a row may share more."
+        ),
+    )
     channels: int | None = Field(
-        None, description="1 or 3 of the patches; null: 1 where every picture is grey, else 3"
+        None,
+        description=(
+            "Channels of the patches, 1 or 3; null means 1 if every picture is grey, else 3."
+        ),
     )
     job_size: int = Field(
-        16, ge=1, le=65_536, description="patches of a job, which is one stored chunk"
+        16, ge=1, le=65_536, description="Patches per job; a job is one stored chunk."
     )
-    jobs: int | None = Field(
-        None, ge=1, description="do at most so many prediction jobs now; null: all"
+    jobs: Annotated[int | None, NOT_CONTENT] = Field(
+        None, ge=1, description="Largest number of prediction jobs to do now; null means all."
     )
     max_pixels: int = Field(
         178_956_970,
         ge=1,
-        description="of a picture that has to be decoded whole; TIFF files are read by window",
+        description=(
+            "Largest picture that may be decoded as a whole; TIFF files of any size are read "
+            "by window."
+        ),
     )
-    max_invalid: int = Field(
-        0, ge=0, description="pictures that may be unreadable, too small or have bad masks"
+    max_invalid: Annotated[int, NOT_CONTENT] = Field(
+        0,
+        ge=0,
+        description="Number of pictures that may be unreadable, too small or have bad masks.",
     )
-    chunks_per_batch: int = Field(
+    chunks_per_batch: Annotated[int, RECORDED_APART] = Field(
         8,
         ge=1,
-        description="stored chunks whose patches are mixed while training; they lie by parent",
+        description=(
+            "Stored chunks whose patches are mixed in training, since they are stored by picture."
+        ),
     )
-    checkpoint: str | None = Field(None, description="predict with this one instead of training")
-    blend: Literal["ramp", "constant"] = Field(
-        "ramp", description="how overlapping patches are weighed"
+    checkpoint: Annotated[str | None, RECORDED_APART] = Field(
+        None, description="Trained U-Net to predict with; null means that one is trained."
     )
-    boundary_tolerance: float = Field(
+    blend: Annotated[Literal["ramp", "constant"], NOT_CONTENT] = Field(
+        "ramp",
+        description="Weights of overlapping patches: ramp (linear over the overlap) or constant.",
+    )
+    boundary_tolerance: Annotated[float, NOT_CONTENT] = Field(
         2.0,
         ge=0,
         le=64,
-        description="pixels a boundary may be off and still count, for boundary F1",
+        description="Distance in pixels up to which a boundary counts as correct in boundary F1.",
     )
-    output: str | None = Field(
+    output: Annotated[str | None, NOT_CONTENT] = Field(
         "artifacts/segment",
-        description="patches, checkpoint, predictions, stitched pictures and masks",
+        description="Folder for patches, checkpoint, predictions and stitched masks.",
     )
-    resume: bool = Field(True, description="go on from the checkpoint in output")
+    resume: Annotated[bool, NOT_CONTENT] = Field(
+        True, description="Resume training from the checkpoint in output."
+    )
 
     @field_validator("mask_values", "splits", "group_pattern")
     @classmethod
@@ -137,6 +196,15 @@ class SegmentSettings(SegmentTraining):
     @property
     def classes(self) -> int:
         return max(self.mask_values.values()) + 1
+
+    def content(self, *, leave_out: Collection[Marker] = ()) -> dict[str, Any]:
+        """The settings that decide the patches, as JSON values for their recipe.
+
+        What decides the weights is left out: a version of predictions names their digest.
+        """
+        weights = SegmentTraining.model_fields.keys() - {"seed"}
+        content = super().content(leave_out=leave_out)
+        return {key: value for key, value in content.items() if key not in weights}
 
     def training(self) -> SegmentTraining:
         """The part that decides the weights, writing its checkpoint below `folder`."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from utils.training.settings import TrainSettings
-from warehouse.settings import Section
+from warehouse.section import NOT_CONTENT, RECORDED_APART, Section
 
 __all__ = ["CompressSettings", "Size", "VqvaeSettings"]
 
@@ -20,98 +20,181 @@ class VqvaeSettings(TrainSettings):
 
     warehouse: str | None = Field(
         None,
-        description="a warehouse or one of its versions; null: the newest under build.output_root",
+        description=(
+            "Warehouse, or one of its versions; null means the newest version under "
+            "build.output_root."
+        ),
     )
-    clip_norm: float = Field(1.0, gt=0)
-    quantizer: Literal["ema", "fsq"] = "ema"
-    codebook_size: int = Field(512, ge=4, le=65_536)
+    clip_norm: float = Field(
+        1.0,
+        gt=0,
+        description=(
+            "Norm to which gradients are clipped; at 10, runs of many levels have diverged."
+        ),
+    )
+    quantizer: Literal["ema", "fsq"] = Field(
+        "ema",
+        description=(
+            "ema has codebooks that follow the encoder; fsq has a fixed grid, which cannot "
+            "collapse."
+        ),
+    )
+    codebook_size: int = Field(
+        512,
+        ge=4,
+        le=65_536,
+        description="Codes per level; for fsq a product of numbers from 4 to 8.",
+    )
     code_dim: int = Field(
         64,
         ge=1,
         le=1024,
-        description="numbers a latent vector; fsq takes its own from codebook_size",
+        description="Length of a latent vector; fsq derives its own from codebook_size.",
     )
-    levels: int = Field(8, ge=1, le=32, description="residual levels")
+    levels: int = Field(
+        8,
+        ge=1,
+        le=32,
+        description="Number of residual levels; each encodes what the levels before it left over.",
+    )
     level_dropout: float = Field(
         0.3,
         ge=0,
         le=1,
-        description="share of samples decoded from an even draw of 1..levels levels",
+        description=(
+            "Share of samples that are decoded from a random number of levels, so that any "
+            "number works."
+        ),
     )
-    beta: float = Field(0.8, ge=0, description="weight of the commitment to the codes")
-    cat_weight: float = Field(0.1, ge=0)
-    canopy_weight: float = Field(0.2, ge=0)
+    beta: float = Field(
+        0.8, ge=0, description="Weight of the loss that commits the encoder to its codes."
+    )
+    cat_weight: float = Field(0.1, ge=0, description="Weight of the loss of categorical features.")
+    canopy_weight: float = Field(0.2, ge=0, description="Weight of the loss of canopy features.")
     huber: float | None = Field(
         None,
         gt=0,
-        description="scaled error (channels.py) from where the squared error is linear; null: never",
+        description="Scaled error above which the squared error becomes linear; null means never.",
     )
-    stride: Size = Field((5, 4, 4), description="voxels a latent position")
+    stride: Size = Field(
+        (5, 4, 4),
+        description=(
+            "Voxels (time, y, x) per latent position; it divides the inner chunk or the window."
+        ),
+    )
     patch: Size = Field(
-        (5, 4, 4), description="voxels the stem folds into channels; a divisor of stride"
+        (5, 4, 4),
+        description="Voxels (time, y, x) that the stem folds into channels; it divides the stride.",
     )
-    width: int = Field(128, ge=8, le=4096, multiple_of=8)
-    depth: int = Field(4, ge=0, le=64, description="residual blocks on each side")
-    decay: float = Field(0.99, gt=0, lt=1, description="of the codebook's averages")
+    width: int = Field(128, ge=8, le=4096, multiple_of=8, description="Channels of the network.")
+    depth: int = Field(
+        4, ge=0, le=64, description="Residual blocks in the encoder and in the decoder."
+    )
+    decay: float = Field(
+        0.99, gt=0, lt=1, description="Decay of the moving averages of the codebooks."
+    )
     dead_share: float = Field(
         0.25,
         ge=0,
         lt=1,
-        description="a code whose average count is under this share of the mean is replaced",
+        description="Replace a code whose average count is below this share of the mean.",
     )
     collapse_share: float = Field(
-        0.1, ge=0, lt=1, description="perplexity under this share of what is possible is a collapse"
+        0.1,
+        ge=0,
+        lt=1,
+        description="Perplexity below this share of what is possible counts as a collapse.",
     )
-    collapse_steps: int = Field(20, ge=1)
-    start_step: int = Field(5, ge=0, description="steps before the k-means start of the codebooks")
+    collapse_steps: int = Field(
+        20, ge=1, description="Steps of collapse after which the codebook is initialised again."
+    )
+    start_step: int = Field(
+        5,
+        ge=0,
+        description="Steps without quantisation before the codebooks are initialised by k-means.",
+    )
     window: Size | None = Field(
-        None, description="part of an inner chunk that is a sample; null: all of it"
+        None,
+        description="Part of an inner chunk (time, y, x) that is one sample; null means all of it.",
     )
     min_valid_share: float = Field(
-        0.1, ge=0, le=1, description="inner chunks with fewer valid voxels are left out"
+        0.1, ge=0, le=1, description="Leave out inner chunks with a smaller share of valid voxels."
     )
-    sampling: Literal["chunk", "random"] = "chunk"
-    flips: bool = True
+    sampling: Literal["chunk", "random"] = Field(
+        "chunk",
+        description=(
+            "chunk draws a batch from loader.chunks_per_batch stored chunks; random draws from all."
+        ),
+    )
+    flips: bool = Field(True, description="Augment with quarter turns and mirrors of y and x.")
 
 
 class CompressSettings(Section):
     """What `compress_zarr` makes of a cube and a trained VQ-VAE."""
 
-    warehouse: str | None = Field(
+    warehouse: Annotated[str | None, RECORDED_APART] = Field(
         None,
-        description="a cube's warehouse or one of its versions; null: the newest under build.output_root",
+        description=(
+            "Warehouse of a cube, or one of its versions; null means the newest under "
+            "build.output_root."
+        ),
     )
-    checkpoint: str = Field(
-        "checkpoints/vqvae", description="of the model: its folder or checkpoint.json"
+    checkpoint: Annotated[str, RECORDED_APART] = Field(
+        "checkpoints/vqvae", description="Trained VQ-VAE: its folder or its checkpoint.json."
     )
-    output_root: str = Field("artifacts/codes", description="where versions of codes are published")
+    output_root: Annotated[str, NOT_CONTENT] = Field(
+        "artifacts/codes", description="Warehouse in which the version of codes is published."
+    )
     levels: int | None = Field(
-        None, ge=1, le=32, description="residual levels kept; null: all the model has"
+        None,
+        ge=1,
+        le=32,
+        description="Residual levels that are kept; null means all that the model has.",
     )
     rate_weight: float = Field(
         0.2,
         ge=0,
         le=1000,
-        description="thousandths of the latent variance a bit is worth; 0: nearest codes",
+        description=(
+            "Thousandths of the latent variance that one bit is worth; more means fewer bits,"
+            " 0 the nearest codes."
+        ),
     )
-    paths: int = Field(4, ge=1, le=64, description="sequences of codes kept a level while choosing")
+    paths: int = Field(
+        4,
+        ge=1,
+        le=64,
+        description="Candidate sequences of codes per level; 1 is faster and a little worse.",
+    )
     shard_samples: int = Field(
         256,
         ge=1,
         le=65_536,
-        description="samples of a stored chunk of codes, the unit that decodes alone",
+        description="Samples per stored chunk of codes, which is decoded as a whole.",
     )
-    reconstruct: str | None = Field(
-        None, description="folder where the reconstruction is published as a cube; null: none"
+    reconstruct: Annotated[str | None, NOT_CONTENT] = Field(
+        None, description="Warehouse in which the reconstructed cube is published; null means none."
     )
-    report: str | None = Field(
-        None, description="folder of the rate-distortion report on held-out blocks; null: none"
+    report: Annotated[str | None, NOT_CONTENT] = Field(
+        None,
+        description="Folder for the rate-distortion report on held-out blocks; null means none.",
     )
-    report_samples: int = Field(
-        2048, ge=1, description="held-out blocks the report looks at, at most"
+    report_samples: Annotated[int, NOT_CONTENT] = Field(
+        2048, ge=1, description="Largest number of held-out blocks in the report."
     )
-    workers: int = Field(
-        0, ge=0, le=256, description="processes; 0: this one, with all of PyTorch's threads"
+    workers: Annotated[int, NOT_CONTENT] = Field(
+        0,
+        ge=0,
+        le=256,
+        description="Worker processes; 0 means this process with all threads of PyTorch.",
     )
-    if_exists: Literal["skip", "clear"] = "skip"
-    device: str = Field("cpu", description="cpu, auto, cuda, cuda:1, ...")
+    if_exists: Annotated[Literal["skip", "clear"], NOT_CONTENT] = Field(
+        "skip",
+        description="What to do if the version exists: skip it, or clear and encode it again.",
+    )
+    device: Annotated[str, NOT_CONTENT] = Field(
+        "cpu",
+        description=(
+            "Device to compute on: auto (a GPU if there is one), cpu, cuda, cuda:1, and so on."
+        ),
+    )

@@ -1,16 +1,17 @@
 """The settings sections of what the warehouse itself does: build, inspect, verify and export.
 
-Every section of `config.yaml` is a frozen model that derives from `Section`. This module imports
-nothing of the package, so that a command can offer its `--help` without loading zarr or dask.
+This module imports no heavy library, so that a command answers `--help` quickly.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from typing import Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
+
+from warehouse.section import NOT_CONTENT, PICTURES_ONLY, RECORDED_APART, Section
 
 __all__ = [
     "MASK_PADDING",
@@ -18,7 +19,6 @@ __all__ = [
     "BuildSettings",
     "ExportSettings",
     "InspectSettings",
-    "Section",
     "VerifySettings",
 ]
 
@@ -30,45 +30,150 @@ MASK_PADDING = 255
 SPLIT_NAMES = ("train", "val", "test")
 
 
-class Section(BaseModel):
-    """One section of `config.yaml`: frozen, unknown keys refused, checked on construction."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
-    )
-
-
 class BuildSettings(Section):
     """What `build_zarr` bakes, from where, into what."""
 
-    input_root: str | None = None
-    format: Literal["auto", "voc", "coco", "yolo", "folder", "classes", "masks", "raster"] = "auto"
-    output_root: str = "artifacts/tensor_warehouse"
-    target_size: tuple[int, int] = (384, 384)
-    resize_mode: Literal["letterbox", "stretch"] = "letterbox"
-    pad_value: int = Field(114, ge=0, le=255)
-    max_boxes: int = Field(16, ge=1, le=10_000)
-    too_many_boxes: Literal["error", "truncate"] = "error"
-    dtype: Literal["uint8", "float16", "float32"] = "uint8"
-    shard_samples: int | None = Field(None, ge=1, le=1 << 20)
-    compressor: Literal["lz4", "lz4hc", "none"] = "lz4"
-    skip_empty: bool = False
-    missing_is_empty: bool = False
-    classes: list[str] | None = None
-    splits: dict[str, float] = {"train": 0.8, "val": 0.1, "test": 0.1}
-    seed: int = Field(0, ge=0)
-    group_pattern: str | None = r"^(.+)\.rf\.[0-9a-f]+\.[A-Za-z]+$"
-    max_pixels: int = Field(178_956_970, ge=1)
-    mask_values: dict[int, int] = {0: 0, 255: 1}
-    if_exists: Literal["skip", "clear"] = "skip"
-    max_invalid: int = Field(0, ge=0)
-    max_missing: int = Field(0, ge=0)
-    max_empty_ratio: float = Field(0.05, ge=0, le=1)
-    workers: int | None = Field(None, ge=0, le=1024)
-    cluster: str | None = None
-    trace: bool | str = True
-    rehash: bool = False
-    dry_run: bool = False
+    input_root: Annotated[str | None, RECORDED_APART] = Field(
+        None, description="Folder with the pictures and annotations, or with the rasters; required."
+    )
+    format: Annotated[
+        Literal["auto", "voc", "coco", "yolo", "folder", "classes", "masks", "raster"],
+        RECORDED_APART,
+    ] = Field(
+        "auto",
+        description=(
+            "Annotation format; auto recognises it. folder has no boxes, classes has a folder"
+            " per class."
+        ),
+    )
+    output_root: Annotated[str, NOT_CONTENT] = Field(
+        "artifacts/tensor_warehouse", description="Warehouse in which the version is published."
+    )
+    target_size: Annotated[tuple[int, int], PICTURES_ONLY] = Field(
+        (384, 384), description="Height and width of the stored pictures in pixels."
+    )
+    resize_mode: Annotated[Literal["letterbox", "stretch"], PICTURES_ONLY] = Field(
+        "letterbox",
+        description="letterbox keeps the aspect ratio and pads; stretch fills the whole picture.",
+    )
+    pad_value: Annotated[int, PICTURES_ONLY] = Field(
+        114, ge=0, le=255, description="Grey value of the padding."
+    )
+    max_boxes: Annotated[int, PICTURES_ONLY] = Field(
+        16,
+        ge=1,
+        le=10_000,
+        description="Box slots per picture; see too_many_boxes for pictures with more boxes.",
+    )
+    too_many_boxes: Annotated[Literal["error", "truncate"], PICTURES_ONLY] = Field(
+        "error",
+        description=(
+            "What happens to a picture with more boxes than slots: error, or truncate to the "
+            "largest."
+        ),
+    )
+    dtype: Annotated[Literal["uint8", "float16", "float32"], PICTURES_ONLY] = Field(
+        "uint8",
+        description=(
+            "Type of the stored pixels; floats are in [0, 1] and take 2 or 4 times the space."
+        ),
+    )
+    shard_samples: Annotated[int | None, PICTURES_ONLY] = Field(
+        None,
+        ge=1,
+        le=1 << 20,
+        description=(
+            "Samples per stored chunk; null means 128 MiB, at most an eighth of the split, at"
+            " least 64."
+        ),
+    )
+    compressor: Literal["lz4", "lz4hc", "none"] = Field(
+        "lz4",
+        description="Compression: lz4, lz4hc (a fifth smaller, 13 times slower to build) or none.",
+    )
+    skip_empty: Annotated[bool, PICTURES_ONLY] = Field(
+        False, description="Leave out pictures without boxes."
+    )
+    missing_is_empty: Annotated[bool, PICTURES_ONLY] = Field(
+        False,
+        description="Treat a picture without annotation as background instead of refusing it.",
+    )
+    classes: Annotated[list[str] | None, PICTURES_ONLY] = Field(
+        None,
+        description=(
+            "Names of the classes, in order; boxes of other classes are refused. null means "
+            "those found."
+        ),
+    )
+    splits: dict[str, float] = Field(
+        {"train": 0.8, "val": 0.1, "test": 0.1},
+        description=(
+            "Share of each split in a seeded split by group; splits given as folders are kept."
+        ),
+    )
+    seed: int = Field(
+        0, ge=0, description="Seed of the split and of the sample order within each split."
+    )
+    group_pattern: Annotated[str | None, PICTURES_ONLY] = Field(
+        r"^(.+)\.rf\.[0-9a-f]+\.[A-Za-z]+$",
+        description=(
+            "Files whose names have the same first group stay in one split; null means no groups."
+        ),
+    )
+    max_pixels: Annotated[int, PICTURES_ONLY] = Field(
+        178_956_970,
+        ge=1,
+        description="A picture that declares more pixels is refused before it is decoded.",
+    )
+    mask_values: Annotated[dict[int, int], RECORDED_APART] = Field(
+        {0: 0, 255: 1},
+        description="Class of each value in the mask files; other values are refused.",
+    )
+    if_exists: Annotated[Literal["skip", "clear"], NOT_CONTENT] = Field(
+        "skip",
+        description=(
+            "What to do if the version exists: skip the build, or clear and build it again."
+        ),
+    )
+    max_invalid: Annotated[int, NOT_CONTENT] = Field(
+        0, ge=0, description="Number of pictures that may be unreadable or have only bad boxes."
+    )
+    max_missing: Annotated[int, NOT_CONTENT] = Field(
+        0,
+        ge=0,
+        description=(
+            "Number of pictures without annotation plus annotations without picture that are "
+            "allowed."
+        ),
+    )
+    max_empty_ratio: Annotated[float, NOT_CONTENT] = Field(
+        0.05, ge=0, le=1, description="Share of the kept pictures that may have no boxes."
+    )
+    workers: Annotated[int | None, NOT_CONTENT] = Field(
+        None,
+        ge=0,
+        le=1024,
+        description="Local worker processes; null means one per core, 0 builds in this process.",
+    )
+    cluster: Annotated[str | None, NOT_CONTENT] = Field(
+        None,
+        description=(
+            "Address of a running Dask scheduler, such as tcp://head:8786; null means local "
+            "workers."
+        ),
+    )
+    trace: Annotated[bool | str, NOT_CONTENT] = Field(
+        True,
+        description=(
+            "Write the seconds per step and chunk to trace.jsonl; a path writes them there instead."
+        ),
+    )
+    rehash: Annotated[bool, NOT_CONTENT] = Field(
+        False, description="Read every source again instead of trusting its size, time and inode."
+    )
+    dry_run: Annotated[bool, NOT_CONTENT] = Field(
+        False, description="Report what would be found, refused and written, and write nothing."
+    )
 
     @field_validator("trace", mode="before")
     @classmethod
@@ -130,49 +235,29 @@ class BuildSettings(Section):
                 raise ValueError(f"not a regular expression: {error}") from None
         return value
 
-    def content(self) -> dict[str, Any]:
-        """The settings that decide what is written: part of the version key.
-
-        Thresholds, paths and workers are not.
-        """
-        return {
-            key: value for key, value in self.model_dump(mode="json").items() if key in CONTENT_KEYS
-        }
-
-
-CONTENT_KEYS = frozenset(
-    {
-        "target_size",
-        "resize_mode",
-        "pad_value",
-        "max_boxes",
-        "too_many_boxes",
-        "dtype",
-        "shard_samples",
-        "compressor",
-        "skip_empty",
-        "missing_is_empty",
-        "classes",
-        "splits",
-        "seed",
-        "group_pattern",
-        "max_pixels",
-    }
-)
-
 
 class InspectSettings(Section):
     """What `inspect_zarr` shows."""
 
     path: str | None = Field(
-        None, description="warehouse root, version folder or manifest.json; null: build.output_root"
+        None,
+        description=(
+            "Warehouse root, version folder or manifest.json; null means the newest version "
+            "under build.output_root."
+        ),
     )
-    split: str | None = Field(None, description="split of the contact sheet; null: the first")
+    split: str | None = Field(None, description="Split of the contact sheet; null means the first.")
     output: str | None = Field(
-        None, description="PNG of the contact sheet; null: artifacts/inspect/<version>_<split>.png"
+        None,
+        description=(
+            "PNG file of the contact sheet; null means artifacts/inspect/<version>_<split>.png."
+        ),
     )
     pictures: int = Field(
-        24, ge=1, le=400, description="pictures on the contact sheet, spread evenly over the split"
+        24,
+        ge=1,
+        le=400,
+        description="Number of pictures on the contact sheet, spread evenly over the split.",
     )
 
 
@@ -180,11 +265,17 @@ class VerifySettings(Section):
     """What `verify_zarr` checks."""
 
     path: str | None = Field(
-        None, description="warehouse root, version folder or manifest.json; null: build.output_root"
+        None,
+        description=(
+            "Warehouse root, version folder or manifest.json; null means the newest version "
+            "under build.output_root."
+        ),
     )
     level: Literal["full", "quick"] = Field(
         "full",
-        description="full hashes every file and decodes every sample; quick compares sizes and indices",
+        description=(
+            "full hashes every file and decodes every sample; quick compares sizes and indices."
+        ),
     )
 
 
@@ -192,8 +283,13 @@ class ExportSettings(Section):
     """What `export_summary` writes."""
 
     path: str | None = Field(
-        None, description="warehouse root, version folder or manifest.json; null: build.output_root"
+        None,
+        description=(
+            "Warehouse root, version folder or manifest.json; null means the newest version "
+            "under build.output_root."
+        ),
     )
     output: str = Field(
-        "artifacts/export", description="folder for summary, samples, chunks and trace as Parquet"
+        "artifacts/export",
+        description="Folder for the Parquet tables of summaries, samples, chunks and timings.",
     )

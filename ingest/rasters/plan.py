@@ -30,6 +30,7 @@ from warehouse.errors import ConfigError, SourceError
 from warehouse.format.manifest import code_version, toolchain, version_name
 from warehouse.format.schema import FORMAT_VERSION
 from warehouse.layouts.cube_geometry import Cube, CubeLayout, CubePlan, Feature, cube_arrays
+from warehouse.section import PICTURES_ONLY
 from warehouse.settings import BuildSettings
 from warehouse.write.bake import BuildPlan, SplitPlan
 
@@ -129,17 +130,12 @@ def cube_recipe(
     """Everything that decides the version's content; its hash is the version's name."""
     from importlib.metadata import version
 
-    kept = {
-        key: value
-        for key, value in build.content().items()
-        if key in {"compressor", "splits", "seed"}
-    }
     return {
         "format_version": FORMAT_VERSION,
         "code_version": code_version(),
         "sources": listing.fingerprint,
         "format": "raster",
-        "settings": kept | {"raster": raster.content()},
+        "settings": build.content(leave_out={PICTURES_ONLY}) | {"raster": raster.content()},
         "decoder": {"rasterio": version("rasterio")},
     }
 

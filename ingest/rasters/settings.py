@@ -8,11 +8,11 @@ name.
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from warehouse.settings import Section
+from warehouse.section import ADDED_LATER, NOT_CONTENT, Section
 
 __all__ = ["INDICES", "RasterFeature", "RasterSettings"]
 
@@ -33,15 +33,18 @@ class RasterGrid(Section):
     All null: that of the first source, when all share a CRS.
     """
 
-    like: str | None = Field(None, description="a raster below input_root whose grid is taken")
-    crs: str | None = Field(None, description="such as EPSG:32633")
-    resolution: float | None = Field(None, gt=0, description="pixel edge in units of the CRS")
+    like: str | None = Field(None, description="Raster below build.input_root whose grid is used.")
+    crs: str | None = Field(None, description="Coordinate reference system, such as EPSG:32633.")
+    resolution: float | None = Field(None, gt=0, description="Side of a pixel in units of the CRS.")
     bounds: tuple[float, float, float, float] | None = Field(
-        None, description="left, bottom, right, top in units of the CRS"
+        None, description="Left, bottom, right and top in units of the CRS."
     )
     geojson: str | None = Field(
         None,
-        description="file with a rectangle and its CRS; without resolution, cut as the first .npy is",
+        description=(
+            "File with a rectangle and its CRS; without resolution the grid of the first .npy"
+            " is cut to it."
+        ),
     )
 
     @model_validator(mode="after")
@@ -68,10 +71,12 @@ class RasterTime(Section):
 
     pattern: str = Field(
         r"(?P<date>\d{8})",
-        description="regular expression with a group `date`, searched in each file's name",
+        description="Regular expression with a group named date, searched in each file name.",
     )
-    format: str = Field("%Y%m%d", description="how `date` is written, as strptime takes it")
-    file: str | None = Field(None, description="JSON list of ISO dates for .npy sources")
+    format: str = Field("%Y%m%d", description="How the date is written, as for strptime.")
+    file: str | None = Field(
+        None, description="JSON file with a list of ISO dates, for .npy sources."
+    )
 
     @field_validator("pattern")
     @classmethod
@@ -91,23 +96,44 @@ class RasterFeature(Section):
     Read from `files`, or an `index` of bands of `files` (numbers) or of features above it (names).
     """
 
-    name: str = Field(min_length=1, max_length=64)
-    files: str | None = None
-    band: int | str = 1
-    kind: Literal["continuous", "categorical", "canopy"] = "continuous"
-    codes: tuple[int, ...] = ()
-    nodata: float | Literal["nan"] | None = None
-    resampling: Literal["nearest", "mode", "bilinear", "average"] | None = None
-    static: bool = False
-    index: Literal["ndvi", "ndwi", "cover", "classes"] | None = None
-    red: int | str | None = None
-    green: int | str | None = None
-    nir: int | str | None = None
-    source: str | None = None
-    breaks: tuple[float, ...] = ()
-    mask: str | None = None
-    extent: str | None = None
-    units: str | None = None
+    name: str = Field(min_length=1, max_length=64, description="Name of the feature.")
+    files: str | None = Field(
+        None, description="Glob pattern of the source files below build.input_root."
+    )
+    band: int | str = Field(1, description="Band of each file: its number from 1, or its name.")
+    kind: Literal["continuous", "categorical", "canopy"] = Field(
+        "continuous",
+        description="continuous, categorical, or canopy (a quantity that is often zero).",
+    )
+    codes: tuple[int, ...] = Field((), description="All codes of a categorical feature.")
+    nodata: float | Literal["nan"] | None = Field(
+        None, description="Value that marks missing data; null means what each file declares."
+    )
+    resampling: Literal["nearest", "mode", "bilinear", "average"] | None = Field(
+        None,
+        description="Resampling method; null means nearest for categories and bilinear for others.",
+    )
+    static: bool = Field(False, description="The feature has no date and is repeated along time.")
+    index: Literal["ndvi", "ndwi", "cover", "classes"] | None = Field(
+        None,
+        description=(
+            "Index that is computed from other bands or features: ndvi, ndwi, cover or classes."
+        ),
+    )
+    red: int | str | None = Field(None, description="Red band or feature for the index.")
+    green: int | str | None = Field(None, description="Green band or feature for the index.")
+    nir: int | str | None = Field(None, description="Near-infrared band or feature for the index.")
+    source: str | None = Field(None, description="Feature that index classes divides into classes.")
+    breaks: tuple[float, ...] = Field(
+        (), description="Ascending limits between the classes of index classes."
+    )
+    mask: str | None = Field(
+        None, description="Glob pattern of files in which 0 marks pixels as missing."
+    )
+    extent: str | None = Field(
+        None, description="GeoJSON file with the rectangle that .npy sources cover."
+    )
+    units: str | None = Field(None, description="Physical unit, as text.")
 
     @property
     def method(self) -> str:
@@ -164,32 +190,52 @@ class RasterFeature(Section):
 class Steps(Section):
     """Voxels along each axis; null: as the table of settings says."""
 
-    time: int | None = Field(None, ge=1)
-    y: int | None = Field(None, ge=1)
-    x: int | None = Field(None, ge=1)
+    time: int | None = Field(None, ge=1, description="Number of dates; null means automatic.")
+    y: int | None = Field(None, ge=1, description="Number of rows; null means automatic.")
+    x: int | None = Field(None, ge=1, description="Number of columns; null means automatic.")
 
 
 class ChunkSteps(Steps):
     """An inner chunk. feature: features in it; null: all."""
 
-    feature: int | None = Field(None, ge=1)
+    feature: Annotated[int | None, ADDED_LATER] = Field(
+        None,
+        ge=1,
+        description="Features per inner chunk; null means all, 1 suits reading single bands.",
+    )
 
 
 class RasterSettings(Section):
     """What a cube is made of (see config.yaml)."""
 
-    grid: RasterGrid = RasterGrid()
-    time: RasterTime = RasterTime()
-    features: tuple[RasterFeature, ...] = ()
-    chunk: ChunkSteps = ChunkSteps(time=5, y=32, x=32)
-    shard: Steps = Steps()
-    block: Steps = Steps()
-    guard: int = Field(0, ge=0, description="inner chunks left out around val and test")
-    held_out_dates: int = Field(
-        0, ge=0, description="last dates that are test only, in whole inner chunks"
+    grid: RasterGrid = Field(
+        RasterGrid(),
+        description=(
+            "Grid onto which every source is warped; all null means that of the first source."
+        ),
     )
-    empty_dates: Literal["error", "keep"] = Field(
-        "error", description="a date without any valid value: refuse or keep"
+    time: RasterTime = Field(RasterTime(), description="Where the dates come from.")
+    features: tuple[RasterFeature, ...] = Field(
+        (), description="Features of the cube, in order; docs/format.md lists the keys of each."
+    )
+    chunk: ChunkSteps = Field(
+        ChunkSteps(time=5, y=32, x=32),
+        description="Voxels of an inner chunk, which is what is decoded at once.",
+    )
+    shard: Steps = Field(Steps(), description="Voxels of a stored chunk, which is one file.")
+    block: Steps = Field(
+        Steps(), description="Voxels of the blocks that are assigned to splits as a whole."
+    )
+    guard: int = Field(
+        0, ge=0, description="Inner chunks that are left out between training and held-out blocks."
+    )
+    held_out_dates: int = Field(
+        0,
+        ge=0,
+        description="Last dates that are used for test only, rounded up to whole inner chunks.",
+    )
+    empty_dates: Annotated[Literal["error", "keep"], NOT_CONTENT] = Field(
+        "error", description="What happens to a date without any valid value: error or keep."
     )
 
     @field_validator("chunk")
@@ -225,19 +271,3 @@ class RasterSettings(Section):
                 )
             above.add(feature.name)
         return self
-
-    def content(self) -> dict[str, Any]:
-        """What decides the cube's content: part of the version key.
-
-        Without `chunk.feature` the name is what it was before that key.
-        """
-        content = {
-            key: value
-            for key, value in self.model_dump(mode="json").items()
-            if key != "empty_dates"
-        }
-        return (
-            content
-            if self.chunk.feature is not None
-            else content | {"chunk": self.chunk.model_dump(exclude={"feature"})}
-        )

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from warehouse.settings import Section
+from warehouse.section import Section
 
 __all__ = ["SampleSettings"]
 
@@ -14,13 +14,27 @@ __all__ = ["SampleSettings"]
 class SampleSettings(Section):
     """What `make_sample` draws, how many, and where to."""
 
-    kind: Literal["boxes", "cube", "classes", "masks"] = "boxes"
-    format: Literal["voc", "coco", "yolo"] = "voc"
-    count: int = Field(64, ge=1, le=100_000)
-    size: tuple[int, int] = (384, 384)
-    seed: int = Field(0, ge=0)
-    single_box: bool = False
-    output: str = "artifacts/sample"
+    kind: Literal["boxes", "cube", "classes", "masks"] = Field(
+        "boxes",
+        description=(
+            "What is drawn: boxes, cube (GeoTIFFs of one place), classes (a folder per class)"
+            " or masks."
+        ),
+    )
+    format: Literal["voc", "coco", "yolo"] = Field(
+        "voc", description="Annotation format for kind boxes: voc, coco or yolo."
+    )
+    count: int = Field(
+        64, ge=1, le=100_000, description="Number of pictures, or of dates for kind cube."
+    )
+    size: tuple[int, int] = Field(
+        (384, 384), description="Height and width of each picture in pixels."
+    )
+    seed: int = Field(0, ge=0, description="Seed of everything that is drawn.")
+    single_box: bool = Field(
+        False, description="Draw exactly one box in every picture, which suits TinyDet."
+    )
+    output: str = Field("artifacts/sample", description="Folder in which the data set is written.")
 
     @field_validator("size")
     @classmethod

@@ -23,6 +23,7 @@ from segmentation.patches import (
     plan_patches,
     write_patch_manifest,
 )
+from segmentation.settings import SegmentSettings
 from warehouse import Warehouse
 from warehouse.errors import BuildError, ConfigError, PictureError, ThresholdError
 from warehouse.inspect.verify import verify
@@ -78,15 +79,17 @@ def cut(
     """
     build = settings_for(root, **more)
     listing = list_pictures(build)
-    recipe = patch_recipe(
-        listing.fingerprint,
-        build,
+    shared = ("mask_values", "splits", "group_pattern", "seed", "max_pixels")
+    settings = SegmentSettings(
         patch_size=size,
         overlap=OVERLAP,
         job_size=JOB,
         channels=channels,
-        decoders=cut_versions(),
+        levels=1,
+        stem=1,
+        **{key: getattr(build, key) for key in shared},
     )
+    recipe = patch_recipe(listing.fingerprint, settings, cut_versions())
     cutters: list[PatchCutter] = []
 
     def make_plan(unreadable: Any) -> Any:

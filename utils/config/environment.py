@@ -21,7 +21,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource
 from utils.config.sections import KnownSections, nested_model
 from utils.log import get_log
 from warehouse.errors import ConfigError
-from warehouse.settings import Section
+from warehouse.section import Section
 
 __all__ = ["read_environment"]
 

@@ -20,7 +20,7 @@ from pydantic_settings import BaseSettings, CliSettingsSource, SettingsError
 
 from utils.config.sections import nearest
 from warehouse.errors import ConfigError
-from warehouse.settings import Section
+from warehouse.section import Section
 
 __all__ = ["read_flags"]
 

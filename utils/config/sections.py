@@ -20,7 +20,7 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from warehouse.errors import ConfigError
-from warehouse.settings import Section
+from warehouse.section import Section
 
 __all__ = [
     "CommandSettings",

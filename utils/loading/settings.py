@@ -13,7 +13,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from warehouse.settings import Section
+from warehouse.section import Section
 
 __all__ = ["Engine", "LoaderSettings", "Store"]
 
@@ -29,29 +29,44 @@ class LoaderSettings(Section):
 
     engine: Engine = Field(
         "thread",
-        description="thread decodes in this process, spawn in worker processes, inline without concurrency",
+        description=(
+            "thread decodes in this process, spawn in worker processes, inline without concurrency."
+        ),
     )
     num_workers: int = Field(
-        2, ge=0, le=256, description="decode threads or processes; 0 is inline"
+        2, ge=0, le=256, description="Number of decoding threads or processes; 0 means inline."
     )
-    prefetch_factor: int = Field(2, ge=1, le=64, description="batches in flight a worker")
+    prefetch_factor: int = Field(
+        2, ge=1, le=64, description="Batches that each worker prepares ahead."
+    )
     store: Store = Field(
         "auto",
-        description="mmap, pread, memory (decoded once), stream (chunks fetched ahead), library (zarr-python); auto chooses and says why",
+        description=(
+            "How chunks are read: auto, mmap, pread, memory, stream or library; auto logs its"
+            " choice."
+        ),
     )
-    prefetch: int = Field(2, ge=1, le=64, description="stored chunks fetched ahead by store=stream")
+    prefetch: int = Field(
+        2, ge=1, le=64, description="Stored chunks that store stream fetches ahead."
+    )
     verify: Literal["first_touch", "always", "off"] = Field(
-        "first_touch", description="when an inner chunk's crc32c is checked"
+        "first_touch", description="When the crc32c checksum of an inner chunk is checked."
     )
     worker_timeout: int = Field(
         25,
         ge=1,
         le=86_400,
-        description="seconds until a spawned worker that does not answer counts as hanging",
+        description=(
+            "Seconds after which a spawned worker that does not answer is reported as hanging."
+        ),
     )
     interleave: int = Field(
-        1, ge=1, description="chunks read in turn; more is a finer shuffle and more open files"
+        1,
+        ge=1,
+        description=(
+            "Stored chunks that are read in turn; more gives a finer shuffle and more open files."
+        ),
     )
     chunks_per_batch: int = Field(
-        1, ge=1, description="stored chunks whose samples are shuffled together"
+        1, ge=1, description="Stored chunks whose samples are shuffled together."
     )

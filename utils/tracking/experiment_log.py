@@ -34,7 +34,7 @@ from warehouse.format.manifest import code_version
 __all__ = ["SCHEMA", "Book"]
 
 LOST_AFTER_S = 600.0
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 BEST = """SELECT value, step FROM metrics WHERE run = ? AND kind = 'epoch' AND name = ? AND value IS NOT NULL
           ORDER BY value * ?, step LIMIT 1"""
 

@@ -14,7 +14,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from warehouse.settings import Section
+from warehouse.section import Section
 
 __all__ = ["ExperimentSettings", "RunsSettings"]
 
@@ -22,28 +22,48 @@ __all__ = ["ExperimentSettings", "RunsSettings"]
 class ExperimentSettings(Section):
     """Where every trainer writes what it did."""
 
-    db: str | None = Field("experiments/experiments.db", description="null: keep no book")
+    db: str | None = Field(
+        "experiments/experiments.db",
+        description="SQLite file of the experiment log; null means that runs are not recorded.",
+    )
     wait_s: float = Field(
-        20.0, gt=0, le=3600, description="seconds to wait for another process that is writing"
+        20.0, gt=0, le=3600, description="Seconds to wait for another process that is writing."
     )
     every: int = Field(
-        1, ge=1, description="a row of figures for each so manieth step; epochs always have theirs"
+        1, ge=1, description="Record the metrics of every n-th step; epochs are always recorded."
     )
 
 
 class RunsSettings(Section):
     """What inspect_runs shows."""
 
-    trainer: str | None = Field(None, description="only runs of this section, such as detector")
-    limit: int = Field(20, ge=1, description="the newest so many")
+    trainer: str | None = Field(
+        None, description="List only runs of this trainer, such as detector; null means all."
+    )
+    limit: int = Field(20, ge=1, description="Number of runs to list, newest first.")
     compare: list[int] | None = Field(
-        None, description="ids to set side by side; null: all that are listed"
+        None,
+        description=(
+            "Numbers of the runs to compare, such as [3, 4]; null means all that are listed."
+        ),
     )
     metric: str | None = Field(
-        None, description="what they are ranked and drawn by; null: each run's headline"
+        None,
+        description=(
+            "Metric by which runs are ranked and drawn; null means the main metric of each run."
+        ),
     )
     better: Literal["max", "min"] | None = Field(
-        None, description="of the metric; null: as the runs say"
+        None,
+        description=(
+            "Whether a larger or a smaller value of the metric is better; null means as the "
+            "runs say."
+        ),
     )
-    output: str | None = Field(None, description="PNG; null: compare.png beside the book")
-    mlflow: str | None = Field(None, description="tracking URI to send the runs to; null: nowhere")
+    output: str | None = Field(
+        None,
+        description="PNG file of the curves; null means compare.png beside the experiment log.",
+    )
+    mlflow: str | None = Field(
+        None, description="MLflow tracking URI to which the runs are sent; null means nowhere."
+    )

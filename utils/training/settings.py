@@ -15,7 +15,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from warehouse.settings import Section
+from warehouse.section import Section
 
 __all__ = ["MAY_CHANGE", "AugmentSettings", "TrainSettings"]
 
@@ -43,33 +43,79 @@ class TrainSettings(Section):
     `epochs: null` needs `max_minutes`, and then time alone decides.
     """
 
-    epochs: int | None = Field(20, ge=1)
-    max_minutes: float | None = Field(None, gt=0)
-    batch_size: int = Field(16, ge=1, le=65_536)
-    lr: float | None = Field(None, gt=0, description="null: what suits the model")
-    warmup_steps: int = Field(50, ge=0)
-    weight_decay: float = Field(0.05, ge=0)
-    clip_norm: float = Field(10.0, gt=0)
+    epochs: int | None = Field(
+        20,
+        ge=1,
+        description=(
+            "Number of epochs; null means that max_minutes alone ends training and the "
+            "schedule follows it."
+        ),
+    )
+    max_minutes: float | None = Field(
+        None, gt=0, description="Minutes after which training stops; null means no limit."
+    )
+    batch_size: int = Field(16, ge=1, le=65_536, description="Samples per batch and process.")
+    lr: float | None = Field(
+        None, gt=0, description="Peak learning rate; null means a value that suits the model."
+    )
+    warmup_steps: int = Field(
+        50, ge=0, description="Steps over which the learning rate rises to its peak."
+    )
+    weight_decay: float = Field(0.05, ge=0, description="Weight decay of AdamW.")
+    clip_norm: float = Field(10.0, gt=0, description="Norm to which gradients are clipped.")
     average: float = Field(
         0.998,
         ge=0,
         lt=1,
-        description="decay of the running average of the weights, which is what is kept; 0: none",
+        description=(
+            "Decay of the running average of the weights; the average is what is saved. 0 "
+            "means none."
+        ),
     )
-    accumulate: int = Field(1, ge=1)
-    seed: int = Field(0, ge=0, lt=2**63)
-    device: str = "auto"
-    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
-    log_interval: int = Field(10, ge=1)
-    evaluate_every: int = Field(1, ge=1, description="epochs")
-    status_file: str | None = None
-    limit_batches: int | None = Field(None, ge=1)
+    accumulate: int = Field(1, ge=1, description="Batches per optimizer step.")
+    seed: int = Field(
+        0, ge=0, lt=2**63, description="Seed of the weights, the sample order and the augmentation."
+    )
+    device: str = Field(
+        "auto",
+        description=(
+            "Device to compute on: auto (a GPU if there is one), cpu, cuda, cuda:1, and so on."
+        ),
+    )
+    precision: Literal["auto", "float32", "bf16", "fp16"] = Field(
+        "auto",
+        description=(
+            "Precision of the forward pass; auto means bf16 on a GPU that supports it, else "
+            "float32."
+        ),
+    )
+    log_interval: int = Field(10, ge=1, description="Steps between log lines.")
+    evaluate_every: int = Field(
+        1, ge=1, description="Epochs between evaluations on the held-out split."
+    )
+    status_file: str | None = Field(
+        None,
+        description="JSON file that always holds the current state of training; null means none.",
+    )
+    limit_batches: int | None = Field(
+        None, ge=1, description="Batches per epoch, for a quick trial; null means all."
+    )
     cache_transformed_tensors: bool | None = Field(
-        None, description="held-out batches after their first pass; null: where all fit"
+        None,
+        description=(
+            "Keep held-out batches in memory after the first pass; null means if all of them fit."
+        ),
     )
-    cache_limit_mb: int = Field(1024, ge=1)
-    output: str | None = None
-    resume: bool = False
+    cache_limit_mb: int = Field(
+        1024, ge=1, description="Largest size of the cache of held-out batches in megabytes."
+    )
+    output: str | None = Field(
+        None,
+        description=(
+            "Folder for the checkpoint and the logs; null means checkpoints/<name of the model>."
+        ),
+    )
+    resume: bool = Field(False, description="Resume from the checkpoint in output.")
 
     @model_validator(mode="after")
     def _something_ends_it(self) -> TrainSettings:
@@ -86,10 +132,17 @@ class AugmentSettings(Section):
     against the other.
     """
 
-    flip_x: float = Field(0.5, ge=0, le=1)
-    flip_y: float = Field(0.0, ge=0, le=1)
-    zoom: float = Field(0.35, ge=0, lt=1)
-    aspect: float = Field(0.1, ge=0, lt=1)
-    brightness: float = Field(0.2, ge=0, lt=1)
-    contrast: float = Field(0.2, ge=0, lt=1)
-    saturation: float = Field(0.2, ge=0, lt=1)
+    flip_x: float = Field(0.5, ge=0, le=1, description="Probability of a horizontal flip.")
+    flip_y: float = Field(0.0, ge=0, le=1, description="Probability of a vertical flip.")
+    zoom: float = Field(
+        0.35,
+        ge=0,
+        lt=1,
+        description="Largest relative change of scale: 0.35 scales by 1/1.35 to 1.35.",
+    )
+    aspect: float = Field(
+        0.1, ge=0, lt=1, description="Largest relative change of the aspect ratio."
+    )
+    brightness: float = Field(0.2, ge=0, lt=1, description="Largest relative change of brightness.")
+    contrast: float = Field(0.2, ge=0, lt=1, description="Largest relative change of contrast.")
+    saturation: float = Field(0.2, ge=0, lt=1, description="Largest relative change of saturation.")

@@ -233,12 +233,7 @@ def codes_recipe(
         "cube": cube.to_json(),
         "summary": warehouse.manifest.summary,
     }
-    chosen = {
-        "levels": levels,
-        "shard_samples": settings.shard_samples,
-        "rate_weight": settings.rate_weight,
-        "paths": settings.paths,
-    }
+    chosen = settings.content() | {"levels": levels}
     recipe = {
         "format_version": FORMAT_VERSION,
         "code_version": code_version(),
