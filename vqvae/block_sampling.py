@@ -1,11 +1,11 @@
 """Which blocks of a cube are trained on, in which order, and which part of each.
 
-A sample is one inner chunk, or a window inside it that is cut after decoding, so each inner chunk
-is still decoded once an epoch. Samples with less than `min_valid_share` valid voxels are left out
-by a sampler over the rest: sample numbers stay as they are in the store, and the rule is part of
-the sampler's state and of the checkpoint's settings.
+A sample is one inner chunk, or a window inside it that is cut after decoding, so that each inner
+chunk is still decoded once an epoch. Samples with less than `min_valid_share` valid voxels are left
+out by a sampler over the rest: sample numbers stay as they are in the store, and the rule is part
+of the sampler's state and of the checkpoint's settings.
 
-Reading a source such as NAIP separately, beside the cube, is not offered: its grid is not the
+Reading a source such as NAIP separately, beside the cube, is not supported: its grid is not the
 cube's, so every step would warp and check it again, and neither digests nor splits would cover it.
 Declare it as a feature of the cube instead (`raster.features`), with `static: true` where it has no
 time, and build again.
@@ -29,6 +29,7 @@ from utils.log import get_log
 from utils.samplers import BatchSampler, ChunkBatchSampler, RandomBatchSampler
 from warehouse.errors import ConfigError, TrainingError
 from warehouse.layouts.cube_geometry import Feature
+from warehouse.read.version import Split, Warehouse
 
 __all__ = ["cube_features", "cut", "drawn_blocks", "held_out_split", "make_sampler", "sample_depth"]
 
@@ -39,41 +40,62 @@ Triple = tuple[int, int, int]
 Sampling = Literal["chunk", "random"]
 
 
-def cube_features(split: Any) -> tuple[Feature, ...]:
-    """The features of a cube's split.
+def cube_features(split: Split) -> tuple[Feature, ...]:
+    """Return the features of a cube's split.
 
-    Raises TrainingError when the warehouse is one of pictures.
+    Raises
+    ------
+    TrainingError
+        The warehouse is one of pictures.
     """
     if "data" not in split.arrays:
         raise TrainingError(
-            "this warehouse holds pictures, no cube",
+            "this warehouse contains pictures, not a cube",
             where=split.warehouse.folder,
-            remedy="build one with --build.format raster, or train with python -m scripts.train_detector",
+            remedy="build a cube with --build.format raster, or train on the pictures with"
+            " python -m scripts.train_detector",
         )
     return tuple(split.features)
 
 
-def held_out_split(warehouse: Any) -> Any:
-    """`val`, else `test`, else `train`, whichever has blocks first."""
+def held_out_split(warehouse: Warehouse) -> Split:
+    """Return `val`, else `test`, else `train`, whichever has blocks first."""
     splits = {name: warehouse.split(name) for name in warehouse.splits}
-    name = next((name for name in ("val", "test") if name in splits and len(splits[name])), "train")
+    filled = [name for name in ("val", "test") if name in splits and len(splits[name])]
+    name = filled[0] if filled else "train"
     if name != "val":
         log.warning("the warehouse has no val blocks: scoring on %s", name)
     return splits[name]
 
 
 def make_sampler(
-    split: Any,
+    split: Split,
     batch_size: int,
     min_valid_share: float,
     *,
     sampling: Sampling = "chunk",
     **options: Any,
 ) -> BatchSampler:
-    """A sampler over the samples with at least that share of valid voxels; options as of the
-    samplers in utils.samplers.
+    """Make a sampler over the samples with enough valid voxels.
 
-    Raises TrainingError when no sample is left.
+    Parameters
+    ----------
+    split
+        Of a cube.
+    batch_size
+        Samples a batch.
+    min_valid_share
+        The least share of valid voxels, in 0..1.
+    sampling
+        "chunk" keeps a batch within a stored chunk, "random" reads every chunk
+        for every batch.
+    options
+        As of the samplers in utils.samplers.
+
+    Raises
+    ------
+    TrainingError
+        No sample is left.
     """
     keep = np.asarray(split.valid_share) >= min_valid_share
     if not keep.any():
@@ -94,34 +116,31 @@ def make_sampler(
             min_valid_share,
         )
     if sampling == "random":
-        options = {
-            key: value
-            for key, value in options.items()
-            if key not in {"interleave", "chunks_per_batch"}
-        }
+        # A random order has no chunks to take turns.
+        for name in ("interleave", "chunks_per_batch"):
+            options.pop(name, None)
         return KeptRandomSampler(split.chunk_sizes, batch_size, keep=keep, **options)
     return KeptChunkSampler(split.chunk_sizes, batch_size, keep=keep, **options)
 
 
 def drawn_blocks(
-    split: Any, min_valid_share: float, count: int = START_BLOCKS
+    split: Split, min_valid_share: float, count: int = START_BLOCKS
 ) -> dict[str, Tensor]:
-    """One batch of up to `count` of these samples, drawn from all over the split.
+    """Read one batch of up to `count` of these samples, drawn from all over the split.
 
-    The same for every rank and seed.
+    It is the same for every rank and seed, so that all ranks start from the same
+    weights.
     """
-    with ChunkLoader(
-        split,
-        sampler=make_sampler(split, count, min_valid_share, sampling="random"),
-        engine="inline",
-    ) as loader:
+    sampler = make_sampler(split, count, min_valid_share, sampling="random")
+    with ChunkLoader(split, sampler=sampler, engine="inline") as loader:
+        # Copied, since the loader reuses its buffers.
         return {key: value.clone() for key, value in next(iter(loader)).items()}
 
 
 class _Kept(BatchSampler):
-    """Samples where keep [n] is true, in the order the plain sampler gives chunks of only those.
+    """Samples where `keep` is True, in the order that the plain sampler gives chunks of only those.
 
-    Their numbers stay the store's.
+    Their numbers stay those of the store.
     """
 
     plain: type[BatchSampler]
@@ -161,7 +180,8 @@ class _Renumbered:
         self.order, self.kept, self.total = order, kept, order.total
 
     def batch(self, number: int) -> NDArray[np.int64]:
-        return self.kept[self.order.batch(number)]
+        chosen: NDArray[np.int64] = self.kept[self.order.batch(number)]
+        return chosen
 
 
 class KeptChunkSampler(_Kept, ChunkBatchSampler):
@@ -180,16 +200,34 @@ def cut(
     epoch: int | None = None,
     flips: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """A batch's data float32 [B, t, y, x, F] and valid bool, cut to `window` (None: whole).
+    """Cut a batch to windows, and flip it.
 
-    In training (epoch given) each sample's window lies where (seed, epoch, index) says, and is
-    turned by quarters and mirrored when `flips` and its sides are equal; in evaluation it is the
+    In training each sample's window lies where (seed, epoch, index) says, and is
+    turned by quarters and mirrored if its sides are equal. In evaluation it is the
     middle one, as it is.
+
+    Parameters
+    ----------
+    batch
+        `data`, `valid` and `index` of a loader.
+    window
+        (time, y, x) in voxels; None for whole blocks.
+    seed
+        Of all random choices.
+    epoch
+        Of the training; None for evaluation.
+    flips
+        Whether to turn and mirror.
+
+    Returns
+    -------
+    tuple of Tensor
+        data float32 and valid bool [B, t, y, x, F].
     """
     data, valid = batch["data"], batch["valid"]
     size = tuple(data.shape[1:4])
     wanted = window or size
-    room = [whole - part for whole, part in zip(size, wanted, strict=True)]
+    room = [total - part for total, part in zip(size, wanted, strict=True)]
     index = batch["index"].cpu().numpy()
 
     def draw(purpose: int, count: int) -> NDArray[np.int64]:
@@ -198,44 +236,59 @@ def cut(
         return (uniform(seed, epoch, index, purpose) * count).astype(np.int64)
 
     if any(room):
-        corners = np.stack(
-            [
-                draw(purpose, free + 1)
-                for purpose, free in zip((WINDOW_T, WINDOW_Y, WINDOW_X), room, strict=True)
-            ],
-            axis=1,
-        )
-        places = [
-            tuple(slice(at, at + part) for at, part in zip(corner, wanted, strict=True))
-            for corner in corners.tolist()
-        ]
-        data, valid = (
-            torch.stack([sample[place] for sample, place in zip(array, places, strict=True)])
-            for array in (data, valid)
-        )
+        purposes = (WINDOW_T, WINDOW_Y, WINDOW_X)
+        columns = [draw(purpose, free + 1) for purpose, free in zip(purposes, room, strict=True)]
+        corners = np.stack(columns, axis=1).tolist()
+        data, valid = (_windows(array, corners, wanted) for array in (data, valid))
+
     if not flips or epoch is None or wanted[1] != wanted[2]:
         return data, valid
     turns, mirrored = draw(TURN, 4).tolist(), draw(MIRROR, 2).tolist()
+    return _flipped(data, turns, mirrored), _flipped(valid, turns, mirrored)
 
-    def moved(array: Tensor) -> Tensor:
-        turned = (sample.rot90(turn, (1, 2)) for sample, turn in zip(array, turns, strict=True))
-        return torch.stack(
-            [
-                sample.flip(2) if mirror else sample
-                for sample, mirror in zip(turned, mirrored, strict=True)
-            ]
+
+def _windows(array: Tensor, corners: list[list[int]], size: tuple[int, ...]) -> Tensor:
+    """[B, T, Y, X, F] to [B, *size, F], each sample from its corner (t, y, x) on."""
+    parts = []
+    for sample, corner in zip(array, corners, strict=True):
+        region = tuple(
+            slice(start, start + length) for start, length in zip(corner, size, strict=True)
         )
+        parts.append(sample[region])
+    return torch.stack(parts)
 
-    return moved(data), moved(valid)
+
+def _flipped(array: Tensor, turns: list[int], mirrored: list[int]) -> Tensor:
+    """Turn each sample by so many quarters in (y, x), then mirror it along x."""
+    parts = []
+    for sample, turn, mirror in zip(array, turns, mirrored, strict=True):
+        turned = sample.rot90(turn, (1, 2))
+        parts.append(turned.flip(2) if mirror else turned)
+    return torch.stack(parts)
 
 
 def sample_depth(
     index: Tensor, levels: int, share: float, *, seed: int, epoch: int
 ) -> Tensor | None:
-    """How many residual levels each sample is decoded from, int64 [B] in 1..levels: all, but for
-    `share` of them an even draw.
+    """Draw how many residual levels each sample is decoded from.
 
-    So one model decodes from any number of its levels. None: all of them for every sample.
+    So one model decodes from any number of its levels.
+
+    Parameters
+    ----------
+    index
+        int64 [B], sample numbers.
+    levels
+        Of the model.
+    share
+        Of samples that get an even draw of 1..levels; the others get all.
+    seed, epoch
+        Of the training.
+
+    Returns
+    -------
+    Tensor or None
+        int64 [B] in 1..levels; None for all levels of every sample.
     """
     if levels == 1 or share == 0:
         return None

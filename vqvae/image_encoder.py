@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from utils.training.checkpoint import Checkpoint
 from vqvae.compress.codec import restore_vqvae
-from vqvae.model import Residual, space_to_depth
+from vqvae.network.layers import Residual, space_to_depth
 from warehouse.errors import StateError
 
 __all__ = ["ImageMap", "vqvae_trunk"]
@@ -53,6 +53,7 @@ class ImageMap(nn.Module):
         # Values and validity of each feature, as VQVAE stacks them.
         self.stem = nn.Conv3d(2 * max(1, len(order)) * math.prod(patch), width, 1)
         self.encoder = nn.Sequential(*(Residual(width, grid) for _ in range(depth)))
+        self.luma: Tensor
         self.register_buffer("luma", torch.tensor(LUMA).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, picture: Tensor) -> Tensor:

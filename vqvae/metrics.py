@@ -1,6 +1,6 @@
 """Held-out figures of a reconstruction, added up over batches.
 
-Errors in physical units, classes, codes in use.
+They are errors in physical units, classes, and codes in use.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vqvae.channels import Channels
 from vqvae.losses import TERMS
-from vqvae.model import Reconstruction
+from vqvae.network.channels import Channels
+from vqvae.network.model import Reconstruction
 from vqvae.quantizers.codebook import perplexity
 
 __all__ = ["Tally", "as_result"]
@@ -21,7 +21,14 @@ __all__ = ["Tally", "as_result"]
 class Tally:
     """Sums over held-out samples; `metrics()` at the end.
 
-    Counts are exact, errors are summed in float64.
+    Parameters
+    ----------
+    channels
+        The feature table.
+    codebook_size, levels
+        K and L of the quantizer.
+    device
+        Where the sums are kept. Counts are exact, errors are summed in float64.
     """
 
     def __init__(
@@ -29,13 +36,13 @@ class Tally:
     ) -> None:
         self.channels = channels
         self.samples = 0
-        exact = {
-            "dtype": torch.float64 if device.type != "mps" else torch.float32,
-            "device": device,
-        }
+        # Metal has no float64.
+        dtype = torch.float32 if device.type == "mps" else torch.float64
         count = len(channels.features)
-        self.terms = torch.zeros(len(TERMS), **exact)
-        self.squared, self.absolute, self.voxels = (torch.zeros(count, **exact) for _ in range(3))
+        self.terms = torch.zeros(len(TERMS), dtype=dtype, device=device)
+        self.squared = torch.zeros(count, dtype=dtype, device=device)
+        self.absolute = torch.zeros(count, dtype=dtype, device=device)
+        self.voxels = torch.zeros(count, dtype=dtype, device=device)
         self.codes = torch.zeros((levels, codebook_size), dtype=torch.int64, device=device)
         self.confusion = {
             number: torch.zeros((size, size), dtype=torch.int64, device=device)
@@ -50,64 +57,86 @@ class Tally:
         found: Reconstruction,
         terms: dict[str, Tensor],
     ) -> None:
-        """data, physical: float32 [B, T, Y, X, F] of truth and reconstruction; terms.
+        """Add a batch.
 
-        As `loss_terms` gives them.
+        Parameters
+        ----------
+        data, valid
+            float32 and bool [B, T, Y, X, F].
+        physical
+            float32, the same shape: the reconstruction in units and codes.
+        found
+            What the model made of the batch.
+        terms
+            Of `loss_terms`, [B] each.
         """
         self.samples += len(data)
         self.terms += torch.stack([terms[name].sum() for name in TERMS])
+
         valid = valid & torch.isfinite(data)
         error = (physical - data).masked_fill(~valid, 0.0).to(self.squared.dtype)
         self.squared += error.square().sum(dim=(0, 1, 2, 3))
         self.absolute += error.abs().sum(dim=(0, 1, 2, 3))
         self.voxels += valid.sum(dim=(0, 1, 2, 3))
+
+        size = self.codes.shape[1]
         for level in range(len(self.codes)):
-            self.codes[level] += torch.bincount(
-                found.codes[:, level].reshape(-1), minlength=self.codes.shape[1]
-            )
+            self.codes[level] += torch.bincount(found.codes[:, level].reshape(-1), minlength=size)
+        self._add_classes(data, valid, found)
+
+    def _add_classes(self, data: Tensor, valid: Tensor, found: Reconstruction) -> None:
         truth = self.channels.truth(data, valid).classes
-        for place, number in enumerate(self.confusion):
-            known = truth[:, place] >= 0
-            said = self.channels.logits(found.said)[place].argmax(dim=1)
-            size = self.channels.class_counts[place]
-            cells = torch.bincount((truth[:, place] * size + said)[known], minlength=size * size)
+        every = self.channels.logits(found.outputs)
+        for position, (number, logits) in enumerate(zip(self.confusion, every, strict=True)):
+            classes, guess = truth[:, position], logits.argmax(dim=1)
+            known, size = classes >= 0, self.channels.class_counts[position]
+            cells = torch.bincount((classes * size + guess)[known], minlength=size * size)
             self.confusion[number] += cells.reshape(size, size)
 
     def metrics(self) -> dict[str, float]:
-        """Loss terms a sample; perplexity, usage (share of first-level codes used at all);
-        rmse.<feature>; accuracy, miou, canopy_mae.
+        """Return the figures of all samples.
 
-        accuracy and miou are means over the categorical features (mean IoU over classes that occur
-        in truth or guess), canopy_mae over the canopy features; what a cube has none of is not
-        there.
+        Returns
+        -------
+        dict of str to float
+            TERMS: loss terms a sample. perplexity, perplexity_<l>: of the levels.
+            usage: share of the first level's codes used at all. rmse.<feature>.
+            accuracy, miou: means over the categorical features, IoU over classes
+            that occur in truth or guess. canopy_mae: mean over the canopies. What a
+            cube has none of is absent.
         """
-        figures = dict(zip(TERMS, (self.terms / max(1, self.samples)).tolist(), strict=True))
-        found = perplexity(self.codes).tolist()
-        figures |= {"perplexity": found[0], "usage": float((self.codes[0] > 0).double().mean())}
-        figures |= {f"perplexity_{level}": value for level, value in enumerate(found[1:], 2)}
+        terms = (self.terms / max(1, self.samples)).tolist()
+        figures = dict(zip(TERMS, terms, strict=True))
+
+        first, *others = perplexity(self.codes).tolist()
+        figures |= {
+            "perplexity": first,
+            "usage": float((self.codes[0] > 0).double().mean()),
+        }
+        figures |= {f"perplexity_{level}": value for level, value in enumerate(others, 2)}
+
         count = self.voxels.clamp_min(1)
-        rmse, absolute = (self.squared / count).sqrt().tolist(), (self.absolute / count).tolist()
+        rmse = (self.squared / count).sqrt().tolist()
         for number, feature in enumerate(self.channels.features):
             if feature.kind != "categorical":
                 figures[f"rmse.{feature.name}"] = rmse[number]
-        if self.channels.canopy:
-            figures["canopy_mae"] = sum(absolute[number] for number in self.channels.canopy) / len(
-                self.channels.canopy
-            )
+
+        canopy = self.channels.canopy
+        if canopy:
+            absolute = (self.absolute / count).tolist()
+            figures["canopy_mae"] = sum(absolute[number] for number in canopy) / len(canopy)
         if self.confusion:
             scores = [_scores(table) for table in self.confusion.values()]
-            figures["accuracy"], figures["miou"] = (
-                sum(values) / len(scores) for values in zip(*scores, strict=True)
-            )
+            accuracy, miou = zip(*scores, strict=True)
+            figures["accuracy"] = sum(accuracy) / len(scores)
+            figures["miou"] = sum(miou) / len(scores)
         return figures
 
 
 def _scores(confusion: Tensor) -> tuple[float, float]:
     """(accuracy, mean IoU) of a confusion matrix [truth, guess]."""
-    right, union = (
-        confusion.diagonal().double(),
-        (confusion.sum(0) + confusion.sum(1) - confusion.diagonal()).double(),
-    )
+    right = confusion.diagonal().double()
+    union = (confusion.sum(0) + confusion.sum(1) - confusion.diagonal()).double()
     present = union > 0
     if not bool(present.any()):
         return 0.0, 0.0
@@ -115,12 +144,16 @@ def _scores(confusion: Tensor) -> tuple[float, float]:
 
 
 def as_result(result: dict[str, Any]) -> dict[str, Any]:
-    """The loop's result with `rmse` as one mapping.
+    """Return the training loop's result as the command prints it.
 
-    Accuracy, miou and canopy_mae are null where the cube has no such feature.
+    `rmse` becomes one mapping; accuracy, miou and canopy_mae are null where the
+    cube has no such feature.
     """
-    rmse = {
-        key.removeprefix("rmse."): value for key, value in result.items() if key.startswith("rmse.")
-    }
-    rest = {key: value for key, value in result.items() if not key.startswith("rmse.")}
+    prefix = "rmse."
+    rmse, rest = {}, {}
+    for key, value in result.items():
+        if key.startswith(prefix):
+            rmse[key.removeprefix(prefix)] = value
+        else:
+            rest[key] = value
     return {"accuracy": None, "miou": None, "canopy_mae": None, **rest, "rmse": rmse}

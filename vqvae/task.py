@@ -1,8 +1,8 @@
-"""The VQ-VAE as a Task of the training loop: settings, loss, evaluation, checkpoint description.
+"""The VQ-VAE as a Task of the training loop: loss, evaluation, checkpoint description.
 
 What a model must know of its data is the feature table and the block's shape, both read from the
 store. Flips, windows and the number of decoded levels follow from (seed, epoch, sample index) on
-the batch's device, so workers and engines have no part in them.
+the batch's device, so that workers and engines do not influence them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from utils.training.loop import seeded
 from vqvae.block_sampling import cut, sample_depth
 from vqvae.losses import TERMS, Weights, loss_terms
 from vqvae.metrics import Tally
-from vqvae.model import VQVAE, Shape
+from vqvae.network.linear_start import linear_start
+from vqvae.network.model import VQVAE, Shape
 from vqvae.quantizers.codebook import CodebookRules
 from vqvae.settings import VqvaeSettings
 from vqvae.training_plots import draw_curve, draw_sheet
@@ -29,7 +30,7 @@ __all__ = ["VqvaeTask", "codebook_rules", "loss_weights", "model_shape"]
 
 
 def loss_weights(settings: VqvaeSettings) -> Weights:
-    """The weights of the loss terms."""
+    """Return the weights of the loss terms."""
     return Weights(
         cat=settings.cat_weight,
         canopy=settings.canopy_weight,
@@ -39,7 +40,7 @@ def loss_weights(settings: VqvaeSettings) -> Weights:
 
 
 def codebook_rules(settings: VqvaeSettings) -> CodebookRules:
-    """How codebooks are averaged, and when codes are replaced."""
+    """Return how codebooks are averaged, and when codes are replaced."""
     return CodebookRules(
         settings.decay,
         settings.dead_share,
@@ -51,26 +52,25 @@ def codebook_rules(settings: VqvaeSettings) -> CodebookRules:
 
 
 def model_shape(settings: VqvaeSettings, chunk: Sequence[int]) -> Shape:
-    """The model's shape over inner chunks (time, y, x).
+    """Return the model's shape over inner chunks (time, y, x).
 
     Raises
     ------
     TrainingError
-        If the window, the stride or the patch does not fit the inner chunk.
+        The window, the stride or the patch does not fit the inner chunk.
     """
     t, y, x = chunk
-    if settings.window is not None and any(
-        not 1 <= part <= whole for part, whole in zip(settings.window, chunk, strict=True)
-    ):
+    window = settings.window or (t, y, x)
+    if any(not 1 <= size <= most for size, most in zip(window, chunk, strict=True)):
         raise TrainingError(
             "the window is no part of an inner chunk",
             where="vqvae.window",
             expected=f"at most {list(chunk)}",
-            found=list(settings.window),
+            found=list(window),
             remedy="give a smaller --vqvae.window or null",
         )
     shape = Shape(
-        settings.window or (t, y, x),
+        window,
         settings.stride,
         settings.patch,
         settings.width,
@@ -85,9 +85,20 @@ def model_shape(settings: VqvaeSettings, chunk: Sequence[int]) -> Shape:
 
 
 class VqvaeTask:
-    """See utils.training.loop.Task. features: the cube's table; chunk: its inner chunk (time, y,
-    x); blocks: a batch of training blocks from whose principal components the model begins; None:
-    from random weights."""
+    """See `utils.training.task.Task`.
+
+    Parameters
+    ----------
+    settings
+        The section `vqvae`.
+    features
+        The cube's feature table.
+    chunk
+        Its inner chunk, (time, y, x) in voxels.
+    blocks
+        A batch of training blocks from whose principal components the model
+        begins; None for random weights.
+    """
 
     name, section, lr = "VQ-VAE", "vqvae", 2e-3
     headline = ("total", "min")
@@ -100,15 +111,18 @@ class VqvaeTask:
         blocks: dict[str, Tensor] | None = None,
     ) -> None:
         self.settings, self.weights = settings, loss_weights(settings)
+        shape = model_shape(settings, chunk)
         with seeded(settings.seed):
-            self.model = VQVAE(features, model_shape(settings, chunk), codebook_rules(settings))
+            self.vqvae = VQVAE(features, shape, codebook_rules(settings))
+        self.model: nn.Module = self.vqvae
         if blocks is not None:
-            self.model.linear_start(*cut(blocks, settings.window))
+            linear_start(self.vqvae, *cut(blocks, settings.window))
         self.shown: tuple[Tensor, Tensor, Tensor] | None = None
 
     def loss(
         self, model: nn.Module, batch: dict[str, Tensor], epoch: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `Task`."""
         settings, index = self.settings, batch["index"]
         data, valid = cut(
             batch, settings.window, seed=settings.seed, epoch=epoch, flips=settings.flips
@@ -116,24 +130,25 @@ class VqvaeTask:
         depth = sample_depth(
             index, settings.levels, settings.level_dropout, seed=settings.seed, epoch=epoch
         )
-        keep = (
-            ~batch["pad"]
-            if "pad" in batch
-            else torch.ones(len(index), dtype=torch.bool, device=data.device)
-        )
+        # Repeats that fill a rank's last batch must count neither in the loss nor in the codebooks.
+        if "pad" in batch:
+            keep = ~batch["pad"]
+        else:
+            keep = torch.ones(len(index), dtype=torch.bool, device=data.device)
+
         found = model(data, valid, keep, depth)
         with torch.autocast(data.device.type, enabled=False):
-            terms = loss_terms(
-                found, self.model.channels.truth(data, valid), self.model.channels, self.weights
-            )
+            channels = self.vqvae.channels
+            terms = loss_terms(found, channels.truth(data, valid), channels, self.weights)
             sums = {name: (terms[name] * keep).sum() for name in TERMS}
         return sums["total"], {name: value.detach() for name, value in sums.items()}
 
     def after_step(self, step: int, epoch: int) -> dict[str, float]:
-        """Move the codebooks; figures of the step (quantizer.py names them)."""
-        return self.model.quantizer.step(step, epoch)
+        """Move the codebooks; return the figures that `Quantizer.step` names."""
+        return self.vqvae.quantizer.step(step, epoch)
 
     def evaluate(self, model: nn.Module, batches: Iterator[dict[str, Tensor]]) -> dict[str, float]:
+        """See `Task`."""
         assert isinstance(model, VQVAE)
         channels, shape = model.channels, model.shape
         tally, self.shown = None, None
@@ -141,43 +156,39 @@ class VqvaeTask:
             for batch in batches:
                 data, valid = cut(batch, self.settings.window)
                 found = model(data, valid)
-                physical = channels.physical(found.said)
-                tally = tally or Tally(channels, shape.codebook_size, shape.levels, data.device)
-                tally.add(
-                    data,
-                    valid,
-                    physical,
-                    found,
-                    loss_terms(found, channels.truth(data, valid), channels, self.weights),
-                )
-                self.shown = self.shown or _most_varied(data, physical, valid)
+                physical = channels.physical(found.outputs)
+                terms = loss_terms(found, channels.truth(data, valid), channels, self.weights)
+                if tally is None:
+                    tally = Tally(channels, shape.codebook_size, shape.levels, data.device)
+                    self.shown = _most_varied(data, physical, valid)
+                tally.add(data, valid, physical, found, terms)
+
         figures = tally.metrics() if tally else {}
-        return figures | {
-            "train_usage": float((self.model.quantizer.epoch_count[0] > 0).double().mean())
-        }
+        used = self.vqvae.quantizer.epoch_count[0] > 0
+        return figures | {"train_usage": float(used.double().mean())}
 
     def describe(self) -> dict[str, Any]:
-        return self.model.describe()
+        """See `Task`."""
+        return self.vqvae.describe()
 
     def draw(self, history: list[dict[str, Any]], path: Path) -> None:
-        """curve.png, and sheet.png beside it: the most varied block of the first held-out batch."""
-        draw_curve(
-            history,
-            path,
-            title=f"{self.name}, {self.settings.quantizer}, K = {self.settings.codebook_size}",
-        )
+        """Draw curve.png, and sheet.png beside it.
+
+        The sheet shows the most varied block of the first held-out batch.
+        """
+        title = f"{self.name}, {self.settings.quantizer}, K = {self.settings.codebook_size}"
+        draw_curve(history, path, title=title)
         if self.shown is not None:
             truth, guess, valid = (value.cpu().numpy() for value in self.shown)
-            draw_sheet(
-                truth, guess, valid, self.model.channels.features, path.with_name("sheet.png")
-            )
+            sheet = path.with_name("sheet.png")
+            draw_sheet(truth, guess, valid, self.vqvae.channels.features, sheet)
 
 
 def _most_varied(data: Tensor, physical: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(truth, guess, valid) of the batch's sample whose first feature varies most.
+    """Return (truth, guess, valid) of the sample whose first feature varies most.
 
     A flat one would show nothing.
     """
     first = data[..., 0].nan_to_num().masked_fill(~valid[..., 0], 0.0)
-    place = int(first.flatten(1).std(dim=1).argmax())
-    return data[place].clone(), physical[place].clone(), valid[place].clone()
+    sample = int(first.flatten(1).std(dim=1).argmax())
+    return data[sample].clone(), physical[sample].clone(), valid[sample].clone()

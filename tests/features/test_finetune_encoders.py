@@ -28,7 +28,7 @@ from utils.loading.stores import bounded_memory_store
 from utils.tracking.experiment_log import Book
 from utils.training.checkpoint import load_checkpoint, prefixed, save_checkpoint
 from vqvae.image_encoder import ImageMap, vqvae_trunk
-from vqvae.model import VQVAE, Shape, space_to_depth
+from vqvae.network.model import VQVAE, Shape, space_to_depth
 from warehouse.errors import ConfigError, CorruptError, StateError
 from warehouse.format.location import Remote
 from warehouse.layouts.cube_geometry import Feature

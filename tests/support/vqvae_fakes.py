@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from vqvae.model import Shape
+from vqvae.network.model import Shape
 from warehouse.layouts.cube_geometry import Feature
 
 RED = Feature("red", "continuous", mean=90.0, std=30.0, minimum=0.0, maximum=255.0)

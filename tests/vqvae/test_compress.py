@@ -28,7 +28,7 @@ from vqvae.compress.blocks import encode_blocks, learned_search, training_vector
 from vqvae.compress.codec import restore_vqvae
 from vqvae.compress.encode import plan_codes
 from vqvae.compress.reconstruct import CodesOfCube, decode_blocks, reconstruct
-from vqvae.model import VQVAE, Shape
+from vqvae.network.model import VQVAE, Shape
 from vqvae.rate.distortion import packed_bytes
 from vqvae.settings import CompressSettings
 from warehouse import Warehouse

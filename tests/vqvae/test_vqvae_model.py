@@ -11,11 +11,13 @@ from torch.nn import functional
 from vqvae_fakes import CLASSES, COVER, FEATURES, NDVI, RED, SHAPE, UNITS, blocks
 
 from utils.training.checkpoint import prefixed, save_checkpoint
-from vqvae.channels import Channels, units
 from vqvae.compress.codec import restore_vqvae
 from vqvae.losses import TERMS, Weights, loss_terms
 from vqvae.metrics import Tally, as_result
-from vqvae.model import VQVAE, Reconstruction, Shape, depth_to_space, space_to_depth
+from vqvae.network.channels import Channels, units
+from vqvae.network.layers import depth_to_space, space_to_depth
+from vqvae.network.linear_start import linear_start
+from vqvae.network.model import VQVAE, Reconstruction, Shape
 from warehouse.errors import StateError, TrainingError
 from warehouse.layouts.cube_geometry import Feature
 
@@ -138,7 +140,7 @@ def test_what_is_not_valid_changes_neither_codes_nor_loss() -> None:
     net, batch = model().eval(), blocks()
     other = torch.where(batch["valid"], batch["data"], 1e9)
     one, two = (net(data, batch["valid"]) for data in (batch["data"], other))
-    assert torch.equal(one.said, two.said)
+    assert torch.equal(one.outputs, two.outputs)
     truth = [net.channels.truth(data, batch["valid"]) for data in (batch["data"], other)]
     assert all(torch.equal(a, b) for a, b in zip(*truth, strict=True))
 
@@ -150,7 +152,7 @@ def test_what_is_not_valid_changes_neither_codes_nor_loss() -> None:
 )
 def test_codes_have_the_grid_s_shape_and_decode_to_blocks(shape: Shape) -> None:
     net, batch = model(shape), blocks(40)
-    net.linear_start(batch["data"], batch["valid"])
+    linear_start(net, batch["data"], batch["valid"])
     net.train()
     for step in range(22):
         net(batch["data"], batch["valid"])
@@ -163,7 +165,7 @@ def test_codes_have_the_grid_s_shape_and_decode_to_blocks(shape: Shape) -> None:
     assert torch.equal(found.codes, codes)
     decoded = net.decode(codes)
     assert decoded.shape == batch["data"].shape
-    torch.testing.assert_close(decoded, net.channels.physical(found.said), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(decoded, net.channels.physical(found.outputs), rtol=1e-3, atol=1e-3)
     assert net.decode(codes[:, :1]).shape == batch["data"].shape
     one = torch.cat(
         [
@@ -178,7 +180,7 @@ def test_the_linear_start_is_principal_component_analysis() -> None:
     net, batch = model(), blocks(200)
     whole = torch.ones_like(batch["valid"])
     data = blocks(200)["data"].nan_to_num(0.0)
-    net.linear_start(data, whole)
+    linear_start(net, data, whole)
     truth = net.channels.truth(data, whole)
     rows = (
         space_to_depth(torch.cat([truth.values, truth.amounts], 1), (5, 4, 4))

@@ -18,7 +18,7 @@ from torch import Tensor
 from utils.training.checkpoint import known_model, load_checkpoint, load_module
 from utils.training.ranks import choose_device
 from vqvae.compress.search import CodeSearch
-from vqvae.model import SCALING, VQVAE, Shape
+from vqvae.network.model import SCALING, VQVAE, Shape
 from vqvae.quantizers.codebook import CodebookRules
 from warehouse.errors import StateError, WarehouseError
 from warehouse.layouts.cube_geometry import Feature

@@ -74,7 +74,7 @@ def learn_search(vectors: Tensor, books: Sequence[Tensor], weight: float, paths:
 
 def _searched(vectors: Tensor, books: Sequence[Tensor], price: Tensor, paths: int) -> Tensor:
     rows = max(1, CELLS // (paths * len(books[0])))
-    return torch.cat([_beam(part, books, price, paths) for part in vectors.split(rows)])
+    return torch.cat([_beam(part, books, price, paths) for part in torch.split(vectors, rows)])
 
 
 def _beam(vectors: Tensor, books: Sequence[Tensor], price: Tensor, paths: int) -> Tensor:
