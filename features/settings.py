@@ -124,7 +124,7 @@ class HeadSettings(Section):
     hidden: int = Field(
         256, ge=1, le=65_536, description="Hidden units of an mlp or attention head."
     )
-    dropout: float = Field(0.1, ge=0, lt=1, description="Dropout probability.")
+    dropout: float = Field(0.1, ge=0, lt=1, description="Probability of dropout in the head.")
     noise: float = Field(
         0.0,
         ge=0,

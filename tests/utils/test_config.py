@@ -8,16 +8,19 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from scripts._command import KNOWN, SECTION_NAMES, all_sections
 from scripts.build_zarr import Settings
 from utils.argyaml import load_settings
+from utils.config.sections import nested_model
 from utils.config.yaml_file import read_yaml
 from warehouse.errors import ConfigError
 
@@ -44,6 +47,32 @@ def test_config_yaml_holds_every_default(section: str) -> None:
     shown, model = read_yaml(ROOT / "config.yaml", SECTION_NAMES)[section], SECTIONS[section]
     assert model(**shown).model_dump() == model().model_dump()
     assert list(shown) == list(model.model_fields) or set(shown) == set(model.model_fields)
+
+
+def fields_of(model: type[BaseModel], path: str) -> Iterator[tuple[str, str | None]]:
+    """Path and description of every key, also of the models within a model."""
+    for key, field in model.model_fields.items():
+        yield f"{path}.{key}", field.description
+        inner = nested_model(model, key)
+        if inner is not None:
+            yield from fields_of(inner, f"{path}.{key}")
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_setting_has_a_description_that_is_a_phrase(section: str) -> None:
+    for path, text in fields_of(SECTIONS[section], section):
+        assert text, path
+        assert text.endswith("."), path
+        assert len(text.split()) >= 3, path
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_config_yaml_explains_each_key_with_its_description(section: str) -> None:
+    text = (ROOT / "config.yaml").read_text()
+    words = " ".join(text.replace("\n", " ").replace("#", " ").split())
+    for path, description in fields_of(SECTIONS[section], section):
+        if not path.startswith("raster.features."):
+            assert description in words, path
 
 
 def test_layers_the_later_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
