@@ -13,6 +13,7 @@ guesses.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from utils.training.checkpoint import Checkpoint
 from vqvae.compress.codec import restore_vqvae
-from vqvae.network.layers import Residual, space_to_depth
+from vqvae.network.layers import Residual, Triple, space_to_depth
 from warehouse.errors import StateError
 
 __all__ = ["ImageMap", "vqvae_trunk"]
@@ -135,13 +136,21 @@ def _order(features: Any, source: Checkpoint) -> tuple[int, ...]:
 
 
 def _plain(recipe: dict[str, Any]) -> ImageMap:
-    order, grid, patch = (
-        tuple(int(value) for value in recipe[key]) for key in ("order", "grid", "patch")
-    )
+    """Make the network of a recipe, which may be anything that a file contained."""
+    order = tuple(int(value) for value in recipe["order"])
+    if len(order) not in {0, 3} or any(not 0 <= value <= 2 for value in order):
+        raise ValueError(f"order {order}")
+
     width, depth = int(recipe["width"]), int(recipe["depth"])
-    triples = len(grid) == len(patch) == 3 and all(1 <= value <= 4096 for value in (*grid, *patch))
-    if len(order) not in {0, 3} or any(not 0 <= value <= 2 for value in order) or not triples:
-        raise ValueError(f"order {order}, grid {grid}, patch {patch}")
     if not (8 <= width <= LIMITS["width"] and 0 <= depth <= LIMITS["depth"]):
         raise ValueError(f"width {width}, depth {depth}")
+
+    grid, patch = _triple(recipe["grid"]), _triple(recipe["patch"])
     return ImageMap(order=order, grid=grid, patch=patch, width=width, depth=depth)
+
+
+def _triple(values: Sequence[Any]) -> Triple:
+    t, y, x = (int(value) for value in values)
+    if not all(1 <= value <= 4096 for value in (t, y, x)):
+        raise ValueError(f"grid or patch {(t, y, x)}")
+    return t, y, x

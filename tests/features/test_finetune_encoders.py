@@ -222,7 +222,7 @@ def test_a_vqvae_reads_a_picture_as_a_block_that_stands_still(tmp_path, names, c
         fine = model.encoder(
             model.stem(
                 space_to_depth(
-                    model._stacked(block, torch.ones_like(block, dtype=torch.bool)), shape.patch
+                    model.stacked(block, torch.ones_like(block, dtype=torch.bool)), shape.patch
                 )
             )
         )

@@ -227,10 +227,10 @@ def _block(
     codes = _opened(path, checkpoint, levels)
     layout = codes.cube.layout
     _, blocks, _ = codes.decoded(int(np.ravel_multi_index(block_id[:3], layout.shard_grid)))
-    size = np.minimum(
-        layout.shard, np.array(layout.shape[:3]) - np.array(block_id[:3]) * layout.shard
-    )
-    return _joined(blocks, -(-size // layout.inner))[: size[0], : size[1], : size[2]]
+    left = np.array(layout.shape[:3]) - np.array(block_id[:3]) * np.array(layout.shard)
+    size: NDArray[np.int64] = np.minimum(layout.shard, left)
+    counts = -(-size // np.array(layout.inner, np.int64))
+    return _joined(blocks, counts)[: size[0], : size[1], : size[2]]
 
 
 @dataclass(frozen=True)
