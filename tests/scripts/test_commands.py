@@ -111,6 +111,31 @@ def test_a_good_folder_builds_is_found_again_and_cleared(command: Command, folde
     assert cleared["digest"] == result["digest"]
 
 
+def test_the_trace_goes_to_the_file_that_the_environment_names(
+    command: Command, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trace = folder.parent / "logs" / "trace.jsonl"
+    monkeypatch.setenv("WAREHOUSE_TRACE", str(trace))
+    code, result, _ = build(command, folder)
+    assert code == 0
+    assert result is not None
+    lines = [json.loads(line) for line in trace.read_text().splitlines()]
+    assert lines
+    assert all("seconds" in line or "decode" in line for line in lines)
+    assert not (Path(result["path"]) / "trace.jsonl").exists()
+    assert Warehouse.open(result["path"]).version == result["version"]
+
+
+def test_a_trace_that_cannot_be_written_is_refused_before_the_build(
+    command: Command, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WAREHOUSE_TRACE", str(folder))
+    code, _, last = build(command, folder)
+    assert code == 1
+    assert "the trace is to be a file" in last
+    assert nothing_published(folder)
+
+
 def test_a_dry_run_says_what_would_be_and_writes_nothing(command: Command, folder: Path) -> None:
     code, result, last = build(command, folder, "--build.dry_run")
     assert code == 0

@@ -67,7 +67,7 @@ def bake(
     *,
     workers: int,
     cluster: str | None,
-    trace: bool,
+    trace: bool | str,
     on_plan: Callable[[BuildPlan], Callable[[int], None] | None],
     clear: bool = False,
     warm_up: Callable[[], None] | None = None,
@@ -78,11 +78,14 @@ def bake(
 
     workers: local workers; 0 bakes without any. cluster: address of a running Dask scheduler that
     sees the same paths. clear: bake a version again that is there already, and swap it in whole;
-    without it the one that is there is the answer. warm_up: imports what the tasks need; threads:
+    without it the one that is there is the answer. trace: whether the version gets a trace.jsonl, or
+    the path of a file for it outside the version. warm_up: imports what the tasks need; threads:
     whether they may run beside each other in one process; see `task_runner`.
 
     Raises LockedError, SpaceError, BuildError, and whatever `make_plan` raises.
     """
+    if isinstance(trace, str):
+        _make_room_for_trace(Path(trace))
     with task_runner(workers, cluster, warm_up, threads=threads) as run_all:
         return _bake(make_plan, load_for, root, run_all, workers, trace, on_plan, clear)
 
@@ -93,7 +96,7 @@ def _bake(
     root: Path,
     run_all: TaskRunner,
     workers: int,
-    trace: bool,
+    trace: bool | str,
     on_plan: Callable[[BuildPlan], Callable[[int], None] | None],
     clear: bool,
 ) -> Manifest:
@@ -121,6 +124,22 @@ def _bake(
             raise write_error(error, root) from None
 
 
+def _make_room_for_trace(path: Path) -> None:
+    """Raise BuildError before hours of work rather than after them."""
+    remedy = "choose another file with --build.trace"
+    if path.is_dir():
+        raise BuildError("the trace is to be a file, not a folder", where=path, remedy=remedy)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BuildError(
+            "the folder of the trace cannot be made",
+            where=path.parent,
+            found=error.strerror,
+            remedy=remedy,
+        ) from None
+
+
 def _import_what_publishing_needs() -> None:
     """0.3 s while the workers bake. PyArrow looks for pandas when it first sees a Python list."""
     import pyarrow as pa
@@ -146,7 +165,7 @@ def _check_space(
 
 
 def _publish(
-    plan: BuildPlan, results: list[ChunkResult], staging: Path, root: Path, trace: bool
+    plan: BuildPlan, results: list[ChunkResult], staging: Path, root: Path, trace: bool | str
 ) -> Manifest:
     wanted = {staging / row["path"] for result in results for row in result.files}
     _drop_strays(staging / tables.STORE, wanted)
@@ -183,10 +202,9 @@ def _publish(
     durable.write_bytes(staging / tables.REJECTED, lines)
     hashes[tables.REJECTED] = hashlib.sha256(lines).hexdigest()
     if trace:
-        durable.write_bytes(
-            staging / tables.TRACE,
-            "".join(json.dumps(result.trace) + "\n" for result in results).encode(),
-        )
+        lines = "".join(json.dumps(result.trace) + "\n" for result in results).encode()
+        place = staging / tables.TRACE if trace is True else Path(str(trace))
+        durable.write_bytes(place, lines)
     manifest = _manifest(plan, contents, hashes)
     durable.remove_tree(staging / DONE)
     tables.write_manifest(staging, manifest)
