@@ -1,20 +1,17 @@
 """python -m scripts.build_zarr --config config.yaml --build.input_root FOLDER [--build.key value]
 
-Bakes a folder of labelled pictures, or with --build.format raster a stack of rasters, into a
-published, checksummed Zarr version and makes CURRENT name it. Run again, it says that the version
-is there; killed, it goes on where it stopped.
+Builds a published, checksummed Zarr version from a folder of labelled pictures or, with
+--build.format raster, from a stack of rasters, and makes CURRENT name it. Building unchanged data
+again returns immediately. If a build is interrupted, run the same command again to resume it.
 """
 
-import os
 import time
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from ingest.rasters.settings import RasterSettings
 from scripts._command import run
 from utils.argyaml import CommandSettings
-from utils.log import get_log, progress
+from utils.log import get_log
 from warehouse.settings import BuildSettings
 
 log = get_log("build_zarr")
@@ -25,27 +22,44 @@ class Settings(CommandSettings):
     raster: RasterSettings
 
 
-def main(settings: Settings) -> dict[str, Any]:
+def main(settings: Settings) -> dict[str, object]:
+    from ingest.building import dry_run, worker_count
     from ingest.jobs import open_job
+    from utils.jobs.bake import bake_with_progress
     from warehouse.format.manifest import version_name
+    from warehouse.inspect.report import summary_lines
     from warehouse.write.publish import open_root, published
 
     build, start = settings.build, time.monotonic()
     root = Path(build.output_root)
+    clear = build.if_exists == "clear"
     job = open_job(build, settings.raster)
-    log.info(job.found)
+    log.info("%s", job.found)
+
     version, _ = version_name(job.recipe)
-    manifest = None if build.if_exists == "clear" else published(root, version)
+    manifest = None if clear else published(root, version)
     if manifest is not None:
-        log.info(f"already built: {version}; --build.if_exists clear builds it again")
+        log.info("already built: %s; --build.if_exists clear builds it again", version)
     elif build.dry_run:
         return dry_run(job, build)
     else:
         open_root(root)
-        manifest = bake_job(job, build, root)
-    log.info(
-        f"next: python -m scripts.inspect_zarr --inspect.path {root}, python -m scripts.{job.trainer} {root}"
-    )
+        manifest = bake_with_progress(
+            job.plan,
+            job.loader,
+            root,
+            noun=job.noun,
+            describe=lambda plan: summary_lines(plan.summary),
+            workers=worker_count(build),
+            cluster=build.cluster,
+            trace=build.trace,
+            clear=clear,
+            warm_up=job.warm_up,
+            threads=job.threads,
+        )
+
+    inspect = f"python -m scripts.inspect_zarr --inspect.path {root}"
+    log.info("next: %s, python -m scripts.%s %s", inspect, job.trainer, root)
     return {
         "version": version,
         "path": str(root / version),
@@ -55,64 +69,6 @@ def main(settings: Settings) -> dict[str, Any]:
         "splits": {name: info["samples"] for name, info in manifest.splits.items()},
         "digest": manifest.digest,
         "seconds": round(time.monotonic() - start, 3),
-    }
-
-
-def bake_job(job: Any, build: Any, root: Path) -> Any:
-    from warehouse.inspect.report import summary_lines
-    from warehouse.write.publish import bake
-
-    with ExitStack() as stack:
-
-        def on_plan(plan: Any) -> Any:
-            for line in summary_lines(plan.summary):
-                log.info(line)
-            return stack.enter_context(
-                progress(plan.samples, job.noun, f"baking {plan.version}")
-            ).advance
-
-        return bake(
-            job.plan,
-            job.loader,
-            root,
-            workers=cores() if build.workers is None else build.workers,
-            cluster=build.cluster,
-            trace=build.trace,
-            on_plan=on_plan,
-            clear=build.if_exists == "clear",
-            warm_up=job.warm_up,
-            threads=job.threads,
-        )
-
-
-def cores() -> int:
-    """Cores this process may use; the affinity mask is Linux's."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def dry_run(job: Any, build: Any) -> dict[str, Any]:
-    from warehouse.inspect.report import rejected_lines, summary_lines
-    from warehouse.write.bake import estimate
-
-    plan = job.plan({})
-    for line in (*summary_lines(plan.summary), *rejected_lines(plan.rejected)):
-        log.info(line)
-    guess = estimate(
-        plan, job.loader(plan), workers=max(1, cores() if build.workers is None else build.workers)
-    )
-    log.info(
-        f"dry run: would write {plan.version}, about {guess.bytes / 1e6:.1f} MB in {guess.seconds / 60:.1f} minutes; nothing was written"
-    )
-    return {
-        "version": plan.version,
-        "path": None,
-        "found": plan.found,
-        "kept": plan.kept,
-        "rejected": plan.found - plan.kept,
-        "splits": plan.split_sizes,
-        "digest": None,
-        "seconds": round(guess.seconds, 1),
-        "bytes": guess.bytes,
     }
 
 
