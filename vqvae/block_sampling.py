@@ -29,9 +29,9 @@ from utils.log import get_log
 from utils.samplers import BatchSampler, ChunkBatchSampler, RandomBatchSampler
 from warehouse.errors import ConfigError, TrainingError
 from warehouse.layouts.cube_geometry import Feature
-from warehouse.read.version import Split, Warehouse
+from warehouse.read.version import Split
 
-__all__ = ["cube_features", "cut", "drawn_blocks", "held_out_split", "make_sampler", "sample_depth"]
+__all__ = ["cube_features", "cut", "drawn_blocks", "make_sampler", "sample_depth"]
 
 log = get_log(__name__)
 TURN, MIRROR, WINDOW_T, WINDOW_Y, WINDOW_X, HAS_DEPTH, DEPTH = range(32, 39)
@@ -56,16 +56,6 @@ def cube_features(split: Split) -> tuple[Feature, ...]:
             " python -m scripts.train_detector",
         )
     return tuple(split.features)
-
-
-def held_out_split(warehouse: Warehouse) -> Split:
-    """Return `val`, else `test`, else `train`, whichever has blocks first."""
-    splits = {name: warehouse.split(name) for name in warehouse.splits}
-    filled = [name for name in ("val", "test") if name in splits and len(splits[name])]
-    name = filled[0] if filled else "train"
-    if name != "val":
-        log.warning("the warehouse has no val blocks: scoring on %s", name)
-    return splits[name]
 
 
 def make_sampler(

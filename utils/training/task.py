@@ -37,7 +37,10 @@ class Task(Protocol):
     name: str
     section: str
     lr: float
-    model: nn.Module
+
+    @property
+    def model(self) -> nn.Module:
+        """What is trained. Read-only, so that a task may declare its own class of module."""
 
     def loss(
         self, model: nn.Module, batch: dict[str, Tensor], epoch: int

@@ -1,0 +1,87 @@
+"""Training a detector on a warehouse: splits, loaders, task and loop put together."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from detector.settings import DetectorSettings
+from detector.task import DetectorTask, data_facts
+from utils.loader import ChunkLoader
+from utils.loading.settings import LoaderSettings
+from utils.log import get_log
+from utils.tracking.settings import ExperimentSettings
+from utils.training.held_out import held_out_split
+from utils.training.loop import Trainer
+from utils.training.ranks import Ranks
+from warehouse.read.version import Split, Warehouse
+
+__all__ = ["train_detector"]
+
+log = get_log(__name__)
+
+
+def train_detector(
+    settings: DetectorSettings,
+    loader: LoaderSettings,
+    experiments: ExperimentSettings,
+    location: str,
+    ranks: Ranks,
+) -> dict[str, Any]:
+    """Train from the warehouse at `location`, scoring its held-out split.
+
+    Returns
+    -------
+    dict
+        The result of the training loop, with the names `warehouse` and `held_out`.
+    """
+    start = time.monotonic()
+    warehouse = Warehouse.open(location)
+    train = warehouse.split("train")
+    held_out = held_out_split(warehouse, "pictures")
+    task = DetectorTask(settings, data_facts(train, settings))
+    if settings.model == "tiny":
+        _warn_of_more_boxes(train)
+
+    output = Path(settings.output or f"checkpoints/{settings.model}det")
+    options = loader.model_dump()
+    scored_size = min(settings.batch_size, max(held_out.chunk_sizes))
+    with (
+        ChunkLoader(
+            train,
+            settings.batch_size,
+            seed=settings.seed,
+            rank=ranks.rank,
+            world_size=ranks.count,
+            **options,
+        ) as batches,
+        ChunkLoader(held_out, scored_size, shuffle=False, **options) as scored,
+    ):
+        trainer = Trainer(
+            task,
+            settings,
+            batches,
+            scored,
+            output,
+            ranks=ranks,
+            open_seconds=time.monotonic() - start,
+            book=experiments,
+        )
+        result = trainer.run()
+    log.info(
+        "checkpoint in %s; next: python -m scripts.infer_view --infer.checkpoint %s"
+        " --infer.input %s",
+        output,
+        output,
+        warehouse.folder,
+    )
+    return {**result, "warehouse": warehouse.version, "held_out": held_out.name}
+
+
+def _warn_of_more_boxes(train: Split) -> None:
+    if int(train.array("box_mask")[:].sum(axis=1).max(initial=0)) > 1:
+        log.warning(
+            "TinyDet finds one box per picture and learns the largest;"
+            " --detector.model big finds them all"
+        )
