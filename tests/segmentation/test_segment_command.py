@@ -40,7 +40,7 @@ def test_a_run_ends_with_a_mask_for_every_picture_and_figures_that_hold(
     )  # everything is there already: nothing is done again
     assert code == 0
     assert result is not None
-    assert last.endswith(f"look at {results(finished) / 'index.html'}")
+    assert last.endswith(f"open {results(finished) / 'index.html'} in a browser")
     assert [row["attempts"] for row in queue_rows(finished)] == attempts == [1] * len(attempts)
     assert {row["samples"] for row in queue_rows(finished)} <= set(range(1, 17))
     assert result["masks"] == 7
@@ -214,7 +214,7 @@ def test_training_that_ran_out_of_minutes_predicts_nothing_and_goes_on(
     assert code == 0
     assert result is not None
     assert (result["finished"], result["masks"], result["dice"]) == (False, 0, None)
-    assert last == "training is not finished; next: the same command again"
+    assert last == "training is not finished; next: run the same command again"
     assert not (tmp_path / "out" / "probabilities").exists()
     assert segment(pictures, tmp_path / "out")[1]["finished"]
     assert digest(tmp_path / "out") == digest(finished)
@@ -234,7 +234,7 @@ def test_training_holds_neither_the_patches_in_memory_nor_all_it_evaluates(
             super().__init__(*args, **more)
             stores.append((self.split.name, self.store))
 
-    monkeypatch.setattr("utils.loader.ChunkLoader", Noted)
+    monkeypatch.setattr("segmentation.training.ChunkLoader", Noted)
     assert segment(pictures, tmp_path / "out", epochs=1, limit_batches=1)[0] == 0
     assert stores == [("train", "pread"), ("val", "pread")]
 

@@ -127,7 +127,7 @@ def test_stitching_that_was_stopped_goes_on_with_the_next_picture(
     monkeypatch.setattr(mask_results, "stitch", stopped)
     code, result, last = segment(pictures, tmp_path / "out")
     assert (code, result) == (130, None)
-    assert last == "interrupted; run the same command again to go on"
+    assert last == "interrupted; run the same command again to resume it"
     first = list(done)
     monkeypatch.setattr(
         mask_results,

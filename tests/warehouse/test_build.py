@@ -276,7 +276,7 @@ def test_ctrl_c_leaves_staging_and_no_process(tmp_path: Path, signal_name: str) 
         process.terminate()
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
-    assert stderr.strip().splitlines()[-1] == "interrupted; run the same command again to go on"
+    assert stderr.strip().splitlines()[-1] == "interrupted; run the same command again to resume it"
     assert "Traceback" not in stderr
     _, alive = psutil.wait_procs(children, timeout=10)
     assert not alive
