@@ -1,7 +1,7 @@
 """Baking a version with a progress bar, unless it is published already.
 
 Purpose: `bake_with_progress` and `bake_once`, which all commands share that make a version.
-Used by: scripts.build_zarr, vqvae.compress.publish_codes
+Used by: scripts.build_zarr, segmentation.cutting, vqvae.compress.publish_codes
 Design notes: a plan may change once pictures turn out to be unreadable, so a bar is opened for each
   plan, and all of them are closed at the end.
 Assistant guidance: when extending: this module knows nothing of what is baked.

@@ -3,7 +3,8 @@
 Purpose: `ExperimentSettings` for all trainers, `RunsSettings` for inspect_runs.
 Used by: detector.training, scripts._command, scripts.finetune, scripts.inspect_runs,
   scripts.segment_patches, scripts.train_detector, scripts.train_head, scripts.train_vqvae,
-  utils.tracking.experiments, utils.tracking.run_report, utils.training.loop, vqvae.training
+  segmentation.training, utils.tracking.experiments, utils.tracking.run_report, utils.training.loop,
+  vqvae.training
 Design notes: this module imports no torch, so that a command can print its `--help` quickly.
 Assistant guidance: when extending: every key is listed in config.yaml with its default.
 """
