@@ -1,83 +1,15 @@
-"""What all commands share: the table of all sections, and `run`.
-
-A command's own sections are the fields of its `Settings`. This table exists for what a command must
-recognise without using it: other commands' sections in the config file and in the environment.
-"""
+"""How all commands run: `utils.argyaml.run` with the sections of all of them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
+from scripts._sections import SECTION_NAMES, all_sections
 from utils import argyaml
 from utils.config.sections import CommandSettings, KnownSections
-from warehouse.section import Section
 
-__all__ = ["KNOWN", "all_sections", "run"]
+__all__ = ["KNOWN", "run"]
 
 SettingsT = TypeVar("SettingsT", bound=CommandSettings)
-
-
-def all_sections() -> dict[str, type[Section]]:
-    """The model of every section, in the order of config.yaml."""
-    # Imported only here: a command that needs none of them answers `--help` sooner.
-    from benchmarks.settings import BenchSettings
-    from detector.settings import DetectorSettings, InferSettings
-    from features.settings import FeatureSettings, FinetuneSettings, HeadSettings
-    from ingest.rasters.settings import RasterSettings
-    from ingest.synthetic.settings import SampleSettings
-    from segmentation.settings import SegmentSettings
-    from utils.loading.settings import LoaderSettings
-    from utils.tracking.settings import ExperimentSettings, RunsSettings
-    from vqvae.settings import CompressSettings, VqvaeSettings
-    from warehouse.settings import (
-        BuildSettings,
-        ExportSettings,
-        InspectSettings,
-        VerifySettings,
-    )
-
-    return {
-        "sample": SampleSettings,
-        "build": BuildSettings,
-        "raster": RasterSettings,
-        "inspect": InspectSettings,
-        "verify": VerifySettings,
-        "export": ExportSettings,
-        "loader": LoaderSettings,
-        "detector": DetectorSettings,
-        "infer": InferSettings,
-        "vqvae": VqvaeSettings,
-        "experiments": ExperimentSettings,
-        "compress": CompressSettings,
-        "runs": RunsSettings,
-        "features": FeatureSettings,
-        "head": HeadSettings,
-        "finetune": FinetuneSettings,
-        "segment": SegmentSettings,
-        "bench": BenchSettings,
-    }
-
-
-# A test compares these names with the table above.
-SECTION_NAMES = (
-    "sample",
-    "build",
-    "raster",
-    "inspect",
-    "verify",
-    "export",
-    "loader",
-    "detector",
-    "infer",
-    "vqvae",
-    "experiments",
-    "compress",
-    "runs",
-    "features",
-    "head",
-    "finetune",
-    "segment",
-    "bench",
-)
 KNOWN = KnownSections(SECTION_NAMES, all_sections)
 
 

@@ -303,7 +303,7 @@ def test_the_commands_train_and_look_on_a_real_version(small, tmp_path, capsys):
         str(tmp_path / "view"),
     )
     assert (code, seen["boxes"]) == (0, 0)
-    assert "no box scores 1 or more, the best 0." in err
+    assert "no box scores 1 or more; the best score is 0." in err
     assert "--infer.threshold" in err
 
 

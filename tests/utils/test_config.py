@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from scripts._command import KNOWN, SECTION_NAMES, all_sections
+from scripts._command import KNOWN
+from scripts._sections import SECTION_NAMES, all_sections
 from scripts.build_zarr import Settings
 from utils.argyaml import load_settings
 from utils.config.sections import nested_model
