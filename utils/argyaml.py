@@ -10,7 +10,7 @@ Design notes: a command declares the sections that it reads as a subclass of `Co
   receives an instance. pydantic-settings reads flags and environment; the layers are merged by
   utils.config.sections, since the library's own merge would mix mappings of two layers. The config
   file may hold sections of other commands; only the command's own are checked.
-Assistant guidance: when extending: a new section goes into scripts/_command.py; nothing that a user
+Assistant guidance: when extending: a new section goes into scripts/_sections.py; nothing that a user
   types may end in a traceback.
 """
 

@@ -1,0 +1,17 @@
+"""The encoders of this project's own trainers, for the commands that take any encoder.
+
+`features` does not import the packages of the models; the commands pass these in.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["our_backbones"]
+
+
+def our_backbones() -> dict[str, Callable[..., Any]]:
+    """What restores the encoder of a checkpoint, by the kind of model that the checkpoint names."""
+    from detector.backbone import detector_trunk
+    from vqvae.image_encoder import vqvae_trunk
+
+    return {"tiny": detector_trunk, "big": detector_trunk, "vqvae": vqvae_trunk}
