@@ -3,7 +3,7 @@ workers or in line.
 
 Purpose: the one way from a published split to a training step.
 Used by: benchmarks.ours, benchmarks.scale, benchmarks.shuffle, detector.looking, detector.training,
-  scripts.finetune, segmentation.training, vqvae.block_sampling, vqvae.training
+  features.run_finetuning, segmentation.training, vqvae.block_sampling, vqvae.training
 Design notes: work is issued in order and delivered in order, so the order never depends on who
   decoded what. The state counts delivered batches, whatever was fetched ahead. A batch lives in a
   ring slot that comes back when nothing refers to it.

@@ -2,10 +2,10 @@
 
 Purpose: one way for every command to speak while it works.
 Used by: detector.looking, detector.training, features.encoders, features.head, features.jobs,
-  features.pictures, scripts.bench_loader, scripts.build_zarr, scripts.compress_zarr,
-  scripts.export_summary, scripts.extract_features, scripts.finetune, scripts.infer_view,
-  scripts.inspect_runs, scripts.inspect_zarr, scripts.make_sample, scripts.segment_patches,
-  scripts.train_head, scripts.verify_zarr, segmentation.cutting, segmentation.prediction,
+  features.pictures, features.run_extraction, features.run_finetuning, features.run_heads,
+  scripts.bench_loader, scripts.build_zarr, scripts.compress_zarr, scripts.export_summary,
+  scripts.infer_view, scripts.inspect_runs, scripts.inspect_zarr, scripts.make_sample,
+  scripts.segment_patches, scripts.verify_zarr, segmentation.cutting, segmentation.prediction,
   utils.argyaml, utils.caching.cached_passes, utils.caching.tensor_cache, utils.config.environment,
   utils.jobs.bake, utils.jobs.publish, utils.jobs.run, utils.loader, utils.loading.device_copy,
   utils.tracking.experiments, utils.training.held_out, utils.training.loop, vqvae.block_sampling,

@@ -3,7 +3,7 @@ chunks, or zarr-python.
 
 Purpose: `choose_store` settles `store: auto` and says why; `open_source` makes the reader and
   whatever memory it needs.
-Used by: scripts.finetune, segmentation.training, utils.caching.cached_passes, utils.loader,
+Used by: features.run_finetuning, segmentation.training, utils.caching.cached_passes, utils.loader,
   utils.loading.engines
 Design notes: auto goes by decoded size against the memory that is free (also under a cgroup limit),
   by codecs, by where the version lies, and by stored size. A reader lives in the parent; a `Source`

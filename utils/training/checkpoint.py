@@ -4,7 +4,7 @@ anywhere.
 Purpose: save and load weights, their running average and optimizer state so that a crash at any
   moment leaves a whole checkpoint.
 Used by: detector.backbone, detector.task, features.encoders, features.finetune, features.head,
-  features.head_score, scripts.infer_view, scripts.train_head, segmentation.mask_jobs,
+  features.head_score, features.run_heads, scripts.infer_view, segmentation.mask_jobs,
   segmentation.prediction, segmentation.unet, utils.training.loop, vqvae.compress.codec,
   vqvae.image_encoder
 Design notes: tensors go first, under a name that carries their digest; replacing `checkpoint.json`

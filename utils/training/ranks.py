@@ -2,7 +2,7 @@
 
 Purpose: device, precision, process group, DDP wrapping, sums and maxima over ranks. With one
   process everything here is a no-op.
-Used by: detector.predict, detector.training, features.finetune, scripts.finetune,
+Used by: detector.predict, detector.training, features.finetune, features.run_finetuning,
   scripts.infer_view, scripts.train_detector, scripts.train_vqvae, segmentation.prediction,
   utils.training.loop, vqvae.compress.codec, vqvae.training
 Design notes: torchrun is recognised by RANK, LOCAL_RANK and WORLD_SIZE; NCCL on GPUs, gloo
