@@ -1,12 +1,11 @@
 """python -m scripts.export_summary --config config.yaml [--export.path WAREHOUSE --export.output
 FOLDER]
 
-Writes a version's summaries, samples, chunks and timings as Parquet tables, for DuckDB, pandas or a
-spreadsheet.
+Writes the summaries, samples, chunks and timings of a version as Parquet tables for DuckDB, pandas
+or a spreadsheet.
 """
 
 from pathlib import Path
-from typing import Any
 
 from scripts._command import run
 from utils.argyaml import CommandSettings
@@ -21,14 +20,14 @@ class Settings(CommandSettings):
     build: BuildSettings
 
 
-def main(settings: Settings) -> dict[str, Any]:
+def main(settings: Settings) -> dict[str, object]:
     from warehouse import Warehouse
     from warehouse.inspect.summary import export
 
     warehouse = Warehouse.open(settings.export.path or settings.build.output_root)
     output = Path(settings.export.output)
     rows = export(warehouse, output)
-    log.info(f"{', '.join(rows)} in {output}; next: open them with DuckDB, as the README shows")
+    log.info("%s in %s; next: open them with DuckDB as in the README", ", ".join(rows), output)
     return {"path": str(output), "files": [str(output / name) for name in rows], "rows": rows}
 
 

@@ -1,12 +1,10 @@
 """python -m scripts.inspect_runs --config config.yaml [--runs.compare "[3, 4]" --runs.metric ap50]
 
-Lists the runs of the experiment book, sets them side by side as a table and a PNG, and names the
-best with its checkpoint.
---runs.mlflow URI sends them to MLflow.
+Lists the runs of the experiment log, compares them in a table and a PNG, and shows the best run with
+its checkpoint. --runs.mlflow URI also sends them to MLflow.
 """
 
 from pathlib import Path
-from typing import Any
 
 from scripts._command import run
 from utils.argyaml import CommandSettings
@@ -21,7 +19,7 @@ class Settings(CommandSettings):
     experiments: ExperimentSettings
 
 
-def main(settings: Settings) -> dict[str, Any]:
+def main(settings: Settings) -> dict[str, object]:
     from rich.console import Console
 
     from utils.tracking.experiment_log import Book
@@ -38,7 +36,7 @@ def main(settings: Settings) -> dict[str, Any]:
     runs, where = settings.runs, settings.experiments
     if where.db is None:
         raise ConfigError(
-            "no experiment book is named",
+            "no experiment log is named",
             where="experiments.db",
             remedy="give --experiments.db FILE",
         )
@@ -46,23 +44,20 @@ def main(settings: Settings) -> dict[str, Any]:
         rows = chosen_runs(book, runs)
         best = best_run(book, rows, runs.metric, runs.better)
         console = Console(stderr=True)
-        if not console.is_terminal:  # a file has no edge: tables as wide as they are
+        if not console.is_terminal:
+            # A file has no edge at which a table would have to be cut.
             console = Console(stderr=True, width=200)
         console.print(runs_table(book, rows, runs.metric, runs.better))
         picture = None
         if rows:
             console.print(compare_table(book, rows, runs.better))
-            picture = draw_runs(
-                book,
-                rows,
-                runs.metric,
-                Path(runs.output) if runs.output else book.path.with_name("compare.png"),
-            )
+            output = Path(runs.output) if runs.output else book.path.with_name("compare.png")
+            picture = draw_runs(book, rows, runs.metric, output)
             log.info("curves: %s", picture)
         sent = export_mlflow(book, rows, runs.mlflow) if runs.mlflow else 0
     if best:
         log.info(
-            "best: run %d with %s %.4g at step %d; its checkpoint: %s",
+            "best: run %d with %s %.4g at step %d; checkpoint: %s",
             *(best[key] for key in ("id", "metric", "value", "step", "checkpoint")),
         )
     shown = ("id", "trainer", "name", "state", "step", "best", "data_version")

@@ -1,9 +1,7 @@
 """python -m scripts.inspect_zarr --config config.yaml [--inspect.path WAREHOUSE]
 
-Prints a version's manifest as tables and writes a contact sheet PNG with boxes drawn.
+Prints the manifest of a version as tables, and draws a contact sheet of its pictures with boxes.
 """
-
-from typing import Any
 
 from scripts._command import run
 from utils.argyaml import CommandSettings
@@ -18,7 +16,7 @@ class Settings(CommandSettings):
     build: BuildSettings
 
 
-def main(settings: Settings) -> dict[str, Any]:
+def main(settings: Settings) -> dict[str, object]:
     from rich.console import Console
 
     from warehouse import Warehouse
@@ -29,8 +27,8 @@ def main(settings: Settings) -> dict[str, Any]:
     for table in manifest_tables(warehouse):
         console.print(table)
     sheet = write_contact_sheet(warehouse, settings.inspect)
-    drawn = "nothing to draw here" if sheet is None else f"contact sheet: {sheet}"
-    log.info(f"{drawn}; next: python -m scripts.verify_zarr --verify.path {warehouse.folder}")
+    drawn = "there is nothing to draw" if sheet is None else f"contact sheet: {sheet}"
+    log.info("%s; next: python -m scripts.verify_zarr --verify.path %s", drawn, warehouse.folder)
     splits = {name: len(warehouse.split(name)) for name in warehouse.splits}
     return {
         "version": warehouse.version,

@@ -1,10 +1,8 @@
 """python -m scripts.verify_zarr --config config.yaml [--verify.path WAREHOUSE --verify.level quick]
 
-Compares a published version with its digests: every file, every inner chunk, every sample. Exit 1
-when anything disagrees.
+Compares every file, inner chunk and sample of a published version with its stored checksums. The
+exit code is 1 if anything differs.
 """
-
-from typing import Any
 
 from scripts._command import run
 from utils.argyaml import CommandSettings
@@ -19,7 +17,7 @@ class Settings(CommandSettings):
     build: BuildSettings
 
 
-def main(settings: Settings) -> dict[str, Any]:
+def main(settings: Settings) -> dict[str, object]:
     from warehouse import Warehouse
     from warehouse.inspect.verify import verify
 
@@ -28,21 +26,23 @@ def main(settings: Settings) -> dict[str, Any]:
     with progress(samples, "samples", f"verifying {warehouse.version}") as bar:
         files, faults = verify(warehouse, settings.verify.level, progress=bar.advance)
     for fault in faults:
-        log.error(f"{fault.path}: {fault.detail}")
+        log.error("%s: %s", fault.path, fault.detail)
     if faults:
         log.error(
-            "the version is damaged; build it again with python -m scripts.build_zarr --build.if_exists clear"
+            "the version is damaged; build it again with python -m scripts.build_zarr"
+            " --build.if_exists clear"
         )
     else:
-        log.info(f"{warehouse.version}: {files} files as published")
-        pictures = (
-            "train_detector --detector.warehouse"
-            if "box" in warehouse.manifest.arrays
-            else "inspect_zarr --inspect.path"
-        )
-        log.info(
-            f"next: python -m scripts.{pictures if warehouse.cube is None else 'train_vqvae --vqvae.warehouse'} {warehouse.folder}"
-        )
+        log.info("%s: %d files as published", warehouse.version, files)
+        arrays = warehouse.manifest.arrays
+        # The first array that a version has tells which trainer it is for.
+        trainers = {
+            "box": "train_detector --detector.warehouse",
+            "data": "train_vqvae --vqvae.warehouse",
+        }
+        following = [command for name, command in trainers.items() if name in arrays]
+        command = following[0] if following else "inspect_zarr --inspect.path"
+        log.info("next: python -m scripts.%s %s", command, warehouse.folder)
     return {"ok": not faults, "files": files, "bad": [fault.path for fault in faults]}
 
 
