@@ -1,4 +1,4 @@
-"""The `detector` and `infer` sections: what is trained, and what a trained detector is applied to."""
+"""The `detector` and `infer` sections: what is trained, and what a detector is applied to."""
 
 from __future__ import annotations
 

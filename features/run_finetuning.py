@@ -37,28 +37,12 @@ def finetune(
 ) -> dict[str, Any]:
     """Fine-tune an encoder on the pictures of the warehouse at `location`.
 
-    Parameters
-    ----------
-    open_encoder
-        Called once the memory budget is measured, since the encoder counts towards it.
-
-    Returns
-    -------
-    dict
-        The result of the training loop, with the fields that `finetune` adds.
-
-    Raises
-    ------
-    ConfigError
-        If several processes were started, or the encoder would be overwritten.
+    `open_encoder` is called after the memory budget is measured, since the encoder counts towards it.
+    Raises ConfigError if several processes were started or the encoder would be overwritten.
     """
     start = time.monotonic()
     settings.require_other_encoder()
-    ranks = Ranks.start(settings.device)
-    if ranks.count > 1:
-        raise ConfigError(
-            "fine-tuning on a budget runs in one process", where="WORLD_SIZE", found=ranks.count
-        )
+    ranks = _one_process(settings.device)
     # Before anything is put on a GPU.
     budget = MemoryBudget(settings.memory_budget_gb, ranks.device)
     warehouse = Warehouse.open(location)
@@ -80,17 +64,12 @@ def finetune(
             encoder,
             warehouse.manifest.class_names,
             (targets["train"], targets[selection]),
-            steps=-(-min(len(train), settings.limit_batches or len(train)) // settings.accumulate),
+            steps=_steps_per_epoch(len(train), settings),
             folder=settings.folder,
             final=last,
             save_memory=settings.recompute,
         )
-        log.info(
-            "%s: %d of %d parameters are trained with the head",
-            encoder.name,
-            sum(one.numel() for one in task.tuned),
-            sum(one.numel() for one in encoder.network.parameters()),
-        )
+        _report_parameters(task, encoder)
         trainer = Trainer(
             task,
             training,
@@ -105,14 +84,41 @@ def finetune(
         )
         result = trainer.run()
     _report(result, settings, budget, final)
+    held_out = final if result["finished"] else selection
+    details = {"warehouse": warehouse.version, "held_out": held_out, "encoder": encoder.name}
+    return {**result, **details, **_limits(settings, budget, trainer)}
+
+
+def _one_process(device: str) -> Ranks:
+    ranks = Ranks.start(device)
+    if ranks.count > 1:
+        raise ConfigError(
+            "fine-tuning on a budget runs in one process", where="WORLD_SIZE", found=ranks.count
+        )
+    return ranks
+
+
+def _report_parameters(task: FinetuneTask, encoder: NetworkEncoder) -> None:
+    log.info(
+        "%s: %d of %d parameters are trained with the head",
+        encoder.name,
+        sum(one.numel() for one in task.tuned),
+        sum(one.numel() for one in encoder.network.parameters()),
+    )
+
+
+def _steps_per_epoch(batches: int, settings: FinetuneSettings) -> int:
+    return -(-min(batches, settings.limit_batches or batches) // settings.accumulate)
+
+
+def _limits(
+    settings: FinetuneSettings, budget: MemoryBudget, trainer: Trainer
+) -> dict[str, object]:
+    """What was trained within which limits, and where it lies."""
     return {
-        **result,
         "checkpoint": str(checkpoint_of(settings.folder)),
         "peak_memory_gb": budget.peak_gb,
         "micro_batch": -(-settings.batch_size // trainer.pieces),
-        "held_out": final if result["finished"] else selection,
-        "warehouse": warehouse.version,
-        "encoder": encoder.name,
         "blocks": settings.blocks,
     }
 
@@ -128,7 +134,7 @@ def _open_loader(
     size = min(settings.batch_size, max(split.chunk_sizes))
     options = loader.model_dump() | order
     if options["store"] == "auto":
-        # Not decoded into memory, nor mapped: on a CPU the budget counts all that the process holds.
+        # Not decoded into memory, nor mapped: on a CPU the budget counts what the process holds.
         options["store"] = bounded_memory_store(split, ["image"])
     return ChunkLoader(split, size, arrays=["image"], **options)
 

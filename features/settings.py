@@ -315,7 +315,8 @@ class FinetuneSettings(FinetuneTraining):
             )
         if self.recompute and self.norms == "trained":
             raise ValueError(
-                "recompute would count every batch twice in the statistics of trained norms: take norms frozen"
+                "recompute would count every batch twice in the statistics of trained norms:"
+                " set norms to frozen"
             )
         return self
 

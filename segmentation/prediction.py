@@ -1,4 +1,4 @@
-"""Predicting probabilities for all patches, in small jobs, and what a run of the command reports."""
+"""Predicting probabilities for all patches, in small jobs, and what a run reports."""
 
 from __future__ import annotations
 

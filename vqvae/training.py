@@ -9,6 +9,7 @@ from typing import Any
 from utils.loader import ChunkLoader
 from utils.loading.settings import LoaderSettings
 from utils.log import get_log
+from utils.samplers import BatchSampler
 from utils.tracking.settings import ExperimentSettings
 from utils.training.held_out import held_out_split
 from utils.training.loop import Trainer
@@ -17,7 +18,7 @@ from vqvae.block_sampling import cube_features, drawn_blocks, make_sampler
 from vqvae.metrics import as_result
 from vqvae.settings import VqvaeSettings
 from vqvae.task import VqvaeTask
-from warehouse.read.version import Warehouse
+from warehouse.read.version import Split, Warehouse
 
 __all__ = ["train_vqvae"]
 
@@ -46,19 +47,9 @@ def train_vqvae(
     blocks = drawn_blocks(train, settings.min_valid_share)
     task = VqvaeTask(settings, features, train.specs["data"].shape[1:4], blocks)
 
-    # The samplers order the samples here, so these two are none of the loader's business.
+    # The order is that of the samplers here, which leave out blocks without enough valid voxels.
     options = loader.model_dump(exclude={"interleave", "chunks_per_batch"})
-    sampler = make_sampler(
-        train,
-        settings.batch_size,
-        settings.min_valid_share,
-        sampling=settings.sampling,
-        seed=settings.seed,
-        rank=ranks.rank,
-        world_size=ranks.count,
-        interleave=loader.interleave,
-        chunks_per_batch=loader.chunks_per_batch,
-    )
+    sampler = _training_sampler(train, settings, loader, ranks)
     scored_by = make_sampler(
         held_out,
         min(settings.batch_size, max(held_out.chunk_sizes)),
@@ -89,3 +80,19 @@ def train_vqvae(
         warehouse.folder,
     )
     return {**as_result(result), "warehouse": warehouse.version, "held_out": held_out.name}
+
+
+def _training_sampler(
+    train: Split, settings: VqvaeSettings, loader: LoaderSettings, ranks: Ranks
+) -> BatchSampler:
+    return make_sampler(
+        train,
+        settings.batch_size,
+        settings.min_valid_share,
+        sampling=settings.sampling,
+        seed=settings.seed,
+        rank=ranks.rank,
+        world_size=ranks.count,
+        interleave=loader.interleave,
+        chunks_per_batch=loader.chunks_per_batch,
+    )

@@ -20,8 +20,8 @@ LONG_FUNCTION = 60
 PRAGMA = re.compile(r"#\s*(fmt|type|noqa|ruff|mypy|pragma)\b\s*(:|$)")
 SKIPPED_FORMAT = re.compile(r"#\s*fmt:\s*skip\b")
 
-# Models that hold data rather than settings, and so are exempt from descriptions.
-NOT_SETTINGS = frozenset({"Manifest"})
+# Models that hold data or whole sections rather than settings, and so are exempt from descriptions.
+NOT_SETTINGS = frozenset({"CommandSettings", "Manifest"})
 MODEL_BASES = frozenset({"BaseModel", "BaseSettings"})
 
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
@@ -194,13 +194,13 @@ def settings_fields(sources: Sequence[SourceFile]) -> Iterator[tuple[str, bool]]
     def is_model(name: str, seen: frozenset[str] = frozenset()) -> bool:
         if name in MODEL_BASES:
             return True
-        if name not in classes or name in seen:
+        if name in NOT_SETTINGS or name not in classes or name in seen:
             return False
         bases = classes[name][1].bases
         return any(is_model(last_name(base), seen | {name}) for base in bases)
 
     for name, (source, node) in classes.items():
-        if name not in NOT_SETTINGS and is_model(name):
+        if is_model(name):
             for target, described in model_fields(node):
                 yield f"{source.name}: {name}.{target}", described
 
