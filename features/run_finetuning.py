@@ -37,7 +37,7 @@ def finetune(
 ) -> dict[str, Any]:
     """Fine-tune an encoder on the pictures of the warehouse at `location`.
 
-    `open_encoder` is called after the memory budget is measured, since the encoder counts towards it.
+    `open_encoder` is called after the memory budget is set up, since the encoder counts towards it.
     Raises ConfigError if several processes were started or the encoder would be overwritten.
     """
     start = time.monotonic()
