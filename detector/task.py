@@ -24,6 +24,7 @@ from utils.augment import augment
 from utils.training.checkpoint import Checkpoint, known_model, load_module
 from utils.training.loop import seeded
 from utils.training.settings import AugmentSettings
+from utils.training.task import Task
 from warehouse.errors import StateError, TrainingError
 
 __all__ = ["DataFacts", "DetectorTask", "data_facts", "restore_detector"]
@@ -73,17 +74,18 @@ def data_facts(split: Any, settings: DetectorSettings) -> DataFacts:
     )
 
 
-class DetectorTask:
-    """TinyDet or BigDet with its loss and metrics; see utils.training.loop.Task."""
+class DetectorTask(Task):
+    """TinyDet or BigDet with its loss and metrics; see utils.training.task.Task."""
 
     section = "detector"
     headline = ("ap50", "max")
+    model: BigDet | TinyDet
 
     def __init__(self, settings: DetectorSettings, facts: DataFacts) -> None:
         self.settings, self.facts = settings, facts
         self.name, self.lr = ("TinyDet", 5e-3) if settings.model == "tiny" else ("BigDet", 2e-3)
         with seeded(settings.seed):
-            self.model: BigDet | TinyDet = make_model(
+            self.model = make_model(
                 kind=settings.model,
                 max_boxes=facts.max_boxes,
                 class_count=len(facts.class_names),

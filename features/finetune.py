@@ -32,7 +32,9 @@ from utils.training.checkpoint import (
     save_checkpoint,
 )
 from utils.training.loop import seeded
+from utils.training.optimizer import ParameterGroup
 from utils.training.ranks import to_device
+from utils.training.task import Task
 from warehouse.errors import ConfigError
 
 __all__ = [
@@ -69,12 +71,13 @@ class FinetuneNet(nn.Module):
         return self
 
 
-class FinetuneTask:
-    """See utils.training.loop.Task. targets: class of every picture, int64 [n], -1 without one, of
+class FinetuneTask(Task):
+    """See utils.training.task.Task. targets: class of every picture, int64 [n], -1 without one, of
     the training and of the selection split; steps: of an epoch; final: (name, batches, targets)
     that the figures are of; None: the selection split's are the figures."""
 
     section, lr, headline = "finetune", 1e-3, ("accuracy", "max")
+    model: FinetuneNet
 
     def __init__(
         self,
@@ -130,32 +133,24 @@ class FinetuneTask:
             and all(id(parameter) in known for parameter in module.parameters())
         ]
 
-    def groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """The head at the whole rate from the first step, level k (0.
+    def groups(self, weight_decay: float) -> list[ParameterGroup]:
+        """Return the head at the whole rate from the first step, and the levels at their share.
 
-        The last block and what follows it) at its share from `start`.
+        Level 0 is the last block and what follows it; levels begin at step `self.start`.
         """
         head = [*self.model.norm.parameters(), *self.model.head.parameters()]
-        parts = [(head, 1.0, 0)]
+        parts: list[tuple[list[nn.Parameter], float, int]] = [(head, 1.0, 0)]
         for level, parameters in enumerate(self.levels):
-            parts.append(
-                (
-                    parameters,
-                    self.settings.backbone_rate * self.settings.block_decay**level,
-                    self.start,
-                )
-            )
-        groups = [
-            {
-                "params": [parameter for parameter in parameters if (parameter.ndim > 1) is matrix],
-                "weight_decay": weight_decay if matrix else 0.0,
-                "rate": rate,
-                "start": start,
-            }
-            for parameters, rate, start in parts
-            for matrix in (True, False)
-        ]
-        return [group for group in groups if group["params"]]
+            rate = self.settings.backbone_rate * self.settings.block_decay**level
+            parts.append((parameters, rate, self.start))
+
+        groups = []
+        for parameters, rate, start in parts:
+            matrices = [one for one in parameters if one.ndim > 1]
+            others = [one for one in parameters if one.ndim <= 1]
+            groups.append(ParameterGroup(matrices, weight_decay, rate, start))
+            groups.append(ParameterGroup(others, 0.0, rate, start))
+        return [group for group in groups if group.parameters]
 
     def before_epoch(self, epoch: int) -> None:
         tuning = epoch >= self.settings.head_epochs

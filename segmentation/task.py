@@ -23,6 +23,7 @@ from segmentation.settings import SegmentTraining
 from segmentation.unet import UNet
 from utils.augment import uniform
 from utils.training.loop import seeded
+from utils.training.task import Task
 from warehouse.settings import MASK_PADDING
 
 __all__ = [
@@ -36,10 +37,11 @@ KNOTS = 6
 """Control points of the elastic warp along each side."""
 
 
-class SegmentTask:
-    """A U-Net on patches; see utils.training.loop.Task."""
+class SegmentTask(Task):
+    """A U-Net on patches; see utils.training.task.Task."""
 
     name, section, lr, headline = "U-Net", "segment", 3e-3, ("dice", "max")
+    model: UNet
 
     def __init__(self, settings: SegmentTraining, *, channels: int, classes: int) -> None:
         self.settings = settings

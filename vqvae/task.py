@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.training.loop import seeded
+from utils.training.task import Task
 from vqvae.block_sampling import cut, sample_depth
 from vqvae.losses import TERMS, Weights, loss_terms
 from vqvae.metrics import Tally
@@ -84,7 +85,7 @@ def model_shape(settings: VqvaeSettings, chunk: Sequence[int]) -> Shape:
     return shape
 
 
-class VqvaeTask:
+class VqvaeTask(Task):
     """See `utils.training.task.Task`.
 
     Parameters
@@ -114,7 +115,7 @@ class VqvaeTask:
         shape = model_shape(settings, chunk)
         with seeded(settings.seed):
             self.vqvae = VQVAE(features, shape, codebook_rules(settings))
-        self.model: nn.Module = self.vqvae
+        self.model = self.vqvae
         if blocks is not None:
             linear_start(self.vqvae, *cut(blocks, settings.window))
         self.shown: tuple[Tensor, Tensor, Tensor] | None = None
@@ -142,6 +143,10 @@ class VqvaeTask:
             terms = loss_terms(found, channels.truth(data, valid), channels, self.weights)
             sums = {name: (terms[name] * keep).sum() for name in TERMS}
         return sums["total"], {name: value.detach() for name, value in sums.items()}
+
+    def copied_modules(self) -> tuple[nn.Module, ...]:
+        """Return the quantizer, whose codebooks are moving averages already."""
+        return (self.vqvae.quantizer,)
 
     def after_step(self, step: int, epoch: int) -> dict[str, float]:
         """Move the codebooks; return the figures that `Quantizer.step` names."""

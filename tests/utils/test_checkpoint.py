@@ -12,11 +12,10 @@ from torch import nn
 from utils.training.checkpoint import (
     load_checkpoint,
     load_module,
-    optimizer_tensors,
     prefixed,
-    restore_optimizer,
     save_checkpoint,
 )
+from utils.training.optimizer import optimizer_tensors, restore_optimizer
 from warehouse.errors import ConfigError, CorruptError, StateError, TrainingError
 
 ESCAPING = '{"format": 1, "file": "../x.safetensors", "size": 1, "sha256": "", "meta": {}}'

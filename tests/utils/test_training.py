@@ -22,6 +22,7 @@ from utils.training.loop import Trainer, seeded
 from utils.training.memory_budget import MemoryBudget
 from utils.training.ranks import Ranks, choose_device, to_device
 from utils.training.settings import TrainSettings
+from utils.training.task import Task
 from warehouse.errors import ConfigError, StateError, TrainingError
 
 ROOT = Path(__file__).parents[2]
@@ -69,7 +70,7 @@ class FakeLoader:
             }
 
 
-class FakeTask:
+class FakeTask(Task):
     """Fit y = 2 a - b. `on_loss(step)` is called before each batch's loss."""
 
     name, section, lr = "Fake", "fake", 0.01
@@ -446,7 +447,7 @@ def test_two_gloo_ranks_agree_and_equal_one_process_with_the_same_global_batch(
     tmp_path, accumulate
 ):
     script = RANK.format(
-        root=str(ROOT), tests=str(ROOT / "tests"), out=str(tmp_path), accumulate=accumulate
+        root=str(ROOT), tests=str(Path(__file__).parent), out=str(tmp_path), accumulate=accumulate
     )
     common = {
         **os.environ,

@@ -206,7 +206,7 @@ def _begin_run(trainer: Any, after_step: int | None) -> Run | None:
         },
         data=(state.get("version"), state.get("split")),
         output=trainer.output,
-        headline=getattr(task, "headline", ("loss", "min")),
+        headline=task.headline,
         after_step=after_step,
     )
 

@@ -33,6 +33,7 @@ from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as pack_tensors
 from torch import Tensor, nn
 
+from utils.training.optimizer import restore_optimizer
 from warehouse.errors import ConfigError, CorruptError, StateError, TrainingError
 from warehouse.format.durable import write_bytes
 
@@ -43,10 +44,7 @@ __all__ = [
     "known_model",
     "load_checkpoint",
     "load_module",
-    "optimizer_tensors",
-    "parameter_groups",
     "prefixed",
-    "restore_optimizer",
     "restore_run",
     "same_run",
     "save_checkpoint",
@@ -311,53 +309,6 @@ def load_module(module: nn.Module, tensors: dict[str, Tensor], where: Path) -> N
                 found=list(tensors[name].shape),
             )
     module.load_state_dict(tensors)
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """An optimizer's groups: decay matrices and kernels, leave biases and norms alone.
-
-    Optimizer state is numbered in this order.
-    """
-    decayed, plain = (
-        [parameter for parameter in model.parameters() if (parameter.ndim > 1) is matrix]
-        for matrix in (True, False)
-    )
-    groups = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": plain, "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state as flat tensors "<parameter number>.<key>".
-
-    Learning rates and the like come from the settings.
-    """
-    return {
-        f"{number}.{key}": value
-        for number, state in optimizer.state_dict()["state"].items()
-        for key, value in state.items()
-    }
-
-
-def restore_optimizer(
-    optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], where: Path
-) -> None:
-    """Put `optimizer_tensors` back. Raises StateError when they belong to other parameters."""
-    state: dict[int, dict[str, Tensor]] = {}
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for name, value in tensors.items():
-        number, _, key = name.partition(".")
-        at = int(number) if number.isdigit() else -1
-        if not 0 <= at < len(parameters) or (value.ndim and value.shape != parameters[at].shape):
-            raise StateError(
-                "the checkpoint's optimizer state is of another model", where=where, found=name
-            )
-        state.setdefault(at, {})[key] = value
-    optimizer.load_state_dict(
-        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
-    )
 
 
 def restore_run(trainer: Any, agreed: dict[str, Any]) -> None:

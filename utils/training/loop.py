@@ -19,11 +19,10 @@ Assistant guidance: when extending: a task-specific word belongs into the task; 
 from __future__ import annotations
 
 import contextlib
-import copy
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +36,21 @@ from utils.tracking.settings import ExperimentSettings
 from utils.training.checkpoint import (
     COUNTERS,
     has_checkpoint,
-    optimizer_tensors,
-    parameter_groups,
     prefixed,
     restore_run,
     save_checkpoint,
 )
 from utils.training.memory_budget import MemoryBudget, is_shortage
+from utils.training.optimizer import (
+    RunningAverage,
+    make_optimizer,
+    optimizer_tensors,
+    set_learning_rates,
+)
 from utils.training.ranks import Ranks, autocast_dtype, to_device
 from utils.training.settings import MAY_CHANGE, TrainSettings
 from utils.training.signals import stop_requests
-from utils.training.task import Task
+from utils.training.task import BatchLoader, Task
 from warehouse.errors import TrainingError
 
 __all__ = ["Task", "Trainer", "seeded"]
@@ -78,8 +81,8 @@ class Trainer:
         self,
         task: Task,
         settings: TrainSettings,
-        loader: Any,
-        held_out: Any,
+        loader: BatchLoader,
+        held_out: BatchLoader,
         output: Path,
         *,
         ranks: Ranks | None = None,
@@ -97,29 +100,18 @@ class Trainer:
         )
         self.ranks = ranks or Ranks.start(settings.device)
         self.device, self.open_seconds, self.book = self.ranks.device, open_seconds, book
-        groups = (
-            task.groups(settings.weight_decay)
-            if hasattr(task, "groups")
-            else parameter_groups(task.model, settings.weight_decay)
-        )
+        groups = task.groups(settings.weight_decay)
         if budget is not None:
             budget.require(task.model, groups, task.section)
         flat = all(parameter.ndim < 5 for parameter in task.model.parameters())
         self.model = task.model.to(
             self.device, memory_format=torch.channels_last if flat else torch.preserve_format
         )
-        self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
-        self.copied = tuple(
-            f"{name}."
-            for name, module in self.model.named_modules()
-            if getattr(module, "copied_by_average", False)
-        )
+        self.averaging = RunningAverage(self.model, settings.average, task.copied_modules())
+        self.average = self.averaging.model
         self.lr = task.lr if settings.lr is None else settings.lr
-        self.optimizer = torch.optim.AdamW(groups, lr=self.lr)
+        self.optimizer = make_optimizer(groups, self.lr)
         self.budget, self.save_steps, self.pieces = budget, save_steps, 1
-        self.after_step: Callable[[int, int], dict[str, float]] = getattr(
-            task, "after_step", lambda step, epoch: {}
-        )
         self.autocast = autocast_dtype(settings.precision, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.autocast is torch.float16)
         self.phases = Phases()
@@ -175,11 +167,8 @@ class Trainer:
                     if not paused:
                         self._note_epoch()
             self._save("interrupted" if self.stop or paused else "done")
-            if hasattr(self.task, "conclude") and not (self.stop or paused):
-                self.metrics |= self.ranks.share(
-                    self.task.conclude(self.average) if self.ranks.first else None
-                )
-                self.journal.line("held_out", step=self.step, **self.metrics)
+            if not (self.stop or paused):
+                self._conclude()
         except BaseException as error:
             self.journal.failed(error, **self._where())
             raise
@@ -198,6 +187,13 @@ class Trainer:
                 how,
             )
         return self.result() | {"finished": not paused}
+
+    def _conclude(self) -> None:
+        figures = self.task.conclude(self.average) if self.ranks.first else None
+        figures = self.ranks.share(figures)
+        if figures is not None:
+            self.metrics |= figures
+            self.journal.line("held_out", step=self.step, **self.metrics)
 
     def result(self) -> dict[str, Any]:
         return {
@@ -249,8 +245,7 @@ class Trainer:
         if self.batches == 0:
             self.loader.set_epoch(self.epoch)
         self.metrics = {}
-        if hasattr(self.task, "before_epoch"):
-            self.task.before_epoch(self.epoch)
+        self.task.before_epoch(self.epoch)
         source = iter(self.loader)
         try:
             while self.batches < self.epoch_batches:
@@ -261,7 +256,8 @@ class Trainer:
                 if self._is_time_to_save():
                     self._save("running")
         finally:
-            if hasattr(source, "close"):
+            # Frees what the loader has fetched ahead; a plain iterator has nothing to free.
+            if isinstance(source, Generator):
                 source.close()
         self.epoch, self.batches = self.epoch + 1, 0
         self.loader.set_epoch(self.epoch)
@@ -453,26 +449,12 @@ class Trainer:
         for gradient in gradients:
             gradient.mul_(factor)
         nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
-        for group in self.optimizer.param_groups:
-            begun = (
-                min(1.0, (self.step - group["start"] + 1) / (self.settings.warmup_steps + 1))
-                if group.get("start")
-                else 1.0
-            )
-            group["lr"] = rate * group.get("rate", 1.0) * max(0.0, begun)
+        set_learning_rates(self.optimizer, rate, self.step, self.settings.warmup_steps)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        figures = self.after_step(self.step, self.epoch)
-        # Short memory at first, or the average would be of random weights.
-        keep = min(self.settings.average, (1 + self.step) / (10 + self.step))
-        fast = self.model.state_dict()
-        with torch.no_grad():
-            for name, slow in self.average.state_dict().items():
-                if slow.is_floating_point() and not name.startswith(self.copied):
-                    slow.lerp_(fast[name], 1 - keep)
-                else:
-                    slow.copy_(fast[name])
+        figures = self.task.after_step(self.step, self.epoch)
+        self.averaging.update(self.model, self.step)
         return figures
 
     def _report(self, bar: Any, means: dict[str, float], rate: float, samples: int) -> None:
@@ -546,8 +528,7 @@ class Trainer:
                 self.phases.samples_per_second * self.ranks.count,
                 spent,
             )
-            if hasattr(self.task, "after_epoch"):
-                self.task.after_epoch(self.average, self.history)
+            self.task.after_epoch(self.average, self.history)
 
     def _save(self, state: str) -> None:
         self.saved, self.saved_step = time.monotonic(), self.step

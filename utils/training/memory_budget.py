@@ -18,14 +18,15 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import psutil
 import torch
 from torch import nn
 
+from utils.training.optimizer import ParameterGroup
 from warehouse.errors import TrainingError
 
 __all__ = ["MemoryBudget", "Meter", "OverBudget", "is_shortage", "training_bytes"]
@@ -147,7 +148,7 @@ class MemoryBudget:
         self.highest = max(self.highest, self.meter.peak())
         return round(self.highest / GB, 3)
 
-    def require(self, model: nn.Module, groups: Iterable[dict[str, Any]], section: str) -> int:
+    def require(self, model: nn.Module, groups: Sequence[ParameterGroup], section: str) -> int:
         """Bytes that training needs before the first picture, asked while nothing but the weights
         is there, on the CPU.
 
@@ -185,7 +186,7 @@ class MemoryBudget:
             raise OverBudget(f"{taken / GB:.2f} GB")
 
 
-def training_bytes(model: nn.Module, groups: Iterable[dict[str, Any]]) -> tuple[int, int]:
+def training_bytes(model: nn.Module, groups: Sequence[ParameterGroup]) -> tuple[int, int]:
     """(weights and their running average, gradients and AdamW's two moments of what the optimizer's
     groups train).
     """
@@ -193,6 +194,6 @@ def training_bytes(model: nn.Module, groups: Iterable[dict[str, Any]]) -> tuple[
         value.numel() * value.element_size() for value in [*model.parameters(), *model.buffers()]
     )
     trained = sum(
-        value.numel() * value.element_size() for group in groups for value in group["params"]
+        value.numel() * value.element_size() for group in groups for value in group.parameters
     )
     return 2 * weights, 3 * trained

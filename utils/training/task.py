@@ -1,65 +1,151 @@
-"""What every trainer brings to the training loop: a Task.
+"""What a trainer brings to the training loop: a task, and batches.
 
-Purpose: `Task`, the protocol of what is trained.
-Used by: utils.training.loop
-Design notes: trainers import it from utils.training.loop, which is where it is used. Optional
-  parts of a task are looked up by name, so that a task that needs none of them stays five methods
-  long.
-Assistant guidance: when extending: a new optional part is documented in Task.
+Purpose: `Task`, the base class of what is trained, with a default for every optional part;
+  `BatchLoader`, the protocol of what the batches come from.
+Used by: detector.task, features.finetune, segmentation.task, utils.training.loop, vqvae.task
+Design notes: a task without optional parts overrides five methods. The defaults do nothing or what
+  suits most models, so the loop calls every part without asking whether it is there.
+Assistant guidance: when extending: a new optional part is a method here whose default changes
+  nothing for the tasks that exist.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 
-__all__ = ["Task"]
+from utils.training.optimizer import ParameterGroup, parameter_groups
+
+__all__ = ["Batch", "BatchLoader", "Task"]
+
+Batch = dict[str, Tensor]
+"""Arrays by name. `index` int64 [B] is always there; `pad` bool [B] marks repeated samples."""
 
 
-class Task(Protocol):
-    """What a trainer brings. section: the settings section's name, for remedies; lr: stands in for
-    a null one; model: on the CPU.
+class BatchLoader(Protocol):
+    """The part of `utils.loader.ChunkLoader` that training relies on."""
 
-    A task may have `after_step(step, epoch) -> dict[str, float]`: called on every rank after each
-    optimizer step, to update what follows no gradient; its figures go into the step's line. The
-    running average copies modules with `copied_by_average` instead of averaging. It may have a
-    `headline`, the metric that tells the book which epoch and run is best, such as ("ap50", "max");
-    else it is the loss; `groups(weight_decay)`, the optimizer's groups in its own order, each with
-    a `rate` (share of the learning rate) and a `start` (step of its warm-up);
-    `before_epoch(epoch)`, also after a resume; `after_epoch(average, history)` on the first rank,
-    once the epoch's line is written; and `conclude(average) -> dict[str, float]`, figures that
-    decided nothing, when the schedule is through.
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+    def set_epoch(self, epoch: int) -> None: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Task(ABC):
+    """A model with its loss and metrics.
+
+    Attributes
+    ----------
+    name
+        Of the run, for people.
+    section
+        The settings section of the trainer; messages name its keys.
+    lr
+        Peak learning rate where the settings give none.
+    headline
+        The metric that decides which epoch and which run is best, and whether more is better.
+    model
+        What is trained, on the CPU until the loop moves it.
     """
 
     name: str
     section: str
     lr: float
+    headline: tuple[str, Literal["min", "max"]] = ("loss", "min")
+    model: nn.Module
 
-    @property
-    def model(self) -> nn.Module:
-        """What is trained. Read-only, so that a task may declare its own class of module."""
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Batch, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the sum of the loss over the batch's real samples, and its parts.
 
-    def loss(
-        self, model: nn.Module, batch: dict[str, Tensor], epoch: int
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Sum of the loss over the batch's real samples, and its detached parts (sums too).
+        Parameters
+        ----------
+        model
+            `self.model`, which may be wrapped for DDP.
+        batch
+            On the model's device.
 
-        `model` may be wrapped for DDP.
+        Returns
+        -------
+        tuple
+            A scalar with a gradient; detached scalars by name, sums over the same samples.
+
+        Notes
+        -----
+        Sums and not means: gradients are divided once, by the samples of the whole step, so
+        that accumulation and several ranks give what one large batch gives.
         """
 
-    def evaluate(self, model: nn.Module, batches: Iterator[dict[str, Tensor]]) -> dict[str, float]:
-        """Metrics of a model in eval mode on a whole pass of held-out batches, already on the
-        device.
+    @abstractmethod
+    def evaluate(self, model: nn.Module, batches: Iterator[Batch]) -> dict[str, float]:
+        """Return the metrics of a model in eval mode.
+
+        Parameters
+        ----------
+        model
+            The running average of `self.model`.
+        batches
+            One pass over the held-out split, on the model's device.
         """
 
+    @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """JSON that builds the same model again.
+        """Return JSON from which the same model can be built.
 
         A checkpoint with another description is refused on resume.
         """
 
+    @abstractmethod
     def draw(self, history: list[dict[str, Any]], path: Path) -> None:
-        """Draw loss and metrics by epoch as a PNG."""
+        """Draw loss and metrics by epoch as a PNG.
+
+        Parameters
+        ----------
+        history
+            A line for each epoch: `epoch`, `step`, `loss`, `seconds` and the metrics.
+        """
+
+    def groups(self, weight_decay: float) -> list[ParameterGroup]:
+        """Return the optimizer's groups, in an order that every run repeats."""
+        return parameter_groups(self.model, weight_decay)
+
+    def copied_modules(self) -> Collection[nn.Module]:
+        """Return the parts of the model that the running average copies.
+
+        They are averages already, such as codebooks; all other parts are averaged.
+        """
+        return ()
+
+    def before_epoch(self, epoch: int) -> None:  # noqa: B027 - optional
+        """Prepare the model for an epoch; also called when a run is resumed in the middle of one."""
+
+    def after_step(self, step: int, epoch: int) -> dict[str, float]:
+        """Update what follows no gradient, after an optimizer step on every rank.
+
+        Returns
+        -------
+        dict of str to float
+            Figures for the step's line of the log.
+        """
+        return {}
+
+    def after_epoch(  # noqa: B027 - optional
+        self, average: nn.Module, history: list[dict[str, Any]]
+    ) -> None:
+        """Act on a finished epoch, on the first rank, once its line is in `history`."""
+
+    def conclude(self, average: nn.Module) -> dict[str, float] | None:
+        """Return figures that decided nothing, once, at the end of the schedule.
+
+        Called on the first rank. None means that there are none.
+        """
+        return None

@@ -50,8 +50,6 @@ class Quantizer(nn.Module):
         L, residual levels.
     """
 
-    copied_by_average = True
-
     def __init__(self, size: int, dim: int, levels: int) -> None:
         super().__init__()
         self.size, self.dim, self.levels = size, dim, levels

@@ -73,8 +73,6 @@ class Codebook(nn.Module):
     as used for the hierarchies of Razavi 2019 (arXiv:1906.00446).
     """
 
-    copied_by_average = True
-
     def __init__(self, size: int, dim: int, rules: CodebookRules, level: int = 0) -> None:
         super().__init__()
         self.size, self.dim, self.rules, self.level = size, dim, rules, level
