@@ -21,7 +21,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint as recompute
 
 from features.encoders import FINETUNED, NetworkEncoder
-from features.metrics import classification_metrics, confusion_matrix, draw_confusion
+from features.metrics import classification_metrics, draw_confusion
 from features.pictures import augment_pictures
 from features.settings import FinetuneTraining
 from utils.training.checkpoint import (
@@ -31,6 +31,7 @@ from utils.training.checkpoint import (
     prefixed,
     save_checkpoint,
 )
+from utils.training.confusion import ConfusionMatrix
 from utils.training.loop import seeded
 from utils.training.optimizer import ParameterGroup
 from utils.training.ranks import to_device
@@ -223,9 +224,8 @@ class FinetuneTask(Task):
         probability, truth = judged(
             average, (to_device(batch, device) for batch in batches), targets
         )
-        self.draw_matrix(
-            confusion_matrix(truth, probability.argmax(axis=1), len(self.class_names)), name
-        )
+        matrix = ConfusionMatrix.of(truth, probability.argmax(axis=1), len(self.class_names))
+        self.draw_matrix(matrix.counts, name)
         return {**said, **classification_metrics(probability, truth)}
 
     def describe(self) -> dict[str, Any]:

@@ -22,10 +22,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from features.metrics import classification_metrics, confusion_matrix, draw_confusion
+from features.metrics import classification_metrics, draw_confusion
 from features.settings import HeadSettings
 from utils.log import get_log
 from utils.training.checkpoint import prefixed, save_checkpoint
+from utils.training.confusion import ConfusionMatrix
+from utils.training.held_out import selection_and_final
 from warehouse.errors import ConfigError, StateError, TrainingError
 from warehouse.read.memory import read_samples
 from warehouse.read.version import Warehouse
@@ -64,11 +66,11 @@ class Cached:
 
     @property
     def selection(self) -> str:
-        return "val" if "val" in self.pooled else "train"
+        return selection_and_final(self.pooled)[0]
 
     @property
     def held_out(self) -> str:
-        return "test" if "test" in self.pooled else self.selection
+        return selection_and_final(self.pooled)[1]
 
 
 def read_cached(warehouse: Warehouse, *, spatial: bool = False) -> Cached:
@@ -303,9 +305,8 @@ def score(head: Head, inputs: Tensor, target: Tensor) -> tuple[dict[str, float],
         logits = torch.cat([head(head.scaled(part)) for part in inputs.split(1024)])
     probability = logits.double().softmax(dim=1).numpy()
     truth = target.numpy()
-    return classification_metrics(probability, truth), confusion_matrix(
-        truth, probability.argmax(axis=1), probability.shape[1]
-    )
+    matrix = ConfusionMatrix.of(truth, probability.argmax(axis=1), probability.shape[1])
+    return classification_metrics(probability, truth), matrix.counts
 
 
 def _one_epoch(

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from utils.training.confusion import ConfusionMatrix
+
 __all__ = [
     "auroc",
     "calibration_error",
     "classification_metrics",
-    "confusion_matrix",
     "draw_confusion",
-    "macro_f1",
 ]
 
 BINS = 15
@@ -31,10 +31,10 @@ def classification_metrics(
 
     auroc is the mean over classes that have both kinds of samples, and left out when none has.
     """
-    matrix = confusion_matrix(target, probability.argmax(axis=1), probability.shape[1])
+    matrix = ConfusionMatrix.of(target, probability.argmax(axis=1), probability.shape[1])
     out = {
-        "accuracy": float(np.trace(matrix) / matrix.sum()),
-        "macro_f1": macro_f1(matrix),
+        "accuracy": matrix.accuracy,
+        "macro_f1": matrix.macro_f1,
         "ece": calibration_error(probability, target),
     }
     areas = [
@@ -43,21 +43,6 @@ def classification_metrics(
         if 0 < (target == at).sum() < len(target)
     ]
     return out | ({"auroc": float(np.mean(areas))} if areas else {})
-
-
-def confusion_matrix(
-    target: NDArray[np.integer], said: NDArray[np.integer], classes: int
-) -> NDArray[np.int64]:
-    """int64 [C, C]: row the truth, column what was said."""
-    return np.bincount(
-        target.astype(np.int64) * classes + said, minlength=classes * classes
-    ).reshape(classes, classes)
-
-
-def macro_f1(matrix: NDArray[np.int64]) -> float:
-    """Mean of 2 TP / (2 TP + FP + FN) over the classes that occur in the truth or in what was said."""
-    hit, both = np.diag(matrix), matrix.sum(axis=0) + matrix.sum(axis=1)
-    return float(np.mean(2 * hit[both > 0] / both[both > 0]))
 
 
 def auroc(score: NDArray[np.floating], positive: NDArray[np.bool_]) -> float:

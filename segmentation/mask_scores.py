@@ -14,30 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from utils.training.confusion import ConfusionMatrix
 from warehouse.settings import MASK_PADDING
 
-__all__ = ["MaskTally", "dice_of", "iou_of"]
+__all__ = ["MaskTally"]
 
 BAND = 256
-
-
-def dice_of(confusion: NDArray[np.integer]) -> list[float]:
-    """2 |A n B| / (|A| + |B|) of each class; 1 where neither has it. confusion.
-
-    Int [C, C], row the truth, column what was said.
-    """
-    both = np.diag(confusion).astype(float)
-    sizes = confusion.sum(axis=0) + confusion.sum(axis=1)
-    return [
-        float(2 * shared / size) if size else 1.0 for shared, size in zip(both, sizes, strict=True)
-    ]
-
-
-def iou_of(confusion: NDArray[np.integer]) -> list[float]:
-    """|A n B| / |A u B| of each class; 1 where neither has it."""
-    both = np.diag(confusion).astype(float)
-    sizes = confusion.sum(axis=0) + confusion.sum(axis=1) - np.diag(confusion)
-    return [float(shared / size) if size else 1.0 for shared, size in zip(both, sizes, strict=True)]
 
 
 @dataclass
@@ -52,11 +34,11 @@ class MaskTally:
 
     classes: int
     tolerance: float
-    confusion: NDArray[np.int64] = field(init=False)
+    confusion: ConfusionMatrix = field(init=False)
     near: NDArray[np.int64] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.confusion = np.zeros((self.classes, self.classes), np.int64)
+        self.confusion = ConfusionMatrix(self.classes)
         self.near = np.zeros((self.classes, 4), np.int64)
 
     def add(
@@ -73,13 +55,7 @@ class MaskTally:
             said, truth = read_said(slice(low, high)), read_truth(slice(low, high))
             inside = slice(start - low, end - low)
             known = truth != MASK_PADDING
-            pairs = (
-                truth[inside][known[inside]].astype(np.int64) * self.classes
-                + said[inside][known[inside]]
-            )
-            self.confusion += np.bincount(pairs, minlength=self.classes**2).reshape(
-                self.classes, -1
-            )
+            self.confusion.add(truth[inside][known[inside]], said[inside][known[inside]])
             for index in range(self.classes):
                 # An edge of the band is none of the picture's: lines beyond it are cut off by
                 # `inside`.
@@ -91,19 +67,19 @@ class MaskTally:
                     self.near[index, 2 * at + 1] += int(own[inside].sum())
 
     def merge(self, other: MaskTally) -> None:
-        self.confusion += other.confusion
+        self.confusion.merge(other.confusion)
         self.near += other.near
 
     def scores(self) -> dict[str, Any]:
         """dice, iou, boundary_f1: {class: value}; pixels: how many were known."""
         names = [str(index) for index in range(self.classes)]
         return {
-            "dice": dict(zip(names, dice_of(self.confusion), strict=True)),
-            "iou": dict(zip(names, iou_of(self.confusion), strict=True)),
+            "dice": dict(zip(names, _where_present(self.confusion.dice()), strict=True)),
+            "iou": dict(zip(names, _where_present(self.confusion.iou()), strict=True)),
             "boundary_f1": dict(
                 zip(names, (self._boundary_f1(row) for row in self.near), strict=True)
             ),
-            "pixels": int(self.confusion.sum()),
+            "pixels": int(self.confusion.counts.sum()),
         }
 
     @staticmethod
@@ -113,6 +89,11 @@ class MaskTally:
             return 1.0
         precision, recall = said_near / max(1, said), truth_near / max(1, truth)
         return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+
+
+def _where_present(values: NDArray[np.float64]) -> list[float]:
+    """The figures of the classes; a class that neither truth nor prediction has is a perfect one."""
+    return [1.0 if np.isnan(value) else float(value) for value in values]
 
 
 def boundary(label: NDArray[np.uint8], index: int) -> NDArray[np.bool_]:

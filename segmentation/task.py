@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from segmentation.mask_scores import dice_of, iou_of
 from segmentation.settings import SegmentTraining
 from segmentation.unet import UNet
 from utils.augment import uniform
+from utils.training.confusion import ConfusionMatrix
 from utils.training.loop import seeded
 from utils.training.task import Task
 from warehouse.settings import MASK_PADDING
@@ -75,16 +75,17 @@ class SegmentTask(Task):
 
         Pixels of overlaps count as often as patches show them.
         """
-        counts = torch.zeros(self.model.classes, self.model.classes, dtype=torch.int64)
+        confusion = ConfusionMatrix(self.model.classes)
         with torch.inference_mode():
             for batch in batches:
                 said, truth = model(batch["image"]).argmax(dim=1), batch["mask"].long()
                 real = truth != MASK_PADDING
                 if "pad" in batch:
                     real &= ~batch["pad"].view(-1, 1, 1)
-                pairs = truth[real] * self.model.classes + said[real]
-                counts += torch.bincount(pairs, minlength=counts.numel()).view_as(counts).cpu()
-        dice, iou = dice_of(counts.numpy()), iou_of(counts.numpy())
+                confusion.add(truth[real], said[real])
+        # A class that neither truth nor prediction has is a perfect one.
+        dice = np.nan_to_num(confusion.dice(), nan=1.0).tolist()
+        iou = np.nan_to_num(confusion.iou(), nan=1.0).tolist()
         return {
             "dice": float(np.mean(dice)),
             **{f"dice_{at}": value for at, value in enumerate(dice)},

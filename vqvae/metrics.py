@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from utils.training.confusion import ConfusionMatrix
 from vqvae.losses import TERMS
 from vqvae.network.channels import Channels
 from vqvae.network.model import Reconstruction
@@ -45,7 +46,7 @@ class Tally:
         self.voxels = torch.zeros(count, dtype=dtype, device=device)
         self.codes = torch.zeros((levels, codebook_size), dtype=torch.int64, device=device)
         self.confusion = {
-            number: torch.zeros((size, size), dtype=torch.int64, device=device)
+            number: ConfusionMatrix(size)
             for number, size in zip(channels.categorical, channels.class_counts, strict=True)
         }
 
@@ -89,9 +90,8 @@ class Tally:
         every = self.channels.logits(found.outputs)
         for position, (number, logits) in enumerate(zip(self.confusion, every, strict=True)):
             classes, guess = truth[:, position], logits.argmax(dim=1)
-            known, size = classes >= 0, self.channels.class_counts[position]
-            cells = torch.bincount((classes * size + guess)[known], minlength=size * size)
-            self.confusion[number] += cells.reshape(size, size)
+            known = classes >= 0
+            self.confusion[number].add(classes[known], guess[known])
 
     def metrics(self) -> dict[str, float]:
         """Return the figures of all samples.
@@ -126,21 +126,10 @@ class Tally:
             absolute = (self.absolute / count).tolist()
             figures["canopy_mae"] = sum(absolute[number] for number in canopy) / len(canopy)
         if self.confusion:
-            scores = [_scores(table) for table in self.confusion.values()]
-            accuracy, miou = zip(*scores, strict=True)
-            figures["accuracy"] = sum(accuracy) / len(scores)
-            figures["miou"] = sum(miou) / len(scores)
+            tables = self.confusion.values()
+            figures["accuracy"] = sum(table.accuracy for table in tables) / len(tables)
+            figures["miou"] = sum(table.mean_iou for table in tables) / len(tables)
         return figures
-
-
-def _scores(confusion: Tensor) -> tuple[float, float]:
-    """(accuracy, mean IoU) of a confusion matrix [truth, guess]."""
-    right = confusion.diagonal().double()
-    union = (confusion.sum(0) + confusion.sum(1) - confusion.diagonal()).double()
-    present = union > 0
-    if not bool(present.any()):
-        return 0.0, 0.0
-    return float(right.sum() / confusion.sum()), float((right[present] / union[present]).mean())
 
 
 def as_result(result: dict[str, Any]) -> dict[str, Any]:

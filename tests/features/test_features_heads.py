@@ -18,11 +18,10 @@ from features.metrics import (
     auroc,
     calibration_error,
     classification_metrics,
-    confusion_matrix,
-    macro_f1,
 )
 from features.settings import HeadSettings
 from utils.training.checkpoint import load_checkpoint, save_checkpoint
+from utils.training.confusion import ConfusionMatrix
 from warehouse.errors import ConfigError, StateError
 
 FACTS = {"name": "tiny", "random": True, "weights_sha256": "ab", "preprocessing": {"size": [8, 8]}}
@@ -46,13 +45,13 @@ def test_figures_are_those_of_their_definitions():
     rng = np.random.default_rng(1)
     target, probability = rng.integers(0, 4, 200), rng.dirichlet(np.ones(4), 200)
     said = probability.argmax(axis=1)
-    matrix = confusion_matrix(target, said, 4)
-    assert matrix[2, 3] == sum(t == 2 and s == 3 for t, s in zip(target, said, strict=True))
+    matrix = ConfusionMatrix.of(target, said, 4)
+    assert matrix.counts[2, 3] == sum(t == 2 and s == 3 for t, s in zip(target, said, strict=True))
     hits = [
         2 * ((target == c) & (said == c)).sum() / ((target == c).sum() + (said == c).sum())
         for c in range(4)
     ]
-    assert macro_f1(matrix) == pytest.approx(np.mean(hits))
+    assert matrix.macro_f1 == pytest.approx(np.mean(hits))
     assert classification_metrics(probability, target)["accuracy"] == pytest.approx(
         (target == said).mean()
     )

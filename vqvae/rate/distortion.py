@@ -18,6 +18,7 @@ from typing import Any, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
+from utils.training.confusion import ConfusionMatrix
 from vqvae.compress.encode import open_codec
 from vqvae.rate.points import RatePoint
 from warehouse.format import manifest as tables
@@ -133,7 +134,7 @@ class Distortion:
         self.ranges = feature_ranges(self.features)
         self.squared, self.absolute, self.count = (np.zeros(len(self.features)) for _ in range(3))
         self.confusion = {
-            index: np.zeros((len(self.features[index].codes),) * 2, np.int64)
+            index: ConfusionMatrix(len(self.features[index].codes))
             for index in self._of_kind("categorical")
         }
 
@@ -158,9 +159,7 @@ class Distortion:
             if feature.kind == "categorical":
                 codes = np.sort(np.array(feature.codes, np.float32))
                 rows = np.searchsorted(codes, true_values)
-                pairs = rows * len(codes) + np.searchsorted(codes, guesses)
-                counted = np.bincount(pairs, minlength=len(codes) ** 2)
-                self.confusion[index] += counted.reshape(len(codes), -1)
+                self.confusion[index].add(rows, np.searchsorted(codes, guesses))
                 continue
 
             # In float64: float32 sums over millions of voxels lose the small errors.
@@ -185,10 +184,9 @@ class Distortion:
         }
 
         if self.confusion:
-            scores = [_scores(table) for table in self.confusion.values()]
-            accuracy, miou = zip(*scores, strict=True)
-            figures["accuracy"] = float(np.mean(accuracy))
-            figures["miou"] = float(np.mean(miou))
+            tables = self.confusion.values()
+            figures["accuracy"] = float(np.mean([table.accuracy for table in tables]))
+            figures["miou"] = float(np.mean([table.mean_iou for table in tables]))
         if self.canopy:
             errors = self.absolute[self.canopy] / count[self.canopy]
             figures["canopy_mae"] = float(errors.mean())
@@ -202,16 +200,6 @@ class Distortion:
         mean_square = (self.squared[some] / peaks[some] ** 2).sum() / count
         # A lossless codec has no finite PSNR, and JSON has no infinity: 120 dB at most.
         return -10 * float(np.log10(max(mean_square, 1e-12)))
-
-
-def _scores(confusion: NDArray[np.int64]) -> tuple[float, float]:
-    """(accuracy, mean IoU over classes that occur) of a confusion matrix [truth, guess]."""
-    right = confusion.diagonal()
-    union = confusion.sum(0) + confusion.sum(1) - right
-    present = union > 0
-    accuracy = float(right.sum() / max(1, confusion.sum()))
-    miou = float((right[present] / union[present]).mean()) if present.any() else 0.0
-    return accuracy, miou
 
 
 def stored_rate(codes: Path, checkpoint: str) -> StoredRate:
