@@ -26,7 +26,7 @@ class Settings(CommandSettings):
 
 
 def main(settings: Settings) -> dict[str, object]:
-    from ingest.pictures.large import LargePictures
+    from ingest.pictures.large.large_pictures import LargePictures
     from segmentation.cutting import cut_patches
     from segmentation.mask_results import peak_memory_gb, stitch_pictures
     from segmentation.patches import write_patch_manifest

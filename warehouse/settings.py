@@ -36,14 +36,11 @@ class BuildSettings(Section):
     input_root: Annotated[str | None, RECORDED_APART] = Field(
         None, description="Folder with the pictures and annotations, or with the rasters; required."
     )
-    format: Annotated[
-        Literal["auto", "voc", "coco", "yolo", "folder", "classes", "masks", "raster"],
-        RECORDED_APART,
-    ] = Field(
+    format: Annotated[str, RECORDED_APART] = Field(
         "auto",
         description=(
-            "Annotation format; auto recognises it. folder has no boxes, classes has a folder"
-            " per class."
+            "Annotation format: voc, coco, yolo, masks, classes (a folder per class) or folder (no"
+            " boxes); auto recognises it. raster builds a cube."
         ),
     )
     output_root: Annotated[str, NOT_CONTENT] = Field(

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ingest.pictures.boxes import to_canvas
+from ingest.pictures.box_cleaning import to_canvas
 from ingest.pictures.headers import Header, ends_cleanly, open_with_pillow, read_header
 from ingest.pictures.letterbox import Geometry, letterbox_into, plan_letterbox
-from ingest.pictures.masks import load_mask
+from ingest.pictures.mask_decoding import load_mask
 from ingest.records.base import PictureRecord
-from ingest.sources import read_ends, read_inside
+from ingest.sources.files import read_ends, read_inside
 from warehouse.errors import PictureError
 from warehouse.settings import BuildSettings
 

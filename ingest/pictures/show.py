@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ingest.pictures.images import MAX_FILE_BYTES, decode_rgb, letterbox_into, plan_letterbox
-from ingest.sources import PICTURE_EXTENSIONS, read_inside
+from ingest.sources.files import PICTURE_EXTENSIONS, read_inside
 from warehouse.errors import SourceError
 
 __all__ = ["Canvas", "PictureBatch", "find_pictures", "read_pictures"]

@@ -1,11 +1,12 @@
 """What every annotation format becomes: a picture with raw boxes. Formats read; they do not judge.
 
 A format module turns files into `RawPicture`s and lists what it could not pair. Cleaning, counting
-and thresholds happen once, for all formats, in `ingest/pictures/validate.py`.
+and thresholds happen once, for all formats, in `ingest.pictures`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,9 +17,17 @@ __all__ = ["Parsed", "PictureRecord", "RawBox", "RawPicture", "Rejection"]
 
 @dataclass(frozen=True, slots=True)
 class RawBox:
-    """One box as the annotation file has it, in pixels of the frame the file declares.
+    """One box as the annotation file has it.
 
-    May be NaN, reversed or outside.
+    Attributes
+    ----------
+    box_xyxy
+        x1, y1, x2, y2 in pixels of the picture that the file describes, or in fractions of it. May
+        be NaN, reversed or outside.
+    class_name
+        Name of the class, which need not be a known one.
+    flags
+        Bits of `warehouse.format.schema`: CROWD, DIFFICULT, TRUNCATED.
     """
 
     box_xyxy: tuple[float, float, float, float]
@@ -28,18 +37,28 @@ class RawBox:
 
 @dataclass(frozen=True, slots=True)
 class RawPicture:
-    """A picture found under the input root and what its annotation says.
+    """A picture found under the input root, and what its annotation says.
 
-    source: posix path relative to the input root; split: a given split folder's name (train, val,
-    test) or None; declared_size: (width, height) in the annotation file, None where absent;
-    annotation: its relative path, None when the picture has none (`boxes` is then empty and the
-    picture counts as missing, unless the format has no boxes); normalised: coordinates are
-    fractions of the oriented picture instead of pixels (YOLO). class_name: of the whole picture, of
-    class folders; mask: relative path of its mask.
+    Attributes
+    ----------
+    source
+        POSIX path relative to the input root.
+    boxes
+        The boxes, in the order of the file.
+    declared_size
+        Width and height as the annotation file states them; None where it does not.
+    annotation
+        Path of the annotation file; None makes the picture one without annotation, which is a fault
+        unless the format has no boxes.
+    normalised
+        Whether coordinates are fractions of the picture as shown, as in YOLO, instead of pixels.
+    class_name
+        Class of the whole picture, of formats that have one.
+    mask
+        Path of the picture's mask, of formats that have masks.
     """
 
     source: str
-    split: str | None
     boxes: tuple[RawBox, ...] = ()
     declared_size: tuple[int, int] | None = None
     annotation: str | None = None
@@ -50,9 +69,18 @@ class RawPicture:
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """A line of `rejected.jsonl`. kind: picture, annotation or box; reason: a short fixed word.
+    """A line of `rejected.jsonl`.
 
-    detail: values, one line.
+    Attributes
+    ----------
+    path
+        The picture or annotation file concerned.
+    kind
+        `picture`, `annotation` or `box`.
+    reason
+        A short fixed word that programs may rely on.
+    detail
+        The values found, in one line.
     """
 
     path: str
@@ -63,12 +91,24 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """What a format module returns: every listed picture stands once, in `pictures` or in
-    `rejected` with kind `picture`.
+    """What a format returns.
 
-    class_names: the source's own list in the source's order, None where a format has none (names
-    then follow their first appearance). placeholders: those of them that are dropped when no kept
-    box uses them.
+    Every listed picture stands in it exactly once: in `pictures`, or in `rejected` with the kind
+    `picture`.
+
+    Attributes
+    ----------
+    pictures
+        The pictures that could be read.
+    rejected
+        What could not be read or paired.
+    class_names
+        The data set's own list of classes, in its order; None where the format has none, in which
+        case classes are ordered by first appearance.
+    placeholders
+        Those of `class_names` that are dropped when no kept box uses them.
+    warnings
+        Remarks for the user, one line each.
     """
 
     pictures: tuple[RawPicture, ...]
@@ -82,12 +122,32 @@ class Parsed:
 class PictureRecord:
     """One kept picture: everything needed to bake it, nothing left to judge.
 
-    raw_width, raw_height: size after EXIF orientation (1..8). boxes_xyxy: float64 [n, 4], source
-    pixels of the oriented picture, finite, ordered, inside. labels: int16 [n]. flags: uint8 [n]
-    (warehouse.format.schema bits). group: pictures of one group are in one split. counts: what
-    cleaning did to this picture (clipped, duplicate, dropped reasons). target: the picture's class,
-    an index into class_names, None where the format has none; mask: relative path of its mask, with
-    the file's sha256.
+    Attributes
+    ----------
+    source
+        POSIX path relative to the input root.
+    split
+        `train`, `val` or `test`.
+    group
+        Key of the group; pictures of one group are in one split.
+    sha256
+        Digest of the file, as hexadecimal digits.
+    raw_width, raw_height
+        Size in pixels after EXIF orientation.
+    orientation
+        EXIF orientation of the file, 1 to 8.
+    boxes_xyxy
+        float64 [n, 4] in pixels of the picture as shown: finite, ordered, inside.
+    labels
+        int16 [n], indices into the class names.
+    flags
+        uint8 [n], bits of `warehouse.format.schema`.
+    counts
+        What cleaning did to this picture: `clipped`, and the reasons of dropped boxes.
+    target
+        Class of the whole picture, an index into the class names; None where the format has none.
+    mask, mask_sha256
+        Path of the picture's mask and the file's digest; None where the format has none.
     """
 
     source: str
@@ -100,7 +160,7 @@ class PictureRecord:
     boxes_xyxy: NDArray[np.float64]
     labels: NDArray[np.int16]
     flags: NDArray[np.uint8]
-    counts: dict[str, int] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)
     target: int | None = None
     mask: str | None = None
     mask_sha256: str | None = None

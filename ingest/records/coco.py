@@ -1,35 +1,94 @@
-"""COCO detection JSON: one file a split, categories by number, boxes as x, y, width, height in
-pixels.
+"""COCO detection JSON: one file a split, categories by number, boxes in pixels.
 
-Only pictures listed under the input root are read: a `file_name` finds one of them beside the JSON,
-in `images/`, or in the folder that `instances_<folder>.json` names, and anything with `..` or an
-absolute path is refused. Numbers may be whole or not. `segmentation` is ignored. A JSON file that
-does not parse is an error, for a whole split hangs on it. Categories come in the order of their
-numbers; number 0, and one that is another's supercategory, are placeholders unless a box uses them.
+A box is x, y, width, height; numbers may be whole or not. Only pictures listed under the input root
+are read: a `file_name` finds one of them beside the JSON, in `images/`, or in the folder that
+`instances_<folder>.json` names, and a name with `..` or an absolute path is refused. Categories
+come in the order of their numbers; number 0, and one that is another's supercategory, are
+placeholders unless a box uses them, since Roboflow's exports begin with such an entry.
+
+A JSON file that does not parse is an error, because a whole split depends on it. Given up:
+`segmentation` is ignored.
 """
 
 from __future__ import annotations
 
 import json
 import posixpath
+import re
 from collections import Counter, defaultdict
+from pathlib import Path
 from typing import Any
 
 from ingest.records.base import Parsed, RawBox, RawPicture, Rejection
-from ingest.sources import SourceListing, read_inside
+from ingest.records.registry import AnnotationFormat, InputFolder, register
+from ingest.sources.files import read_inside
+from ingest.sources.listing import SourceListing
 from warehouse.errors import AnnotationError
 from warehouse.format.schema import CROWD
 
-__all__ = ["parse_coco"]
+__all__ = ["CocoFormat", "parse_coco"]
 
 MAX_JSON_BYTES = 1 << 30
+LOOKED_AT_BYTES = 1 << 20
 NAN = float("nan")
+COCO_NAME = re.compile(
+    r"^(?:(?:.*[._-])?coco(?:[._-].*)?|instances_.+|annotations?|labels)\.json$", re.IGNORECASE
+)
+INSTANCES = "instances_"
+
+
+class CocoFormat(AnnotationFormat):
+    """The detection task of COCO's data format (cocodataset.org/#format-data)."""
+
+    name = "coco"
+    expected_files = "_annotations.coco.json beside the pictures or annotations/instances_*.json"
+
+    def find_annotations(self, folder: InputFolder) -> tuple[str, ...]:
+        """JSON files of COCO's names; where the user chose COCO, any that looks like it."""
+        named = [path for path in folder.others if COCO_NAME.match(posixpath.basename(path))]
+        instances = {posixpath.dirname(path) for path in named if _has_instances(path)}
+        # Beside COCO's own instances_*.json lie captions and keypoints of the same pictures.
+        named = [
+            path
+            for path in named
+            if posixpath.dirname(path) not in instances or _has_instances(path)
+        ]
+        if not named and folder.is_chosen:
+            named = [
+                path
+                for path in folder.others
+                if path.lower().endswith(".json") and _looks_like_coco(folder.root / path)
+            ]
+        return tuple(named)
+
+    def matches(self, folder: InputFolder, annotations: tuple[str, ...]) -> bool:
+        """Always true: the files do not pair with pictures by name."""
+        return True
+
+    def parse(self, listing: SourceListing) -> Parsed:
+        """Read every JSON file."""
+        return parse_coco(listing)
+
+
+def _has_instances(path: str) -> bool:
+    return posixpath.basename(path).startswith(INSTANCES)
+
+
+def _looks_like_coco(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return b'"images"' in file.read(LOOKED_AT_BYTES)
+    except OSError:
+        return False
 
 
 def parse_coco(listing: SourceListing) -> Parsed:
-    """Every picture of a listing with its boxes.
+    """Read every picture of a listing with its boxes.
 
-    Raises AnnotationError naming file and entry for a JSON that cannot be used.
+    Raises
+    ------
+    AnnotationError
+        Naming file and entry, for a JSON file that cannot be used.
     """
     known = set(listing.pictures)
     taken: dict[str, RawPicture] = {}
@@ -44,10 +103,11 @@ def parse_coco(listing: SourceListing) -> Parsed:
             names.setdefault(name, (number, order))
             if number == 0 or name in supercategories:
                 placeholders.add(name)
+
         boxes = _boxes(content, path, categories, rejected)
         for entry in content["images"]:
             file_name = _safe_name(entry, path)
-            source = next((place for place in _places(path, file_name) if place in known), None)
+            source = next((each for each in _candidates(path, file_name) if each in known), None)
             if source is None:
                 rejected.append(Rejection(path, "annotation", "missing_picture", file_name))
             elif source in taken:
@@ -57,10 +117,10 @@ def parse_coco(listing: SourceListing) -> Parsed:
                     found=f"also in {taken[source].annotation}",
                 )
             else:
-                taken[source] = RawPicture(
-                    source, None, tuple(boxes.get(entry["id"], ())), _size(entry), path
-                )
-    pictures = tuple(taken.get(source, RawPicture(source, None)) for source in listing.pictures)
+                own = tuple(boxes.get(entry["id"], ()))
+                taken[source] = RawPicture(source, own, _size(entry), path)
+
+    pictures = tuple(taken.get(source, RawPicture(source)) for source in listing.pictures)
     ordered = tuple(sorted(names, key=lambda name: (names[name], name)))
     return Parsed(pictures, tuple(rejected), ordered, frozenset(placeholders))
 
@@ -77,26 +137,35 @@ def _read(listing: SourceListing, path: str) -> dict[str, Any]:
         raise AnnotationError("JSON does not parse", where=path, found=str(error)[:200]) from None
     except RecursionError:
         raise AnnotationError("JSON does not parse", where=path, found="nesting too deep") from None
-    if b"\\ud" in data.lower():
-        try:
-            json.dumps(content, ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:
-            raise AnnotationError(
-                "JSON holds half a character",
-                where=path,
-                found=str(error)[:120],
-                remedy="mend the \\ud8.. escape",
-            ) from None
+    _refuse_lone_surrogates(content, data, path)
     for key in ("images", "categories", "annotations"):
-        if (
-            not isinstance(content, dict)
-            or not isinstance(content.get(key), list)
-            or not all(isinstance(item, dict) for item in content[key])
-        ):
+        entries = content.get(key) if isinstance(content, dict) else None
+        if not isinstance(entries, list) or not all(isinstance(item, dict) for item in entries):
             raise AnnotationError(
                 "not a COCO detection file", where=path, expected=f"a list of objects under {key!r}"
             )
-    ids = [entry.get("id") for entry in content["images"]]
+    _check_ids(content["images"], path)
+    return dict(content)
+
+
+def _refuse_lone_surrogates(content: object, data: bytes, path: str) -> None:
+    """JSON may hold half of a surrogate pair, which cannot be written as UTF-8."""
+    # Encoding everything again is slow, so only files that hold such an escape are tried.
+    if b"\\ud" not in data.lower():
+        return
+    try:
+        json.dumps(content, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise AnnotationError(
+            "JSON holds half a character",
+            where=path,
+            found=str(error)[:120],
+            remedy="correct the escape that begins with \\ud8 to \\udf",
+        ) from None
+
+
+def _check_ids(images: list[dict[str, Any]], path: str) -> None:
+    ids = [entry.get("id") for entry in images]
     for at, number in enumerate(ids):
         if not isinstance(number, int | str):
             raise AnnotationError(
@@ -105,7 +174,6 @@ def _read(listing: SourceListing, path: str) -> dict[str, Any]:
     if len(set(ids)) != len(ids):
         twice = next(number for number, count in Counter(ids).items() if count > 1)
         raise AnnotationError("two pictures have one id", where=path, found=repr(twice)[:80])
-    return dict(content)
 
 
 def _categories(content: dict[str, Any], path: str) -> dict[int, str]:
@@ -127,36 +195,30 @@ def _categories(content: dict[str, Any], path: str) -> dict[int, str]:
 
 def _boxes(
     content: dict[str, Any], path: str, categories: dict[int, str], rejected: list[Rejection]
-) -> dict[Any, list[RawBox]]:
-    """Picture id -> its boxes, in file order.
+) -> dict[int | str, list[RawBox]]:
+    """Return the boxes of each picture by its id, in file order.
 
     A box that is not four numbers becomes NaN and is judged with the others.
     """
     ids = {entry["id"] for entry in content["images"]}
-    boxes: dict[Any, list[RawBox]] = defaultdict(list)
+    boxes: dict[int | str, list[RawBox]] = defaultdict(list)
     for at, entry in enumerate(content["annotations"]):
         image_id, number = entry.get("image_id"), entry.get("category_id")
         if not isinstance(image_id, int | str) or image_id not in ids:
-            rejected.append(
-                Rejection(
-                    path, "box", "unknown_picture", f"annotations[{at}]: image_id {image_id!r:.40}"
-                )
-            )
+            detail = f"annotations[{at}]: image_id {image_id!r:.40}"
+            rejected.append(Rejection(path, "box", "unknown_picture", detail))
             continue
         name = categories.get(number, "") if isinstance(number, int) else ""
         flags = CROWD if entry.get("iscrowd") in (1, True) else 0
-        boxes[image_id].append(
-            RawBox(_xyxy(entry.get("bbox")), name or f"category id {number!r:.40}", flags)
-        )
+        box = RawBox(_xyxy(entry.get("bbox")), name or f"category id {number!r:.40}", flags)
+        boxes[image_id].append(box)
     return boxes
 
 
-def _xyxy(bbox: Any) -> tuple[float, float, float, float]:
-    if (
-        not isinstance(bbox, list)
-        or len(bbox) != 4
-        or not all(isinstance(value, int | float) for value in bbox)
-    ):
+def _xyxy(bbox: object) -> tuple[float, float, float, float]:
+    if not isinstance(bbox, list) or len(bbox) != 4:
+        return NAN, NAN, NAN, NAN
+    if not all(isinstance(value, int | float) for value in bbox):
         return NAN, NAN, NAN, NAN
     try:
         x, y, width, height = (float(value) for value in bbox)
@@ -172,12 +234,8 @@ def _safe_name(entry: dict[str, Any], path: str) -> str:
             "a picture has no file_name", where=f"{path}, image id {entry['id']!r:.40}"
         )
     plain = name.replace("\\", "/").removeprefix("./")
-    if (
-        plain.startswith("/")
-        or "\0" in plain
-        or ".." in plain.split("/")
-        or ":" in plain.split("/")[0]
-    ):
+    parts = plain.split("/")
+    if plain.startswith("/") or "\0" in plain or ".." in parts or ":" in parts[0]:
         raise AnnotationError(
             "a file_name leads out of the input folder",
             where=f"{path}, image id {entry['id']!r:.40}",
@@ -186,18 +244,16 @@ def _safe_name(entry: dict[str, Any], path: str) -> str:
     return plain
 
 
-def _places(path: str, file_name: str) -> list[str]:
+def _candidates(path: str, file_name: str) -> list[str]:
     """Where a picture of a JSON file may lie, nearest first."""
     folder, name = posixpath.split(path)
     parent = posixpath.dirname(folder)
-    stem = posixpath.splitext(name)[0].removeprefix("instances_")
-    spots = [folder]
+    stem = posixpath.splitext(name)[0].removeprefix(INSTANCES)
+    below = [(stem,), ("images", stem), ("images",), ("data",), ()]
+    folders = [folder]
     for base in dict.fromkeys((folder, parent)):
-        spots += [
-            posixpath.join(base, *tail)
-            for tail in ((stem,), ("images", stem), ("images",), ("data",), ())
-        ]
-    return [posixpath.join(spot, file_name) for spot in dict.fromkeys(spots)]
+        folders += [posixpath.join(base, *tail) for tail in below]
+    return [posixpath.join(each, file_name) for each in dict.fromkeys(folders)]
 
 
 def _size(entry: dict[str, Any]) -> tuple[int, int] | None:
@@ -205,3 +261,6 @@ def _size(entry: dict[str, Any]) -> tuple[int, int] | None:
     if isinstance(width, int) and isinstance(height, int) and width > 0 and height > 0:
         return width, height
     return None
+
+
+register(CocoFormat())

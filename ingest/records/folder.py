@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from ingest.records.base import Parsed, RawPicture
-from ingest.sources import SourceListing
+from ingest.records.registry import AnnotationFormat, register
+from ingest.sources.listing import SourceListing
 
-__all__ = ["parse_folder"]
+__all__ = ["FolderFormat"]
 
 
-def parse_folder(listing: SourceListing) -> Parsed:
-    """Every picture of a listing, without boxes."""
-    return Parsed(tuple(RawPicture(source, None) for source in listing.pictures), class_names=())
+class FolderFormat(AnnotationFormat):
+    """Pictures without annotations; `auto` falls back on it where it recognises nothing."""
+
+    name = "folder"
+    is_recognised = False
+    needs_annotations = False
+    has_boxes = False
+
+    def parse(self, listing: SourceListing) -> Parsed:
+        """Return every picture of a listing, without boxes."""
+        return Parsed(tuple(RawPicture(source) for source in listing.pictures), class_names=())
+
+
+register(FolderFormat())

@@ -1,67 +1,72 @@
 """Pascal VOC: an XML file a picture, boxes in pixels.
 
-Coordinates are taken as given: VOC's own tool counted pixels from 1, most others from 0, and
-nothing in the file tells which; shifting would be wrong by as much as not shifting. `<filename>`
-and `<path>` are never used. `difficult` and `truncated` become flags. An XML file that does not
-parse makes its picture invalid, with file and line; the others are read.
+Coordinates are taken as they are. VOC's own tool counted pixels from 1 and most others count from
+0; nothing in the file tells which, so shifting would be wrong as often as not shifting.
+`<filename>` and `<path>` are never used: they are often stale, and would let a file name a path.
+`difficult` and `truncated` become flags. An XML file that does not parse makes its picture invalid,
+with file and line; the others are read.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING
 
-from ingest.pairing import pair_by_stem
-from ingest.records.base import Parsed, RawBox, RawPicture, Rejection
-from ingest.sources import SourceListing, read_inside
+from ingest.records.base import Parsed, RawBox, RawPicture
+from ingest.records.paired_files import parse_paired_files
+from ingest.records.registry import AnnotationFormat, InputFolder, files_by_stem, register
+from ingest.sources.listing import SourceListing
 from warehouse.errors import AnnotationError
 from warehouse.format.schema import DIFFICULT, TRUNCATED
 
-__all__ = ["parse_voc", "read_voc_xml"]
+if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element
+
+__all__ = ["VocFormat", "read_voc_xml"]
 
 MAX_XML_BYTES = 16 << 20
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
+UNSET = ("0", "", "false", "no", "unspecified")
 
 
-def parse_voc(listing: SourceListing) -> Parsed:
-    """Every picture of a listing with the boxes of its XML file.
+class VocFormat(AnnotationFormat):
+    """Pascal VOC, as described in its development kit."""
 
-    Nothing is raised for a single bad file: it is in `rejected`.
-    """
-    pairs = pair_by_stem(listing.pictures, listing.annotations)
-    pictures: list[RawPicture] = []
-    rejected = [
-        Rejection(path, "annotation", "missing_picture", "no picture of this stem")
-        for path in pairs.orphans
-    ]
-    for source in listing.pictures:
-        path = pairs.annotation_of.get(source)
-        if source in pairs.ambiguous:
-            rejected.append(
-                Rejection(
-                    source,
-                    "picture",
-                    "ambiguous_annotation",
-                    f"{pairs.ambiguous[source]} belongs to another picture of this stem",
-                )
-            )
-        elif path is None:
-            pictures.append(RawPicture(source, None))
-        else:
-            try:
-                data = read_inside(
-                    listing.root, path, limit=MAX_XML_BYTES, sha256=listing.sha256_of(path)
-                )
-                boxes, size = read_voc_xml(data, path)
-            except AnnotationError as error:
-                rejected.append(Rejection(source, "picture", "bad_annotation", str(error)))
-            else:
-                pictures.append(RawPicture(source, None, boxes, size, path))
-    return Parsed(tuple(pictures), tuple(rejected))
+    name = "voc"
+    expected_files = "*.xml beside the pictures or in Annotations/"
+
+    def find_annotations(self, folder: InputFolder) -> tuple[str, ...]:
+        """XML files beside the pictures or in a folder of annotations."""
+        return files_by_stem(folder, ".xml")
+
+    def parse(self, listing: SourceListing) -> Parsed:
+        """Read the XML file of every picture."""
+        return Parsed(*parse_paired_files(listing, _read_picture, limit=MAX_XML_BYTES))
+
+
+def _read_picture(source: str, path: str, data: bytes) -> RawPicture:
+    boxes, size = read_voc_xml(data, path)
+    return RawPicture(source, boxes, size, path)
 
 
 def read_voc_xml(data: bytes, path: str) -> tuple[tuple[RawBox, ...], tuple[int, int] | None]:
-    """(boxes, (width, height) as declared or None). Raises AnnotationError with file and line."""
+    """Read one annotation.
+
+    Parameters
+    ----------
+    path
+        The file's path, for messages.
+
+    Returns
+    -------
+    tuple
+        The boxes, and width and height as declared, or None.
+
+    Raises
+    ------
+    AnnotationError
+        Naming the file and the line or object, for anything that is not VOC's XML.
+    """
     from xml.etree.ElementTree import ParseError
 
     from defusedxml import DefusedXmlException
@@ -96,7 +101,7 @@ def read_voc_xml(data: bytes, path: str) -> tuple[tuple[RawBox, ...], tuple[int,
     return boxes, _size(root)
 
 
-def _box(item: Any, where: str) -> RawBox:
+def _box(item: Element, where: str) -> RawBox:
     name = (item.findtext("name") or "").strip()
     if not name:
         raise AnnotationError("an object has no class name", where=where)
@@ -107,8 +112,8 @@ def _box(item: Any, where: str) -> RawBox:
     for corner in CORNERS:
         text = box.findtext(corner)
         try:
-            values.append(float(text))
-        except (TypeError, ValueError):
+            values.append(float(text or ""))
+        except ValueError:
             raise AnnotationError(
                 f"<{corner}> is not a number", where=where, found=repr(text)
             ) from None
@@ -116,21 +121,19 @@ def _box(item: Any, where: str) -> RawBox:
     return RawBox((values[0], values[1], values[2], values[3]), name, flags)
 
 
-def _is_set(item: Any, key: str) -> bool:
-    return (item.findtext(key) or "0").strip().lower() not in (
-        "0",
-        "",
-        "false",
-        "no",
-        "unspecified",
-    )
+def _is_set(item: Element, key: str) -> bool:
+    return (item.findtext(key) or "0").strip().lower() not in UNSET
 
 
-def _size(root: Any) -> tuple[int, int] | None:
+def _size(root: Element) -> tuple[int, int] | None:
     try:
-        width, height = (float(root.findtext(f"size/{side}")) for side in ("width", "height"))
-    except (TypeError, ValueError):
+        width = float(root.findtext("size/width") or "")
+        height = float(root.findtext("size/height") or "")
+    except ValueError:
         return None
     if not (math.isfinite(width) and math.isfinite(height)) or width < 1 or height < 1:
         return None
     return int(width), int(height)
+
+
+register(VocFormat())

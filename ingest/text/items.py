@@ -20,12 +20,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ingest.hashes import hash_files
-from ingest.pictures.boxes import orient_boxes
+from ingest.pictures.box_cleaning import orient_boxes
 from ingest.pictures.headers import Header
 from ingest.pictures.images import MAX_FILE_BYTES, decode_rgb, decoder_versions, probe
 from ingest.pictures.letterbox import Geometry, letterbox_into, plan_letterbox
-from ingest.sources import PICTURE_EXTENSIONS, read_inside
+from ingest.sources.files import PICTURE_EXTENSIONS, read_inside
+from ingest.sources.hashes import hash_files
 from ingest.text.maps import DBNET, TextMapSettings, draw_text_maps, fault_of
 from ingest.text.records import TextPicture, parse_icdar, parse_mmocr
 from warehouse.errors import AnnotationError, ConfigError, SourceError

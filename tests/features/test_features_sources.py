@@ -9,9 +9,9 @@ from ingest_fakes import DATA
 from PIL import Image
 
 from ingest.jobs import open_job
-from ingest.pairing import is_mask, mask_place
 from ingest.rasters.settings import RasterSettings
-from ingest.splits import assign_splits
+from ingest.sources.pairing import is_mask, pairing_key
+from ingest.sources.splits import assign_splits
 from ingest.synthetic.make import make_sample
 from ingest.synthetic.settings import SampleSettings
 from warehouse import Warehouse
@@ -167,7 +167,7 @@ def test_masks_are_told_from_pictures_by_name():
     for picture, mask in pairs:
         assert not is_mask(picture)
         assert is_mask(mask)
-        assert mask_place(picture) == mask_place(mask)
+        assert pairing_key(picture) == pairing_key(mask)
 
 
 def test_sign_digits_and_membrane_are_read_whole(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest.pictures.boxes import REASONS, clean_boxes, keep_largest, orient_boxes
+from ingest.pictures.box_cleaning import REASONS, clean_boxes, keep_largest, orient_boxes
 from ingest.pictures.letterbox import plan_letterbox
 from warehouse.format.schema import CLIPPED, DIFFICULT
 

@@ -10,9 +10,10 @@ import time
 import pytest
 from ingest_fakes import coco_json, listed, settings_for, voc_set, voc_xml, write_picture
 
-from ingest.hashes import cache_path
-from ingest.pairing import pair_by_stem
-from ingest.sources import list_sources, read_inside
+from ingest.records.list_sources import list_sources
+from ingest.sources.files import read_inside
+from ingest.sources.hashes import cache_path
+from ingest.sources.pairing import pair_by_stem
 from warehouse.errors import SourceError
 from warehouse.settings import BuildSettings
 

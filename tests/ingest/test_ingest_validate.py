@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ingest_fakes import encoded, listed, picture, scanned, voc_set, voc_xml, write_picture
 
-from ingest.pictures.validate import check_thresholds, scan
+from ingest.pictures.thresholds import check_thresholds
+from ingest.pictures.validate import scan
 from warehouse.errors import AnnotationError, PictureError, ThresholdError
 from warehouse.format.schema import CLIPPED
 from warehouse.settings import BuildSettings

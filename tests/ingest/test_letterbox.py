@@ -7,14 +7,22 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ingest.pictures.boxes import to_canvas, to_source
-from ingest.pictures.letterbox import letterbox_into, plan_letterbox
+from ingest.pictures.box_cleaning import to_canvas
+from ingest.pictures.letterbox import Geometry, letterbox_into, plan_letterbox
 from warehouse.format.schema import GEOMETRY
 
 MODES = st.sampled_from(["letterbox", "stretch"])
 SIDES = st.integers(1, 400)
 TARGETS = st.tuples(st.integers(8, 128), st.integers(8, 128))
 STEADY = settings(max_examples=150, deadline=None, derandomize=True)
+
+
+def to_source(box_norm, plan: Geometry, target):
+    """The inverse of `to_canvas`, written out: canvas = source * scale + pad, in pixels."""
+    pixels = np.asarray(box_norm, np.float64) * [target[1], target[0], target[1], target[0]]
+    pad = [plan.pad_x, plan.pad_y, plan.pad_x, plan.pad_y]
+    scale = [plan.scale_x, plan.scale_y, plan.scale_x, plan.scale_y]
+    return (pixels - pad) / scale
 
 
 @given(SIDES, SIDES, TARGETS, MODES)

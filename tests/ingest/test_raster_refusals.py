@@ -26,8 +26,8 @@ from cube_fakes import (
 )
 
 from ingest.rasters.grids import read_extent
+from ingest.rasters.readers import open_raster
 from ingest.rasters.settings import RasterSettings
-from ingest.rasters.sources import open_raster
 from warehouse import WarehouseError
 from warehouse.errors import ConfigError, SourceError
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest.splits import assign_splits, given_split, group_keys, permuted, split_by_group
+from ingest.sources.splits import assign_splits, given_split, group_keys, permuted, split_by_group
 from warehouse.settings import BuildSettings
 
 SHARES = st.sampled_from(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from ingest_fakes import scanned
 
-from ingest.pictures.validate import check_thresholds
+from ingest.pictures.thresholds import check_thresholds
 from ingest.synthetic.make import CLASSES, draw_scene, make_sample
 from ingest.synthetic.settings import SampleSettings
 from warehouse.errors import SourceError

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ingest.pictures.patches import PatchCutter, cut_versions, list_pictures, survey
-from ingest.pictures.windows import look, open_windows
+from ingest.pictures.large.patch_cutter import PatchCutter, cut_versions, list_pictures, survey
+from ingest.pictures.large.windows import look, open_windows
 from segmentation.patches import (
     patch_boxes,
     patch_offsets,

@@ -62,7 +62,7 @@ def test_killed_twice_in_training_and_twice_in_jobs_it_ends_in_the_same_bytes(
             "segmentation.task",
             "segmentation.mask_jobs",
             "segmentation.mask_results",
-            "ingest.pictures.patches",
+            "ingest.pictures.large.patch_cutter",
             "utils.loader",
             "rasterio",
         ]

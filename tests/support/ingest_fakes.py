@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 
 from ingest.pictures.validate import Scan, scan
-from ingest.sources import SourceListing, list_sources
+from ingest.records.list_sources import list_sources
+from ingest.sources.listing import SourceListing
 from warehouse.settings import BuildSettings
 
 DATA = Path(__file__).parents[3] / "shared" / "data"

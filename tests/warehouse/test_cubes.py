@@ -32,7 +32,7 @@ from cube_fakes import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest.rasters.splits import block_labels, default_block, default_shard
+from ingest.rasters.label_blocks import block_labels, default_block, default_shard
 from ingest.synthetic.make import make_sample
 from ingest.synthetic.settings import SampleSettings
 from utils.config.yaml_file import read_yaml

@@ -15,7 +15,6 @@ import numpy as np
 from warehouse.settings import MASK_PADDING, BuildSettings
 
 __all__ = [
-    "BOXLESS",
     "CLIPPED",
     "CROWD",
     "DIFFICULT",
@@ -38,8 +37,6 @@ GEOMETRY = ("scale_x", "scale_y", "pad_x", "pad_y", "raw_width", "raw_height")
 
 Raw size after EXIF orientation.
 """
-BOXLESS = frozenset({"folder", "classes", "masks"})
-"""Formats without boxes: nothing can be missing or empty."""
 CHUNK_BYTES = 128 << 20
 MIN_SHARD_SAMPLES = 64
 
@@ -111,12 +108,12 @@ def image_codec(compressor: str, dtype: str, row_bytes: int) -> Codec:
 
 
 def picture_arrays(
-    samples: int, settings: BuildSettings, source_format: str | None = None
+    samples: int, settings: BuildSettings, *, target: bool = False, mask: bool = False
 ) -> list[ArraySpec]:
     """The arrays of one split of pictures, all with the same stored-chunk length. Sharded by
     sample: `image` and `mask`.
 
-    source_format: `classes` adds `target`, `masks` adds `mask`.
+    target: with the class of each picture; mask: with the class of each pixel.
     """
     height, width = settings.target_size
     slots = settings.max_boxes
@@ -162,11 +159,11 @@ def picture_arrays(
         ),
         ("letterbox", (len(GEOMETRY),), "float32", ("sample", "geometry"), ", ".join(GEOMETRY)),
     ]
-    if source_format == "classes":
+    if target:
         small.append(
             ("target", (), "int16", ("sample",), "class of the picture, index into class_names")
         )
-    if source_format == "masks":
+    if mask:
         codec = image_codec(settings.compressor, "uint8", height * width)
         attrs = {
             "long_name": f"class of each pixel; {MASK_PADDING} where the canvas shows no picture"

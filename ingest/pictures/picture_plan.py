@@ -18,8 +18,9 @@ import numpy as np
 from ingest.pictures.images import decoder_versions, load_sample, plan_letterbox
 from ingest.pictures.validate import Scan
 from ingest.records.base import PictureRecord
-from ingest.sources import SourceListing
-from ingest.splits import permuted
+from ingest.records.formats import get_format
+from ingest.sources.listing import SourceListing
+from ingest.sources.splits import permuted
 from warehouse.errors import ThresholdError
 from warehouse.format.manifest import code_version, toolchain, version_name
 from warehouse.format.schema import FORMAT_VERSION, picture_arrays
@@ -43,7 +44,7 @@ def recipe_of(listing: SourceListing, settings: BuildSettings) -> dict[str, Any]
         "settings": settings.content(),
         "decoder": decoder_versions(),
     }
-    if listing.format == "masks":
+    if get_format(listing.format).has_masks:
         recipe["mask_values"] = {
             str(value): index for value, index in sorted(settings.mask_values.items())
         }
@@ -61,6 +62,7 @@ def make_plan(listing: SourceListing, scan: Scan, settings: BuildSettings) -> Bu
         )
     recipe = recipe_of(listing, settings)
     version, key = version_name(recipe)
+    source_format = get_format(listing.format)
     splits, facts = [], []
     for name in SPLIT_NAMES:
         records = permuted(
@@ -75,7 +77,14 @@ def make_plan(listing: SourceListing, scan: Scan, settings: BuildSettings) -> Bu
         splits.append(
             SplitPlan(
                 name,
-                tuple(picture_arrays(len(records), settings, listing.format)),
+                tuple(
+                    picture_arrays(
+                        len(records),
+                        settings,
+                        target=source_format.has_picture_classes,
+                        mask=source_format.has_masks,
+                    )
+                ),
                 tuple(records),
                 digests,
                 rows,

@@ -21,8 +21,8 @@ __all__ = [
     "Pairs",
     "in_annotation_folder",
     "is_mask",
-    "mask_place",
     "pair_by_stem",
+    "pairing_key",
 ]
 
 ANNOTATION_FOLDERS = frozenset(
@@ -74,7 +74,7 @@ def is_mask(path: str) -> bool:
     )
 
 
-def mask_place(path: str) -> tuple[str, str]:
+def pairing_key(path: str) -> tuple[str, str]:
     """What a picture and its mask have in common.
 
     Folders but for `images`, `masks` and the like, and the stem without `_mask`.

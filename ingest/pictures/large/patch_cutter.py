@@ -3,7 +3,7 @@
 A picture with a mask is a `Parent` of a split; one without is predicted only. Whoever cuts has the
 boxes: nothing here knows how patches lie. Parents are kept open one at a time, in the order patches
 come, so that a parent is decoded once for all its patches in a row. Memory: one decoded picture and
-its mask, or GDAL's block cache (`ingest.pictures.windows`).
+its mask, or GDAL's block cache (`ingest.pictures.large.windows`).
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ingest.pairing import is_mask
 from ingest.pictures.images import MAX_FILE_BYTES, decoder_versions
-from ingest.pictures.masks import classes_of, decode_mask
-from ingest.pictures.windows import Box, Look, Windows, look, open_windows
+from ingest.pictures.large.windows import Box, Look, Windows, look, open_windows
+from ingest.pictures.mask_decoding import classes_of, decode_mask
 from ingest.records.base import Rejection
+from ingest.records.list_sources import list_sources
 from ingest.records.masks import parse_masks
-from ingest.sources import SourceListing, list_sources, read_inside
-from ingest.splits import assign_splits
+from ingest.sources.files import read_inside
+from ingest.sources.listing import SourceListing
+from ingest.sources.pairing import is_mask
+from ingest.sources.splits import assign_splits
 from warehouse.errors import PictureError, SourceError, ThresholdError, WarehouseError
 from warehouse.settings import MASK_PADDING, BuildSettings
 
@@ -87,7 +89,7 @@ def cut_versions() -> dict[str, str]:
 
 
 def list_pictures(settings: BuildSettings) -> SourceListing:
-    """Every picture below `input_root`; masks are told from pictures by name (`ingest.pairing`).
+    """Every picture below `input_root`; masks are told from pictures by name (`ingest.sources.pairing`).
 
     Raises SourceError, ConfigError.
     """

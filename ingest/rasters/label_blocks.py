@@ -12,7 +12,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from ingest.splits import split_by_size
+from ingest.sources.splits import split_by_size
 from warehouse.layouts.cube_geometry import LEFT_OUT, CubeLayout
 from warehouse.settings import SPLIT_NAMES
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ingest.pictures.headers import open_with_pillow
 from ingest.pictures.letterbox import Geometry
 from ingest.records.base import PictureRecord
-from ingest.sources import read_inside
+from ingest.sources.files import read_inside
 from warehouse.errors import PictureError
 from warehouse.settings import MASK_PADDING, BuildSettings
 

@@ -19,13 +19,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ingest.hashes import hash_files
+from ingest.rasters.cube_loader import CubeLoader, Frame, Layer
 from ingest.rasters.grids import Grid, crs_wkt_of, grid_of_bounds, read_extent
+from ingest.rasters.label_blocks import block_labels, default_block, default_shard
+from ingest.rasters.readers import SUFFIXES, open_raster
 from ingest.rasters.settings import RasterFeature, RasterSettings
-from ingest.rasters.sources import SUFFIXES, open_raster
-from ingest.rasters.splits import block_labels, default_block, default_shard
-from ingest.rasters.stack import CubeLoader, Frame, Layer
-from ingest.sources import SourceFile, SourceListing, input_root
+from ingest.sources.files import input_root
+from ingest.sources.hashes import hash_files
+from ingest.sources.listing import SourceFile, SourceListing
 from warehouse.errors import ConfigError, SourceError
 from warehouse.format.manifest import code_version, toolchain, version_name
 from warehouse.format.schema import FORMAT_VERSION

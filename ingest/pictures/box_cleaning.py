@@ -26,7 +26,6 @@ __all__ = [
     "keep_largest",
     "orient_boxes",
     "to_canvas",
-    "to_source",
 ]
 
 REASONS = (
@@ -67,15 +66,6 @@ def to_canvas(boxes_xyxy: Boxes, geometry: Geometry, target_size: tuple[int, int
     return (boxes_xyxy * _scale(geometry) + _pad(geometry)) / np.array(
         [width, height, width, height], np.float64
     )
-
-
-def to_source(boxes_norm_xyxy: Boxes, geometry: Geometry, target_size: tuple[int, int]) -> Boxes:
-    """The inverse of `to_canvas`: [n, 4] normalised to the canvas -> source pixels."""
-    height, width = target_size
-    pixels = np.asarray(boxes_norm_xyxy, np.float64) * np.array(
-        [width, height, width, height], np.float64
-    )
-    return (pixels - _pad(geometry)) / _scale(geometry)
 
 
 def orient_boxes(

@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ingest.rasters.grids import Grid
+from ingest.rasters.readers import missing_at, open_raster
 from ingest.rasters.settings import RasterFeature
-from ingest.rasters.sources import missing_at, open_raster
 from warehouse.errors import SourceError
 from warehouse.layouts.cube_geometry import CubeLayout, Feature
 from warehouse.layouts.cube_stats import block_facts

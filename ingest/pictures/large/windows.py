@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ingest.pictures.headers import open_with_pillow
 from ingest.pictures.images import MAX_FILE_BYTES, decode_rgb, probe
-from ingest.sources import path_inside, read_ends, read_inside
+from ingest.sources.files import path_inside, read_ends, read_inside
 from warehouse.errors import PictureError
 
 __all__ = ["Box", "Look", "Windows", "look", "open_windows"]

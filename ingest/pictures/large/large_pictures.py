@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ingest.pictures.patches import PatchCutter, Survey, cut_versions, list_pictures, survey
+from ingest.pictures.large.patch_cutter import (
+    PatchCutter,
+    Survey,
+    cut_versions,
+    list_pictures,
+    survey,
+)
 from warehouse.settings import BuildSettings
 
 __all__ = ["LargePictures"]
