@@ -1,14 +1,13 @@
-"""`ChunkLoader`: batches of a split as tensors, in the sampler's order, decoded by threads, spawned
-workers or in line.
+"""Batches of a split as tensors: `ChunkLoader`.
 
 Purpose: the one way from a published split to a training step.
 Used by: benchmarks.ours, benchmarks.scale, benchmarks.shuffle, detector.looking, detector.training,
   features.run_finetuning, segmentation.training, vqvae.block_sampling, vqvae.training
-Design notes: work is issued in order and delivered in order, so the order never depends on who
-  decoded what. The state counts delivered batches, whatever was fetched ahead. A batch lives in a
-  ring slot that comes back when nothing refers to it.
-Assistant guidance: when extending: engines live in utils.loading.engines and know nothing of
-  epochs; nothing here may depend on the number of workers but speed.
+Design notes: batches are issued in order and delivered in order, so that the order never depends on
+  who decoded what. The state counts delivered batches, whatever was fetched ahead. A batch lives in
+  a ring buffer that comes back when nothing refers to it.
+Assistant guidance: when extending: engines live in utils.loading and know nothing of epochs; the
+  number of workers may change the speed and nothing else.
 """
 
 from __future__ import annotations
@@ -19,54 +18,80 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
+from utils.loading.batches import Batch, LoaderStats
+from utils.loading.batches import Engine as BatchEngine
 from utils.loading.device_copy import COPIES_PENDING, DeviceCopier, open_device
-from utils.loading.engines import Batch, make_engine
+from utils.loading.engines import make_engine
+from utils.loading.options import LoaderOptions
 from utils.loading.settings import Engine, Store
 from utils.loading.stores import choose_store
 from utils.log import get_log
 from utils.samplers import BatchPlan, BatchSampler, ChunkBatchSampler
 from warehouse.errors import ConfigError, StateError
-from warehouse.read.version import Split
+from warehouse.read.version import Split, Verify
 
 __all__ = ["ChunkLoader", "LoaderStats"]
 
 log = get_log(__name__)
 
 
-@dataclass(slots=True)
-class LoaderStats:
-    """Of the current epoch. decoded / samples is 1.0.
-
-    Nothing is decoded twice, nothing for nothing.
-    """
-
-    samples: int = 0
-    decoded: int = 0
-    bytes_read: int = 0
-    waited_s: float = 0.0
-    chunks_opened: int = 0
-    fallback_buffers: int = 0
-
-
 class ChunkLoader:
-    """Iterate a split as dicts of tensors: its arrays [B, ...] as stored (`image` uint8 [B, C, H,
-    W]), and `index` int64 [B].
+    """Iterate a split as dictionaries of tensors, one for each batch.
 
-    With world_size > 1 and not drop_last, `pad` bool [B] is true in repeats that fill up a rank:
-    leave them out of loss and metrics. device="cuda": batches come from page-locked memory, copied
-    on a stream of their own one batch ahead, and are safe to use on the stream that is current when
-    they are taken; so with any utils.loading.device_copy.Device. Another torch device: a blocking
-    copy. augment: callable(batch, seed=, epoch=) -> batch, a pure function of its arguments, run in
-    this process on `device`. Workers start at the first epoch and live until `close()`. A second
-    `iter()` ends the first. Raises ConfigError on impossible options, CorruptError naming the file
-    on damaged data, WorkerError naming a worker that died, raised, or did not answer for
-    `worker_timeout` seconds.
+    A batch holds the split's arrays as stored, ``[B, ...]`` each (`image` uint8 ``[B, C, H, W]``),
+    and `index`, the sample numbers, int64 ``[B]``. With several ranks, unless `drop_last`, it also
+    holds `pad`, bool ``[B]``: true in repeats that fill up a rank. Leave these out of the loss and
+    the metrics.
+
+    Workers start at the first epoch and live until `close`. A second `iter()` ends the first.
+
+    Parameters
+    ----------
+    split
+        The split to read, from `Warehouse.split`.
+    batch_size
+        Samples in a batch; 64 when None, or what `sampler` says.
+    arrays
+        The arrays to read; all of the split when None.
+    sampler
+        The order of the samples. When None, a `ChunkBatchSampler` is made from the options below.
+    shuffle, seed, drop_last, interleave, chunks_per_batch, rank, world_size
+        The options of `ChunkBatchSampler`; they have no effect when `sampler` is given.
+    engine, num_workers, prefetch_factor, store, prefetch, verify, worker_timeout
+        How batches are read, which does not change them; see
+        `utils.loading.options.LoaderOptions`.
+    augment
+        A function ``augment(batch, *, seed, epoch) -> batch`` that depends on nothing but its
+        arguments. It runs in this process, on `device`.
+    device
+        Where batches go. "cuda" copies them from page-locked memory, on a stream of their own, one
+        batch ahead; they are safe to use on the stream that is current when they are taken. Any
+        `utils.loading.device_copy.Device` works in the same way. Another torch device gets a
+        blocking copy.
+
+    Raises
+    ------
+    ConfigError
+        If the options contradict each other or the split.
+    CorruptError
+        While iterating, if a file is damaged; the message names it.
+    WorkerError
+        While iterating, if a worker died, raised an error, or did not answer for `worker_timeout`
+        seconds; the message names it.
+
+    Examples
+    --------
+    >>> train = Warehouse.open("artifacts/tensor_warehouse").split("train")  # doctest: +SKIP
+    >>> with ChunkLoader(train, 32, seed=1) as loader:  # doctest: +SKIP
+    ...     for epoch in range(10):
+    ...         loader.set_epoch(epoch)
+    ...         for batch in loader:
+    ...             step(batch["image"], batch["box"], batch["box_mask"])
     """
 
     def __init__(
@@ -86,13 +111,22 @@ class ChunkLoader:
         prefetch_factor: int = 2,
         store: Store = "auto",
         prefetch: int = 2,
-        verify: Literal["first_touch", "always", "off"] = "first_touch",
+        verify: Verify = "first_touch",
         worker_timeout: int = 25,
         augment: Callable[..., dict[str, Any]] | None = None,
         device: Any = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
+        options = LoaderOptions(
+            engine=engine,
+            num_workers=num_workers,
+            prefetch_factor=prefetch_factor,
+            store=store,
+            prefetch=prefetch,
+            verify=verify,
+            worker_timeout=worker_timeout,
+        )
         if sampler is None:
             sampler = ChunkBatchSampler(
                 split.chunk_sizes,
@@ -105,61 +139,13 @@ class ChunkLoader:
                 rank=rank,
                 world_size=world_size,
             )
-        elif batch_size is not None and batch_size != sampler.batch_size:
-            raise ConfigError(
-                "batch_size and the sampler disagree",
-                expected=sampler.batch_size,
-                found=batch_size,
-                remedy="give one of them",
-            )
-        elif int(sampler.sizes.sum()) != len(split):
-            raise ConfigError(
-                "the sampler is of another split",
-                where=repr(split),
-                expected=f"{len(split)} samples",
-                found=int(sampler.sizes.sum()),
-            )
-        names = list(split.arrays if arrays is None else arrays)
-        unknown = [name for name in names if name not in split.arrays]
-        if unknown:
-            raise ConfigError(
-                f"no array {unknown[0]!r}",
-                where=repr(split),
-                expected=f"some of {', '.join(split.arrays)}",
-            )
-        counts = {
-            "prefetch_factor": prefetch_factor,
-            "prefetch": prefetch,
-            "worker_timeout": worker_timeout,
-        }
-        for name, value, least in (
-            ("num_workers", num_workers, 0),
-            *((name, value, 1) for name, value in counts.items()),
-        ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ConfigError(
-                    f"{name} must be a whole number of at least {least}", found=repr(value)
-                )
+        else:
+            _check_sampler(sampler, split, batch_size)
+        names = _chosen_arrays(split, arrays)
+
         self.split, self.sampler, self.names = split, sampler, names
         self.augment = augment
-        self.device, gpu = open_device(device)
-        choice = choose_store(store, split, names, sampler)
-        self.store, self.store_reason = choice.store, choice.why
-        log.debug("store %s: %s", choice.store, choice.why)
-        self.engine = make_engine(
-            engine,
-            split,
-            names,
-            sampler,
-            num_workers=num_workers,
-            prefetch_factor=prefetch_factor,
-            store=self.store,
-            prefetch=prefetch,
-            verify=verify,
-            worker_timeout=worker_timeout,
-            spare=COPIES_PENDING if gpu else 0,
-        )
-        self.copier = DeviceCopier(gpu, self.engine.ring.memory) if gpu else None
+        self._open(options, device)
         self.stats = LoaderStats()
         self._digest = 0
         self._running: Iterator[dict[str, Any]] | None = None
@@ -167,29 +153,41 @@ class ChunkLoader:
         # Workers end before the interpreter tears its modules down, also when nobody calls close().
         self._closing = weakref.finalize(self, _close_all, self.copier, self.engine)
 
+    def _open(self, options: LoaderOptions, device: Any) -> None:
+        """Decide how the split is read, and open what reads it and what copies it to a device."""
+        self.device, gpu = open_device(device)
+
+        plan = choose_store(options.store, self.split, self.names, self.sampler)
+        self.store, self.store_reason = plan.store, plan.reason
+        log.debug("store %s: %s", plan.store, plan.reason)
+
+        spare = COPIES_PENDING if gpu else 0
+        self.engine = make_engine(plan, self.split, self.names, self.sampler, options, spare=spare)
+        self.copier = DeviceCopier(gpu, self.engine.ring.memory) if gpu else None
+
     def __len__(self) -> int:
         return len(self.sampler)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch to iterate next; a state loaded for this very epoch is kept."""
+        """Choose the epoch to iterate next; a position loaded for this very epoch is kept."""
         if epoch != self.sampler.epoch:
             self._digest = 0
         self.sampler.set_epoch(epoch)
 
     @property
     def order_digest(self) -> str:
-        """64 hex digits.
+        """The order delivered so far, as 64 hexadecimal digits.
 
-        Sum modulo 2^256 over delivered batches of sha256(number, indices), little-endian int64.
-        Adds up over ranks.
+        It is the sum, modulo 2^256, of sha256(batch number, sample indices) over the delivered
+        batches, the numbers as little-endian int64. The digests of ranks add up to that of all.
         """
         return f"{self._digest:064x}"
 
     def state_dict(self) -> dict[str, Any]:
-        """Where delivery stands: valid for any engine, worker count, store and rank count.
+        """Return where delivery stands, for any engine, worker count, store and rank count.
 
-        `order_digest` in it is this rank's share: to continue it exactly on several ranks, save the
-        sum over ranks (modulo 2^256).
+        Its `order_digest` is this rank's share. To continue the digest exactly on several ranks,
+        save the sum over the ranks (modulo 2^256).
         """
         return self.sampler.state_dict() | {
             "version": self.split.warehouse.version,
@@ -198,9 +196,13 @@ class ChunkLoader:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises StateError naming what differs.
+        """Continue where a saved state stood.
 
-        Version, split, batch size, seed or sampler option.
+        Raises
+        ------
+        StateError
+            If the state belongs to another version or split, or to other options of the sampler;
+            the message names the first that differs.
         """
         for key, own in (("version", self.split.warehouse.version), ("split", self.split.name)):
             if state.get(key) != own:
@@ -219,7 +221,8 @@ class ChunkLoader:
             raise ConfigError(
                 "this loader was carried into a forked process",
                 expected="a spawned process that makes its own",
-                remedy="use multiprocessing start method 'spawn': a fork copies locks held by decode threads",
+                remedy="use the multiprocessing start method 'spawn': "
+                "a fork copies locks held by decode threads",
             )
         self._end_epoch()
         start = self.sampler.start
@@ -254,16 +257,12 @@ class ChunkLoader:
 
     def _account(self, batch: Batch, stats: LoaderStats) -> None:
         plan = batch.plan
-        stats.samples += len(plan.indices)
-        stats.decoded += batch.decoded
-        stats.bytes_read += batch.bytes_read
-        stats.chunks_opened += batch.chunks_opened
-        stats.fallback_buffers += batch.fallback
+        stats.add(batch)
         if not plan.pad:
             self._digest = (self._digest + batch_digest(plan)) % (1 << 256)
 
     def _tensors(self, batch: Batch) -> dict[str, Any]:
-        """The batch's tensors on the host, taken out of it: who holds them holds the slot."""
+        """Take the tensors out of a batch; whoever holds them holds its ring buffer."""
         arrays: dict[str, Any] = {
             name: torch.from_numpy(array) for name, array in batch.arrays.items()
         }
@@ -275,7 +274,7 @@ class ChunkLoader:
 
     def _finish(self, arrays: dict[str, Any]) -> dict[str, Any]:
         if self.device is not None:
-            # Blocking: the slot may be filled again as soon as these host tensors are gone.
+            # Blocking: the ring buffer may be filled again as soon as these host tensors are gone.
             arrays = {name: tensor.to(self.device) for name, tensor in arrays.items()}
         if self.augment is not None:
             arrays = self.augment(arrays, seed=self.sampler.seed, epoch=self.sampler.epoch)
@@ -298,7 +297,36 @@ class ChunkLoader:
         self.close()
 
 
-def _close_all(copier: DeviceCopier | None, engine: Any) -> None:
+def _check_sampler(sampler: BatchSampler, split: Split, batch_size: int | None) -> None:
+    if batch_size is not None and batch_size != sampler.batch_size:
+        raise ConfigError(
+            "batch_size and the sampler disagree",
+            expected=sampler.batch_size,
+            found=batch_size,
+            remedy="give one of them",
+        )
+    if int(sampler.sizes.sum()) != len(split):
+        raise ConfigError(
+            "the sampler is of another split",
+            where=repr(split),
+            expected=f"{len(split)} samples",
+            found=int(sampler.sizes.sum()),
+        )
+
+
+def _chosen_arrays(split: Split, arrays: Sequence[str] | None) -> list[str]:
+    names = list(split.arrays if arrays is None else arrays)
+    unknown = [name for name in names if name not in split.arrays]
+    if unknown:
+        raise ConfigError(
+            f"no array {unknown[0]!r}",
+            where=repr(split),
+            expected=f"some of {', '.join(split.arrays)}",
+        )
+    return names
+
+
+def _close_all(copier: DeviceCopier | None, engine: BatchEngine) -> None:
     if copier is not None:
         copier.close()
     engine.close()

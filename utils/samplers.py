@@ -4,7 +4,8 @@ place on.
 Purpose: `ChunkBatchSampler` keeps a batch inside one stored chunk; `RandomBatchSampler` ignores
   chunks, as a control.
 Used by: benchmarks.data, benchmarks.scale, benchmarks.shuffle, utils.augment, utils.loader,
-  utils.loading.engines, utils.loading.stores, vqvae.block_sampling, vqvae.training
+  utils.loading.batches, utils.loading.engines, utils.loading.local, utils.loading.sources,
+  utils.loading.spawn, utils.loading.stores, vqvae.block_sampling, vqvae.training
 Design notes: the global order G is a pure function of (chunk sizes, batch size, options, seed,
   epoch). Any batch of it is computed on its own, without the ones before: permutations are argsorts
   of a 64-bit hash (stable over NumPy releases), lanes are searched in cumulative counts. Memory and

@@ -8,6 +8,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+from dataclasses import FrozenInstanceError
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ import torch
 from fakes import build, numbers, sample
 
 from utils.loader import ChunkLoader
+from utils.loading.options import LoaderOptions
 from utils.loading.stores import choose_store
 from utils.samplers import ChunkBatchSampler, RandomBatchSampler
 from warehouse import Warehouse
 from warehouse.errors import ConfigError, CorruptError, StateError
+from warehouse.read.version import Split
 
 pytestmark = pytest.mark.filterwarnings("ignore:batch_size")
 
@@ -231,13 +234,40 @@ def test_auto_goes_by_memory_and_file_system_and_says_why(
     sampler = ChunkBatchSampler(split.chunk_sizes, 4)
     choice = choose_store("auto", split, split.arrays, sampler, available=available, kind=kind)
     assert choice.store == expected
-    assert len(choice.why.split()) > 4
+    assert len(choice.reason.split()) > 4
     if expected == "stream":
         random = RandomBatchSampler(split.chunk_sizes, 4)
         assert (
             choose_store("auto", split, split.arrays, random, available=available, kind=kind).store
             != "stream"
         )
+
+
+@pytest.mark.parametrize("store", ["auto", "memory", "mmap", "stream", "library"])
+def test_which_arrays_only_zarr_python_reads_is_looked_up_once(
+    small: Warehouse, monkeypatch: pytest.MonkeyPatch, store: Any
+) -> None:
+    asked = []
+    foreign = Split.foreign
+
+    def counted(self: Split, names: Any) -> dict[str, str]:
+        asked.append(list(names))
+        return foreign(self, names)
+
+    monkeypatch.setattr(Split, "foreign", counted)
+    with ChunkLoader(small.split("train"), 4, engine="inline", store=store) as loader:
+        assert sum(len(batch["index"]) for batch in loader) == len(loader.split)
+    assert len(asked) == (store != "library")
+
+
+def test_options_are_frozen_and_checked_when_made() -> None:
+    options = LoaderOptions(engine="spawn", num_workers=0)
+    assert not options.spawns
+    with pytest.raises(FrozenInstanceError):
+        options.num_workers = 2  # type: ignore[misc]
+    for wrong in ({"engine": "fibre"}, {"store": "tape"}, {"verify": "never"}, {"prefetch": 0}):
+        with pytest.raises(ConfigError, match=next(iter(wrong))):
+            LoaderOptions(**wrong)  # type: ignore[arg-type]
 
 
 def test_a_split_that_does_not_fit_is_refused_with_the_size_needed(small: Warehouse) -> None:

@@ -224,7 +224,7 @@ def test_auto_takes_the_library_for_foreign_codecs_that_do_not_fit_and_says_why(
     assert choose_store("auto", split, split.arrays, sampler, available=10**9).store == "memory"
     choice = choose_store("auto", split, split.arrays, sampler, available=10_000, kind="ext4")
     assert choice.store == "library"
-    assert "zstd" in choice.why
+    assert "zstd" in choice.reason
     assert (
         choose_store("auto", split, ["label"], sampler, available=0, kind="nfs").store == "stream"
     ), "labels are of our codecs"
@@ -378,7 +378,7 @@ def test_auto_streams_from_an_object_store_and_says_why(small: Warehouse, web: s
         "auto", split, split.arrays, ChunkBatchSampler(split.chunk_sizes, 4), available=10_000
     )
     assert choice.store == "stream"
-    assert web in choice.why
+    assert web in choice.reason
     random = choose_store(
         "auto", split, split.arrays, RandomBatchSampler(split.chunk_sizes, 4), available=10_000
     )

@@ -158,8 +158,10 @@ class CachedLoader:
         """What the workers answer for each number, in order."""
         if self._workers is None:
             ahead = max(2, -(-2 * (self.batch_size or 1) // self.num_workers))
+            # Map-style by its methods; torch names only its own base class.
+            keeper: Any = _Keeper(self.dataset)
             self._workers = DataLoader(
-                _Keeper(self.dataset),
+                keeper,
                 batch_size=None,
                 sampler=self._missing,
                 num_workers=self.num_workers,

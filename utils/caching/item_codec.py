@@ -128,9 +128,7 @@ def _tensor(value: Tensor, where: str, buffers: list[memoryview]) -> list[Any]:
             remedy="move it to the device after the cache",
         )
     plain = value.contiguous().reshape(-1).resolve_conj().resolve_neg()
-    buffers.append(
-        memoryview(plain.view(torch.uint8).numpy()) if plain.numel() else memoryview(b"")
-    )
+    buffers.append(plain.view(torch.uint8).numpy().data if plain.numel() else memoryview(b""))
     return [str(value.dtype).removeprefix("torch."), list(value.shape)]
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -79,11 +79,11 @@ class CudaDevice:
         self.device = (
             torch.device("cuda", torch.cuda.current_device()) if device.index is None else device
         )
-        self.stream = torch.cuda.Stream(self.device)
+        self.stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
 
     def lock(self, memory: Any) -> Callable[[], None] | None:
         view = np.frombuffer(memory, np.uint8)
-        address, size, cudart = view.ctypes.data, view.nbytes, torch.cuda.cudart()
+        address, size, cudart = view.ctypes.data, view.nbytes, _cuda_runtime()
         with torch.cuda.device(self.device):
             code = int(cudart.cudaHostRegister(address, size, 0))
         if code:
@@ -105,15 +105,19 @@ class CudaDevice:
             copies = {
                 name: tensor.to(self.device, non_blocking=True) for name, tensor in host.items()
             }
-            event = torch.cuda.Event()
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record(self.stream)
         return copies, event
 
     def hand_over(self, copies: Tensors, event: Passed) -> None:
         stream = torch.cuda.current_stream(self.device)
-        stream.wait_event(event)
+        stream.wait_event(cast(torch.cuda.Event, event))
         for tensor in copies.values():
             tensor.record_stream(stream)
+
+
+def _cuda_runtime() -> Any:
+    return torch.cuda.cudart()  # type: ignore[no-untyped-call]
 
 
 def open_device(device: Any) -> tuple[torch.device | None, Device | None]:

@@ -1,434 +1,74 @@
-"""How planned batches get filled: in line, by decode threads, or by spawned worker processes.
+"""Choosing an engine: in line, decode threads, or spawned worker processes.
 
-Purpose: `make_engine(...)` gives an object whose `run(plans)` yields filled batches in the order of
-  the plans.
+Purpose: `make_engine` opens what the read plan says and gives an object whose `run(plans)` yields
+  filled batches in the order of the plans.
 Used by: utils.loader
 Design notes: all engines fill batches through a reader's `fill`, so that they cannot differ in what
-  they deliver. A decode thread takes its ring slot when it begins; a spawned worker gets one from
-  the parent with its plan, and only slot numbers, indices and counters travel. Errors of a worker
-  come back as values, so that their type and their one line survive. Abandoned batches return their
-  slots before the next epoch begins. What a failed worker leaves behind is killed: one that hangs
-  answers no request to end.
+  they deliver. Abandoned batches return their ring buffers before the next epoch begins.
 Assistant guidance: when extending: an engine knows no epoch, no sampler and no tensor; a new one
-  must pass the same-order tests.
+  is a file beside local.py and spawn.py and must pass the same-order tests.
 """
 
 from __future__ import annotations
 
-import os
-import signal
-from collections import deque
-from collections.abc import Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any
+from utils.loader_utils import BatchLayout
+from utils.loading.batches import Engine
+from utils.loading.local import LocalEngine
+from utils.loading.options import LoaderOptions
+from utils.loading.sources import open_source
+from utils.loading.spawn import SpawnEngine
+from utils.loading.stores import ReadPlan
+from utils.samplers import BatchSampler, RandomBatchSampler
+from warehouse.errors import ConfigError
+from warehouse.read.version import Split
 
-import numpy as np
-from numpy.typing import NDArray
-
-from utils.loader_utils import BatchLayout, BatchRing, SharedBlock
-from utils.loading.stores import Source, open_source
-from utils.samplers import BatchPlan, BatchSampler, RandomBatchSampler
-from warehouse.errors import ConfigError, WarehouseError, WorkerError
-from warehouse.read.stream import FetchFailed, StreamReader
-from warehouse.read.version import ChunkReader, Split
-
-__all__ = ["Batch", "make_engine"]
-
-
-@dataclass(slots=True)
-class Batch:
-    """A filled batch: arrays [B, ...] by name, and what filling it took."""
-
-    plan: BatchPlan
-    arrays: dict[str, NDArray[Any]]
-    decoded: int = 0
-    bytes_read: int = 0
-    chunks_opened: int = 0
-    fallback: int = 0
-
-
-@dataclass(slots=True)
-class _Filled:
-    """What a worker sends back.
-
-    Counters, an error, or, when it had no slot, the arrays themselves.
-    """
-
-    decoded: int = 0
-    bytes_read: int = 0
-    chunks_opened: int = 0
-    error: WarehouseError | None = None
-    arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
-
-
-class LocalEngine:
-    """Threads of this process.
-
-    With no workers each batch is filled when it is asked for (`inline`).
-    """
-
-    def __init__(
-        self,
-        reader: ChunkReader,
-        names: list[str],
-        layout: BatchLayout,
-        workers: int,
-        in_flight: int,
-        spare: int,
-    ) -> None:
-        self.reader, self.names = reader, names
-        self.in_flight = in_flight
-        self.ring = BatchRing(layout, in_flight + 2 + spare, shared=False)
-        self.pool = ThreadPoolExecutor(workers, thread_name_prefix="decode") if workers else None
-
-    def run(self, plans: Iterator[BatchPlan]) -> Generator[Batch, None, None]:
-        counted = self.reader.chunks_opened
-        plans = self.reader.follow(plans)
-        waiting: deque[tuple[BatchPlan, Future[Any] | None]] = deque()
-        try:
-            while True:
-                while len(waiting) < self.in_flight and (plan := next(plans, None)) is not None:
-                    waiting.append(
-                        (plan, self.pool.submit(self._fill, plan) if self.pool else None)
-                    )
-                if not waiting:
-                    return
-                plan, future = waiting[0]
-                # Stays in `waiting` until it is filled: whatever ends the wait, its slot is given
-                # back below.
-                slot, arrays, filled = future.result() if future else self._fill(plan)
-                waiting.popleft()
-                exported = arrays if slot is None else self.ring.export(slot, len(plan.indices))
-                opened, counted = self.reader.chunks_opened - counted, self.reader.chunks_opened
-                yield Batch(
-                    plan, exported, filled.decoded, filled.bytes_read, opened, int(slot is None)
-                )
-                del arrays, exported
-        finally:
-            for _, future in waiting:
-                # A running one writes into its slot until it is done; a failed one gave its slot
-                # back itself.
-                if future is not None and not future.cancel() and future.exception() is None:
-                    self.ring.give_back(future.result()[0])
-
-    def _fill(self, plan: BatchPlan) -> tuple[int | None, dict[str, NDArray[Any]], _Filled]:
-        """The slot is taken only now, so that a fast consumer's threads go round few buffers, and
-        those stay in the cache.
-        """
-        slot = self.ring.take()
-        try:
-            out = self.ring.write_views(slot, len(plan.indices))
-            return slot, out, _Filled(*self.reader.fill(self.names, plan.indices, out))
-        except BaseException:
-            self.ring.give_back(slot)
-            raise
-
-    def close(self) -> None:
-        if self.pool:
-            self.pool.shutdown(wait=True, cancel_futures=True)
-        self.reader.close()
-
-
-class _Work:
-    """The `dataset` of spawned workers: fills a slot of the shared ring.
-
-    Handles are opened in the worker, at its first job.
-    """
-
-    def __init__(self, source: Source, layout: BatchLayout, block: SharedBlock) -> None:
-        self.source, self.layout, self.block = source, layout, block
-        self.reader: ChunkReader | None = None
-
-    def __getitem__(self, job: tuple[int | None, NDArray[np.int64]]) -> _Filled:
-        slot, indices = job
-        try:
-            if self.reader is None:
-                self.reader = self.source.reader()
-            if slot is None:
-                memory = np.empty(self.layout.size, np.uint8)
-            else:
-                memory = np.frombuffer(
-                    self.block.map, np.uint8, self.layout.size, slot * self.layout.size
-                )
-            out = self.layout.views(memory, len(indices))
-            opened = self.reader.chunks_opened
-            filled = _Filled(*self.reader.fill(self.source.names, indices, out))
-            filled.chunks_opened = self.reader.chunks_opened - opened
-            if slot is None:
-                filled.arrays = out
-            return filled
-        except WarehouseError as error:
-            return _Filled(error=error)
-        except Exception as error:
-            return _Filled(
-                error=WorkerError(
-                    "a loader worker failed",
-                    where=_own_name(),
-                    found=f"{type(error).__name__}: {error}"[:200],
-                )
-            )
-
-
-class _Jobs:
-    """The `sampler` of the DataLoader.
-
-    Issues a slot with each plan, in the parent, and remembers them in order.
-    """
-
-    def __init__(self, ring: BatchRing) -> None:
-        self.ring = ring
-        self.plans: Iterator[BatchPlan] = iter(())
-        self.stopped = False
-        self.issued: deque[tuple[BatchPlan, int | None]] = deque()
-
-    def __iter__(self) -> Iterator[tuple[int | None, NDArray[np.int64]]]:
-        while not self.stopped and (plan := next(self.plans, None)) is not None:
-            slot = self.ring.take()
-            self.issued.append((plan, slot))
-            yield slot, plan.indices
-
-
-class SpawnEngine:
-    """A torch DataLoader with spawned workers that decode into a shared ring."""
-
-    def __init__(
-        self,
-        reader: ChunkReader,
-        source: Source,
-        layout: BatchLayout,
-        workers: int,
-        prefetch_factor: int,
-        timeout_s: int,
-        spare: int,
-    ) -> None:
-        from torch.utils.data import DataLoader
-
-        self.reader = reader
-        self.ring = BatchRing(layout, workers * prefetch_factor + 2 + spare, shared=True)
-        self.jobs = _Jobs(self.ring)
-        self.stream: Any = None
-        assert self.ring.block is not None
-        work: Any = _Work(source, layout, self.ring.block)
-        self.loader: Any = DataLoader(
-            work,
-            batch_size=None,
-            sampler=self.jobs,
-            num_workers=workers,
-            prefetch_factor=prefetch_factor,
-            persistent_workers=True,
-            multiprocessing_context="spawn",
-            timeout=timeout_s,
-            collate_fn=_as_is,
-            worker_init_fn=_quiet_worker,
-        )
-
-    def run(self, plans: Iterator[BatchPlan]) -> Generator[Batch, None, None]:
-        self._drain()
-        counted = self.reader.chunks_opened
-        self.jobs.plans, self.jobs.stopped = self.reader.follow(plans), False
-        try:
-            self.stream = iter(self.loader)
-        except RuntimeError as error:
-            raise self._failed(error) from None
-        while (taken := self._next()) is not None:
-            plan, slot, filled = taken
-            if filled.error is not None:
-                self.ring.give_back(slot)
-                if isinstance(filled.error, FetchFailed) and isinstance(self.reader, StreamReader):
-                    self.reader.raise_fetch_error(plan.indices)
-                raise filled.error
-            if isinstance(self.reader, StreamReader):
-                self.reader.done(plan.indices)
-            arrays = filled.arrays if slot is None else self.ring.export(slot, len(plan.indices))
-            opened, counted = (
-                filled.chunks_opened + self.reader.chunks_opened - counted,
-                self.reader.chunks_opened,
-            )
-            yield Batch(plan, arrays, filled.decoded, filled.bytes_read, opened, int(slot is None))
-            del arrays, filled, taken
-
-    def _next(self) -> tuple[BatchPlan, int | None, _Filled] | None:
-        try:
-            filled = next(self.stream, None)
-        except RuntimeError as error:
-            raise self._failed(error) from None
-        if filled is None:
-            self.stream = None
-            return None
-        return *self.jobs.issued.popleft(), filled
-
-    def _drain(self) -> None:
-        """Take in what an abandoned epoch left with the workers.
-
-        Only then are its slots, and a stream's buffers, free.
-        """
-        self.jobs.stopped = True
-        while self.stream is not None and self.jobs.issued and (taken := self._next()) is not None:
-            plan, slot, filled = taken
-            self.ring.give_back(slot)
-            if isinstance(self.reader, StreamReader) and filled.error is None:
-                self.reader.done(plan.indices)
-
-    def _failed(self, error: RuntimeError) -> WorkerError:
-        """torch's report of a dead or silent worker as one line.
-
-        The other workers end, and every slot is free again.
-        """
-        failure = worker_error(error, self.loader._iterator)
-        self._end_workers(kill=True)
-        return failure
-
-    def _end_workers(self, *, kill: bool = False) -> None:
-        """kill: at once, since one that hangs, or is stopped, answers no request to end."""
-        iterator = self.loader._iterator
-        if iterator is not None:
-            workers = list(iterator._workers)
-            if kill:
-                _disown(iterator)
-                for worker in workers:
-                    worker.kill()
-            feeders = [
-                queue._thread for queue in iterator._index_queues if queue._thread is not None
-            ]
-            iterator._shutdown_workers()
-            self.loader._iterator = None
-            # Left alone, a feeder may let go of its semaphores while the interpreter ends, and be
-            # cut off between unlinking and telling.
-            for feeder in feeders:
-                feeder.join(timeout=5)
-            for worker in workers:
-                if worker.is_alive():  # stopped: SIGTERM waits until it goes on
-                    worker.kill()
-                    worker.join(timeout=5)
-        self.stream = None
-        while self.jobs.issued:
-            self.ring.give_back(self.jobs.issued.popleft()[1])
-
-    def close(self) -> None:
-        self._end_workers()
-        self.reader.close()
-
-
-def _as_is(item: Any) -> Any:
-    return item
-
-
-def _quiet_worker(_: int) -> None:
-    """Ctrl-C is the parent's to handle: it ends the workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _own_name() -> str:
-    from torch.utils.data import get_worker_info
-
-    info = get_worker_info()
-    return f"worker {info.id if info else 0} (pid {os.getpid()})"
-
-
-def _disown(iterator: Any) -> None:
-    """Have torch forget its workers.
-
-    Its SIGCHLD handler would report the ones that we end as failures.
-    """
-    from torch.utils.data import _utils
-
-    if iterator._worker_pids_set:
-        _utils.signal_handling._remove_worker_pids(id(iterator))
-        iterator._worker_pids_set = False
-
-
-def worker_error(error: RuntimeError, iterator: Any) -> WorkerError:
-    """torch's report of a dead or silent worker as one line that names it and how it ended.
-    iterator: None when none was started.
-    """
-    text = str(error).split("\n", 1)[0]
-    workers = list(enumerate(iterator._workers)) if iterator is not None else []
-    if "timed out" in text:
-        number = iterator._task_info.get(iterator._rcvd_idx, (0,))[0]
-        where, silence = (
-            f"worker {number} (pid {workers[number][1].pid})",
-            f"no answer for {iterator._timeout:g} s",
-        )
-        remedy = "is the warehouse on a slow mount? raise --loader.worker_timeout, or try --loader.engine thread"
-        return WorkerError("a loader worker hangs", where=where, found=silence, remedy=remedy)
-    dead = [(number, worker) for number, worker in workers if not worker.is_alive()]
-    names = ", ".join(f"worker {number} (pid {worker.pid})" for number, worker in dead) or None
-    ends = ", ".join(exit_name(worker.exitcode) for _, worker in dead) or text
-    return WorkerError(
-        "a loader worker died",
-        where=names,
-        found=ends,
-        remedy="look for the out-of-memory killer; try --loader.engine thread",
-    )
-
-
-def exit_name(code: int | None) -> str:
-    if code is not None and code < 0:
-        return f"killed by {signal.Signals(-code).name}"
-    return f"exit code {code}"
+__all__ = ["make_engine"]
 
 
 def make_engine(
-    kind: str,
+    plan: ReadPlan,
     split: Split,
     names: list[str],
     sampler: BatchSampler,
+    options: LoaderOptions,
     *,
-    num_workers: int,
-    prefetch_factor: int,
-    store: str,
-    prefetch: int,
-    verify: Any,
-    worker_timeout: int,
     spare: int = 0,
-) -> LocalEngine | SpawnEngine:
-    """worker_timeout: seconds until a spawned worker that does not answer counts as hanging. spare:
-    more slots in the ring.
+) -> Engine:
+    """Open a split by its read plan, and start the engine that the options name.
 
-    Raises ConfigError for an unknown engine; `fork` is refused with its reason.
+    Parameters
+    ----------
+    plan
+        How the arrays are read; see `utils.loading.stores.choose_store`.
+    split, names
+        The split, and the arrays to read from it.
+    sampler
+        Its sizes decide how large a batch can be.
+    options
+        The loader's options.
+    spare
+        Ring buffers beyond those of the batches in flight, for copies to a device.
+
+    Raises
+    ------
+    ConfigError
+        If there is no memory for the ring of batches.
     """
-    if kind == "fork":
-        raise ConfigError(
-            "engine='fork' is not offered",
-            expected="thread, spawn or inline",
-            remedy="a fork copies locks held by zarr's and our threads, and deadlocks; use engine='spawn'",
-        )
-    if kind not in {"thread", "spawn", "inline"}:
-        raise ConfigError("unknown engine", expected="thread, spawn or inline", found=repr(kind))
-    if verify not in {"first_touch", "always", "off"}:
-        raise ConfigError(
-            "unknown verify", expected="first_touch, always or off", found=repr(verify)
-        )
-    # No batch is larger than what its chunks hold, whatever batch_size says.
-    most = int(
-        sampler.sizes.sum()
-        if isinstance(sampler, RandomBatchSampler)
-        else sampler.sizes.max(initial=1) * sampler.chunks_per_batch
-    )
-    rows = max(1, min(sampler.batch_size, most))
-    layout = BatchLayout.of(
-        rows, {name: (split.specs[name].shape[1:], split.specs[name].dtype) for name in names}
-    )
-    spawn = kind == "spawn" and num_workers > 0
-    reader, source = open_source(
-        store,
-        split,
-        names,
-        sampler,
-        shared=spawn,
-        verify=verify,
-        prefetch=prefetch,
-        threads=num_workers,
-        patience_s=worker_timeout,
-    )
-    threads = num_workers if kind == "thread" else 0
+    layout = batch_layout(split, names, sampler)
+    reader, source = open_source(plan, split, names, sampler, options)
     try:
-        if spawn:
+        if options.spawns:
             return SpawnEngine(
-                reader, source, layout, num_workers, prefetch_factor, worker_timeout, spare
+                reader,
+                source,
+                layout,
+                options.num_workers,
+                options.prefetch_factor,
+                options.worker_timeout,
+                spare,
             )
-        return LocalEngine(reader, names, layout, threads, max(1, threads * prefetch_factor), spare)
+        in_flight = max(1, options.threads * options.prefetch_factor)
+        return LocalEngine(reader, names, layout, options.threads, in_flight, spare)
     except (OSError, MemoryError) as error:
         size = f"{layout.size / 1e6:.0f} MB a batch"
         raise ConfigError(
@@ -436,3 +76,17 @@ def make_engine(
             found=f"{size}: {error}",
             remedy="lower batch_size or prefetch_factor",
         ) from None
+
+
+def batch_layout(split: Split, names: list[str], sampler: BatchSampler) -> BatchLayout:
+    """Lay out the largest batch: no larger than what its chunks hold, whatever batch_size is."""
+    if isinstance(sampler, RandomBatchSampler):
+        available = int(sampler.sizes.sum())
+    else:
+        available = int(sampler.sizes.max(initial=1)) * sampler.chunks_per_batch
+    rows = max(1, min(sampler.batch_size, available))
+
+    specs = split.specs
+    return BatchLayout.of(
+        rows, {name: (specs[name].shape[1:], specs[name].dtype) for name in names}
+    )
