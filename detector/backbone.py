@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from detector.model import COARSEST, make_model
 from detector.task import restore_detector
+from utils.training.backbone import Backbone
 from utils.training.checkpoint import Checkpoint
 
 __all__ = ["TrunkMap", "detector_trunk"]
@@ -34,9 +35,8 @@ class TrunkMap(nn.Module):
         return said
 
 
-def detector_trunk(source: Checkpoint | dict[str, Any]) -> dict[str, Any]:
-    """The fields of a backbone: name, network, blocks (in the order of the forward pass), recipe,
-    mean, std.
+def detector_trunk(source: Checkpoint | dict[str, Any]) -> Backbone:
+    """The trunk of a detector as a backbone.
 
     source: a detector's checkpoint, or a recipe, which gives the same network with fresh weights.
     Raises as `restore_detector`; KeyError, TypeError and ValueError for a recipe that is none.
@@ -49,11 +49,11 @@ def detector_trunk(source: Checkpoint | dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"kind {kind:.20}, width {width}")
         model = make_model(kind=kind, width=width)
     trunk = model.grid.trunk
-    return {
-        "name": f"detector-{model.kind}",
-        "network": TrunkMap(trunk),
-        "blocks": list(trunk.children()),
-        "recipe": {"kind": model.kind, "width": model.width},
-        "mean": (0.5,) * 3,
-        "std": (0.5,) * 3,
-    }
+    return Backbone(
+        f"detector-{model.kind}",
+        TrunkMap(trunk),
+        list(trunk.children()),
+        mean=(0.5,) * 3,
+        std=(0.5,) * 3,
+        recipe={"kind": model.kind, "width": model.width},
+    )

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint as recompute
 
-from features.encoders import FINETUNED, NetworkEncoder
+from features.encoders.network import FINETUNED, NetworkEncoder
 from features.metrics import classification_metrics, draw_confusion
 from features.pictures import augment_pictures
 from features.settings import FinetuneTraining

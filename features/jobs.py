@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from features.encoders import Encoder
+from features.encoders.network import Encoder
 from features.settings import FeatureSettings
 from utils.log import get_log
 from warehouse.errors import TrainingError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from features.encoders import NetworkEncoder
+from features.encoders.network import NetworkEncoder
 from features.export import export_npz, export_queue
 from features.jobs import FeatureLoader, plan_features
 from features.settings import FeatureSettings

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
-from features.encoders import NetworkEncoder
+from features.encoders.network import NetworkEncoder
 from features.finetune import FinetuneTask, checkpoint_of
 from features.pictures import picture_targets
 from features.settings import FinetuneSettings

@@ -3,13 +3,17 @@
 `features` does not import the packages of the models; the commands pass these in.
 """
 
-from collections.abc import Callable
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from utils.training.backbone import Backbones
 
 __all__ = ["our_backbones"]
 
 
-def our_backbones() -> dict[str, Callable[..., Any]]:
+def our_backbones() -> Backbones:
     """What restores the encoder of a checkpoint, by the kind of model that the checkpoint names."""
     from detector.backbone import detector_trunk
     from vqvae.image_encoder import vqvae_trunk

@@ -21,7 +21,7 @@ class Settings(CommandSettings):
 
 
 def main(settings: Settings) -> dict[str, object]:
-    from features.encoders import open_encoder
+    from features.encoders.open_encoder import open_encoder
     from features.run_extraction import extract_features
     from warehouse import Warehouse
 
@@ -32,7 +32,7 @@ def main(settings: Settings) -> dict[str, object]:
         size=features.size,
         seed=features.seed,
         offline=features.offline,
-        ours=our_backbones(),
+        backbones=our_backbones(),
     )
     result = extract_features(source, encoder, features)
     return result | {"seconds": round(time.monotonic() - start, 3)}

@@ -25,7 +25,7 @@ class Settings(CommandSettings):
 
 
 def main(settings: Settings) -> dict[str, object]:
-    from features.encoders import open_encoder
+    from features.encoders.open_encoder import open_encoder
     from features.run_finetuning import finetune
 
     chosen = settings.finetune
@@ -40,7 +40,7 @@ def main(settings: Settings) -> dict[str, object]:
             size=chosen.size,
             seed=chosen.seed,
             offline=chosen.offline,
-            ours=our_backbones(),
+            backbones=our_backbones(),
         ),
     )
 

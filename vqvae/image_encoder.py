@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from utils.training.backbone import Backbone
 from utils.training.checkpoint import Checkpoint
 from vqvae.compress.codec import restore_vqvae
 from vqvae.network.layers import Residual, Triple, space_to_depth
@@ -87,9 +88,8 @@ class ImageMap(nn.Module):
         }
 
 
-def vqvae_trunk(source: Checkpoint | dict[str, Any]) -> dict[str, Any]:
-    """The fields of a backbone: name, network, blocks (stem, then the residual blocks), recipe,
-    mean, std.
+def vqvae_trunk(source: Checkpoint | dict[str, Any]) -> Backbone:
+    """The encoder of a VQ-VAE as a backbone: its blocks are the stem and the residual blocks.
 
     source: a VQ-VAE's checkpoint, or a recipe, which gives the same network with fresh weights.
     Raises StateError for features that pictures cannot fill, and as `restore_vqvae`; KeyError,
@@ -110,14 +110,14 @@ def vqvae_trunk(source: Checkpoint | dict[str, Any]) -> dict[str, Any]:
         network.encoder.load_state_dict(model.encoder.state_dict())
     else:
         network = _plain(source)
-    return {
-        "name": "vqvae",
-        "network": network,
-        "blocks": [network.stem, *network.encoder],
-        "recipe": network.recipe(),
-        "mean": (0.5,) * 3,
-        "std": (0.25,) * 3,
-    }
+    return Backbone(
+        "vqvae",
+        network,
+        [network.stem, *network.encoder],
+        mean=(0.5,) * 3,
+        std=(0.25,) * 3,
+        recipe=network.recipe(),
+    )
 
 
 def _order(features: Any, source: Checkpoint) -> tuple[int, ...]:

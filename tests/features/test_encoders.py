@@ -15,7 +15,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
-from features.encoders import IMAGENET_MEAN, _normalisation, open_encoder
+from features.encoders.network import IMAGENET_MEAN
+from features.encoders.open_encoder import open_encoder
+from features.encoders.pretrained import _normalisation
 from warehouse.errors import ConfigError
 
 
@@ -148,7 +150,7 @@ def test_a_hub_model_that_declares_none_is_normalised_by_imagenet_s_and_that_is_
     encoder = open_encoder("lab/small", offline=True)
     assert encoder.fingerprint()["preprocessing"]["mean"] == [0.485, 0.456, 0.406]
     assert (
-        "lab/small: no preprocessor_config.json to be had, pictures are normalised by ImageNet's"
+        "lab/small: no preprocessor_config.json was found; images are normalised by ImageNet's"
         in caplog.text
     )
 
@@ -159,7 +161,7 @@ def test_the_hub_is_asked_for_the_normalisation_only_where_it_may_be(
 ) -> None:
     asked: list[tuple[str, str, bool]] = []
     monkeypatch.setattr(
-        "transformers.utils.cached_file",
+        "transformers.utils.hub.cached_file",
         lambda name, file, *, local_files_only: asked.append((name, file, local_files_only)),
     )
     mean, _ = _normalisation("lab/small", offline)
@@ -245,13 +247,13 @@ def test_a_size_that_the_model_cannot_take_is_refused(tmp_path: Path) -> None:
     vit().save_pretrained(tmp_path)
     with pytest.raises(
         ConfigError,
-        match=r"does not take pictures of this size.*expected null.*found 64: .*\(64\*64\)",
+        match=r"does not accept images of this size.*expected null.*found 64: .*\(64\*64\)",
     ):
         open_encoder(str(tmp_path), size=64)
 
 
 def test_a_folder_without_a_model_says_what_it_should_hold(tmp_path: Path) -> None:
     with pytest.raises(
-        ConfigError, match=r"no encoder in this folder.*config\.json and model\.safetensors"
+        ConfigError, match=r"the folder holds no encoder.*config\.json and model\.safetensors"
     ):
         open_encoder(str(tmp_path))

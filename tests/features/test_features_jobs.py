@@ -18,7 +18,8 @@ import pytest
 import torch
 from torch import nn
 
-from features.encoders import NetworkEncoder, he_init, open_encoder
+from features.encoders.network import NetworkEncoder, he_init
+from features.encoders.open_encoder import open_encoder
 from features.export import export_npz, export_queue
 from features.jobs import picture_labels, plan_features
 from features.settings import FeatureSettings

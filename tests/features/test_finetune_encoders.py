@@ -20,7 +20,8 @@ from vqvae_fakes import FEATURES, SHAPE
 
 from detector.backbone import detector_trunk
 from detector.model import make_model
-from features.encoders import NetworkEncoder, open_encoder, weights_digest
+from features.encoders.network import NetworkEncoder, weights_digest
+from features.encoders.open_encoder import open_encoder
 from scripts import extract_features, finetune, train_head
 from scripts._command import run
 from utils.loader import ChunkLoader
@@ -44,7 +45,7 @@ def tuned(tmp_path_factory) -> Path:
 
 
 def test_a_fine_tuned_checkpoint_is_an_encoder_with_the_kept_weights(tuned):
-    encoder = open_encoder(str(tuned), ours=OURS)
+    encoder = open_encoder(str(tuned), backbones=OURS)
     task = make_task(tuned)
     task.model.load_state_dict(load_checkpoint(tuned).part("average"))
     images = pictures("test", 24)  # another size than the encoder's
@@ -63,19 +64,19 @@ def test_a_fine_tuned_checkpoint_is_an_encoder_with_the_kept_weights(tuned):
         [16, 16],
     )
     assert encoder.last_blocks(1)[0] is encoder.network.blocks[2]
-    assert open_encoder(str(tuned / "checkpoint.json"), size=32, ours=OURS).size == (32, 32)
+    assert open_encoder(str(tuned / "checkpoint.json"), size=32, backbones=OURS).size == (32, 32)
 
 
 def test_the_state_of_a_run_under_way_is_an_encoder_too(tuned):
-    encoder = open_encoder(str(tuned / "training"), ours=OURS)
+    encoder = open_encoder(str(tuned / "training"), backbones=OURS)
     average = load_checkpoint(tuned / "training").part("average")
     assert torch.equal(encoder.network.top.weight, average["network.top.weight"])
 
 
 def test_a_fine_tuned_encoder_can_be_fine_tuned_again(tuned, tmp_path):
-    encoder = open_encoder(str(tuned), ours=OURS)
+    encoder = open_encoder(str(tuned), backbones=OURS)
     make_trainer(tmp_path, make_task(tmp_path, encoder=encoder, epochs=2), epochs=2).run()
-    again = open_encoder(str(tmp_path), ours=OURS)
+    again = open_encoder(str(tmp_path), backbones=OURS)
     assert again.name == "finetuned-toy"
     assert torch.equal(again.network.stem.weight, toy_encoder().network.stem.weight), (
         "never unfrozen"
@@ -92,7 +93,7 @@ def test_weights_that_were_drawn_and_never_trained_are_still_called_random(
         blocks=blocks,
         epochs=2,
     ).run()
-    assert open_encoder(str(tmp_path), ours=OURS).random is random
+    assert open_encoder(str(tmp_path), backbones=OURS).random is random
 
 
 def change(folder: Path, edit) -> None:
@@ -133,7 +134,7 @@ def test_checkpoints_that_are_no_encoders_are_refused_in_a_line(
     save_checkpoint(tmp_path, saved.tensors, saved.meta)
     change(tmp_path, edit)
     with pytest.raises(error, match=match) as caught:
-        open_encoder(str(tmp_path), ours=OURS)
+        open_encoder(str(tmp_path), backbones=OURS)
     assert "\n" not in str(caught.value)
 
 
@@ -145,7 +146,7 @@ def test_a_damaged_checkpoint_is_corrupt(tuned, tmp_path):
     data[-1] ^= 1
     path.write_bytes(data)
     with pytest.raises(CorruptError, match="digest"):
-        open_encoder(str(tmp_path), ours=OURS)
+        open_encoder(str(tmp_path), backbones=OURS)
 
 
 def test_an_encoder_without_a_recipe_is_not_fine_tuned(tmp_path):
@@ -195,7 +196,7 @@ def test_a_vqvae_reads_a_picture_as_a_block_that_stands_still(tmp_path, names, c
     """Against the model's own latent of a block in physical units, filled by hand."""
     features = rgb(*names)
     model = saved_vqvae(tmp_path, features, shape)
-    encoder = open_encoder(str(tmp_path), ours=ALL)
+    encoder = open_encoder(str(tmp_path), backbones=ALL)
     images = torch.randint(
         0,
         256,
@@ -237,7 +238,7 @@ def test_a_vqvae_reads_a_picture_as_a_block_that_stands_still(tmp_path, names, c
 
 def test_a_vqvae_takes_pictures_of_any_size(tmp_path):
     saved_vqvae(tmp_path, rgb("b1", "b2", "b3"))
-    encoder = open_encoder(str(tmp_path), ours=ALL)
+    encoder = open_encoder(str(tmp_path), backbones=ALL)
     assert encoder(torch.zeros(1, 3, 21, 30, dtype=torch.uint8)).spatial.shape == (1, 16, 6, 8)
 
 
@@ -251,16 +252,16 @@ def test_a_vqvae_whose_features_pictures_cannot_fill_is_refused_by_their_names(t
     with pytest.raises(
         StateError, match=rf"pictures cannot fill.*{features[0].name} \(continuous\)"
     ):
-        open_encoder(str(tmp_path), ours=ALL)
+        open_encoder(str(tmp_path), backbones=ALL)
 
 
 def test_a_fine_tuned_vqvae_is_an_encoder(tmp_path):
     saved_vqvae(tmp_path / "vqvae", rgb("blue", "green", "red"))
-    encoder = open_encoder(str(tmp_path / "vqvae"), size=16, ours=ALL)
+    encoder = open_encoder(str(tmp_path / "vqvae"), size=16, backbones=ALL)
     stem = encoder.network.stem.weight.clone()
     changes = {"blocks": 1, "epochs": 2, "head_epochs": 0}
     make_trainer(tmp_path, make_task(tmp_path, encoder=encoder, **changes), **changes).run()
-    again = open_encoder(str(tmp_path), ours=ALL)
+    again = open_encoder(str(tmp_path), backbones=ALL)
     assert (again.name, again.network.order) == ("finetuned-vqvae", (2, 1, 0))
     assert torch.equal(again.network.stem.weight, stem)
     assert not torch.equal(
@@ -282,7 +283,7 @@ def test_a_fine_tuned_vqvae_is_an_encoder(tmp_path):
 )
 def test_a_recipe_that_is_none_is_refused(recipe):
     good = ImageMap(order=(0, 1, 2), grid=(1, 2, 2), patch=(5, 4, 4), width=16, depth=1).recipe()
-    assert vqvae_trunk(good)["recipe"] == good
+    assert vqvae_trunk(good).recipe == good
     with pytest.raises((ValueError, TypeError)):
         vqvae_trunk({**good, **recipe})
     for wrong in ({"kind": "huge", "width": 8}, {"kind": "big", "width": 0}):

@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from features.encoders import NetworkEncoder, he_init
+from features.encoders.network import NetworkEncoder, he_init
 from features.finetune import FinetuneTask
 from features.settings import FinetuneTraining
 from utils.samplers import ChunkBatchSampler
+from utils.training.backbone import Backbone
 from utils.training.loop import Trainer
 from utils.training.memory_budget import MemoryBudget
 from utils.training.ranks import Ranks
@@ -54,16 +55,9 @@ class Toy(nn.Module):
         return said
 
 
-def toy_trunk(recipe: dict[str, Any]) -> dict[str, Any]:
+def toy_trunk(recipe: dict[str, Any]) -> Backbone:
     network = Toy(int(recipe["width"]))
-    return {
-        "name": "toy",
-        "network": network,
-        "blocks": list(network.blocks),
-        "recipe": recipe,
-        "mean": (0.5,) * 3,
-        "std": (0.5,) * 3,
-    }
+    return Backbone("toy", network, list(network.blocks), (0.5,) * 3, (0.5,) * 3, recipe)
 
 
 OURS = {"toy": toy_trunk}
@@ -73,16 +67,16 @@ def toy_encoder(
     width: int = 8, *, size: int = 16, random: bool = False, seed: int = 0
 ) -> NetworkEncoder:
     about = toy_trunk({"kind": "toy", "width": width})
-    he_init(about["network"], seed)
+    he_init(about.network, seed)
     return NetworkEncoder(
         "toy",
-        about["network"],
-        about["blocks"],
+        about.network,
+        about.blocks,
         size=(size, size),
         random=random,
-        mean=about["mean"],
-        std=about["std"],
-        recipe=about["recipe"],
+        mean=about.mean,
+        std=about.std,
+        recipe=about.recipe,
     )
 
 
