@@ -12,11 +12,10 @@ import math
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from features.jobs import picture_labels
 from features.settings import PictureTraining
-from utils.augment import uniform
+from utils.augment import affine_warp, draws, jitter
 from utils.log import get_log
 from warehouse.errors import TrainingError
 from warehouse.format.schema import IGNORED
@@ -36,42 +35,27 @@ def augment_pictures(
 
     What is given is not written to.
     """
-    numbers = index.cpu().numpy()
 
-    def draw(purpose: int) -> Tensor:
-        return (
-            torch.from_numpy(uniform(settings.seed, epoch, numbers, purpose))
-            .float()
-            .to(picture.device)
-        )
+    def draw(*purposes: int) -> Tensor:
+        return draws(settings.seed, epoch, index, purposes, picture.device)
 
     if settings.flip_x or settings.flip_y or settings.zoom or settings.shift or settings.rotate:
-        scale = (1 + settings.zoom) ** (1 - 2 * draw(ZOOM))
-        angle = math.radians(settings.rotate) * (2 * draw(ROTATE) - 1)
-        signs = [
-            torch.where(draw(purpose) < share, -1.0, 1.0)
-            for purpose, share in ((FLIP_X, settings.flip_x), (FLIP_Y, settings.flip_y))
-        ]
-        shifts = [2 * settings.shift * (2 * draw(purpose) - 1) for purpose in (SHIFT_X, SHIFT_Y)]
-        # Where each point comes from, in [-1, 1] along both sides; sides of unequal length keep
-        # angles right.
-        ratio = picture.shape[2] / picture.shape[3]
-        sine, cosine = scale * angle.sin(), scale * angle.cos()
-        rows = [
-            torch.stack([cosine * signs[0], -sine * ratio * signs[1], shifts[0]], dim=1),
-            torch.stack([sine / ratio * signs[0], cosine * signs[1], shifts[1]], dim=1),
-        ]
-        grid = functional.affine_grid(
-            torch.stack(rows, dim=1), list(picture.shape), align_corners=False
+        zoom, turn = draw(ZOOM, ROTATE)
+        shares = picture.new_tensor([settings.flip_x, settings.flip_y]).view(2, 1)
+        picture = affine_warp(
+            picture,
+            scale=(1 + settings.zoom) ** (1 - 2 * zoom),
+            angle=math.radians(settings.rotate) * (2 * turn - 1),
+            flips=torch.where(draw(FLIP_X, FLIP_Y) < shares, -1.0, 1.0),
+            shifts=2 * settings.shift * (2 * draw(SHIFT_X, SHIFT_Y) - 1),
         )
-        picture = functional.grid_sample(picture, grid, padding_mode="border", align_corners=False)
     if settings.contrast or settings.brightness:
-        contrast, brightness = (
-            (1 + limit * (2 * draw(purpose) - 1)).view(-1, 1, 1, 1)
-            for limit, purpose in ((settings.contrast, CONTRAST), (settings.brightness, BRIGHTNESS))
+        contrast, brightness = 2 * draw(CONTRAST, BRIGHTNESS) - 1
+        picture = jitter(
+            picture,
+            contrast=1 + settings.contrast * contrast,
+            brightness=1 + settings.brightness * brightness,
         )
-        mean = picture.mean(dim=(1, 2, 3), keepdim=True)
-        picture = (((picture - mean) * contrast + mean) * brightness).clamp(0, 1)
     return picture
 
 

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from segmentation.settings import SegmentTraining
 from segmentation.unet import UNet
-from utils.augment import uniform
+from utils.augment import draws, elastic_warp, scale_contrast, turn_and_mirror
 from utils.training.confusion import ConfusionMatrix
 from utils.training.loop import seeded
 from utils.training.task import Task
@@ -128,72 +128,26 @@ def augment_patches(
 
     What is given is not written to.
     """
-    numbers = index.cpu().numpy()
 
-    def draw(purpose: int) -> Tensor:
-        return (
-            torch.from_numpy(uniform(settings.seed, epoch, numbers, purpose))
-            .float()
-            .to(image.device)
-        )
+    def draw(*purposes: int) -> Tensor:
+        return draws(settings.seed, epoch, index, purposes, image.device)
 
     picture = image.float()
     if settings.turns:
-        turns, mirrors = (draw(TURN) * 4).long().tolist(), (draw(MIRROR) < 0.5).tolist()
-        square = picture.shape[-1] == picture.shape[-2]
-        picture = torch.stack(
-            [
-                _turned(one, turn if square else turn & 2, mirror)
-                for one, turn, mirror in zip(picture, turns, mirrors, strict=True)
-            ]
-        )
-        mask = torch.stack(
-            [
-                _turned(one, turn if square else turn & 2, mirror)
-                for one, turn, mirror in zip(mask, turns, mirrors, strict=True)
-            ]
-        )
+        turn, mirror = draw(TURN, MIRROR)
+        turns, mirrored = (turn * 4).long().tolist(), (mirror < 0.5).tolist()
+        if picture.shape[-1] != picture.shape[-2]:
+            turns = [number & 2 for number in turns]
+        picture = turn_and_mirror(picture, turns, mirrored, axes=(-2, -1))
+        mask = turn_and_mirror(mask, turns, mirrored, axes=(-2, -1))
     if settings.elastic:
-        knots = torch.stack([draw(WARP + at) for at in range(4 * KNOTS * KNOTS)], dim=1)
+        knots = draw(*range(WARP, WARP + 4 * KNOTS * KNOTS)).T
         # Two uniform numbers as one that is nearly normal, of variance 1.
         moved = (knots[:, ::2] + knots[:, 1::2] - 1).view(-1, 2, KNOTS, KNOTS) * 6**0.5
-        picture, mask = _warped(picture, mask, moved * settings.elastic)
+        picture, mask = elastic_warp(picture, mask, moved * settings.elastic)
     if settings.contrast or settings.brightness:
-        contrast = 1 + settings.contrast * (2 * draw(CONTRAST) - 1)
-        brightness = 128 * settings.brightness * (2 * draw(BRIGHTNESS) - 1)
-        picture = (
-            (picture - 128) * contrast.view(-1, 1, 1, 1) + 128 + brightness.view(-1, 1, 1, 1)
-        ).clamp(0, 255)
+        contrast, brightness = 2 * draw(CONTRAST, BRIGHTNESS) - 1
+        shift = 128 * settings.brightness * brightness
+        picture = scale_contrast(picture, 1 + settings.contrast * contrast, about=128)
+        picture = (picture + shift.view(-1, 1, 1, 1)).clamp(0, 255)
     return picture, mask
-
-
-def _turned(one: Tensor, turn: int, mirror: bool) -> Tensor:
-    one = torch.rot90(one, turn, (-2, -1))
-    return one.flip(-1) if mirror else one
-
-
-def _warped(picture: Tensor, mask: Tensor, knots: Tensor) -> tuple[Tensor, Tensor]:
-    """knots: displacement of control points in pixels, x then y, [B, 2, k, k].
-
-    Between them it is bicubic.
-    """
-    height, width = picture.shape[2:]
-    scale = knots.new_tensor([2 / width, 2 / height]).view(1, 2, 1, 1)
-    shift = functional.interpolate(
-        knots * scale, size=(height, width), mode="bicubic", align_corners=True
-    ).permute(0, 2, 3, 1)
-    x, y = (
-        (torch.arange(side, device=picture.device) + 0.5) * 2 / side - 1 for side in (width, height)
-    )
-    grid = (
-        torch.stack([x.expand(height, width), y.view(-1, 1).expand(height, width)], dim=-1) + shift
-    )
-    moved = functional.grid_sample(picture, grid, padding_mode="reflection", align_corners=False)
-    labels = functional.grid_sample(
-        mask.unsqueeze(1).float(),
-        grid,
-        mode="nearest",
-        padding_mode="reflection",
-        align_corners=False,
-    )
-    return moved, labels.squeeze(1).to(torch.uint8)

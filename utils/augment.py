@@ -1,17 +1,20 @@
-"""Flips, zoom and colour jitter on a batch, as a function of (seed, epoch, sample index) alone.
+"""Augmentations of images, each a function of (seed, epoch, sample index) alone.
 
-Purpose: the same sample looks the same in epoch e for any engine, worker count, rank count, batch
-  size and after resume.
+Purpose: the one set of effects for all trainers: random draws, warps, quarter turns, colour; and
+  `augment`, which puts some together for images with boxes.
 Used by: detector.task, features.pictures, segmentation.task, vqvae.block_sampling
-Design notes: random numbers are hashed (splitmix64) from (seed, epoch, sample index, purpose), so
-  no generator has a state to keep. Works on the whole batch on its device, after the copy, where a
-  uint8 picture is still a quarter of its size. Boxes follow flips; labels, masks and geometry that
-  a flip would falsify are listed in FLIPPED or refused.
+Design notes: random numbers are hashed from (seed, epoch, sample index, purpose), so no generator
+  has a state to keep, and a sample looks the same for any engine, worker count, rank count and
+  batch size, and after resuming. Effects work on the whole batch on its device, after the copy,
+  where a uint8 picture is still a quarter of its size. A trainer has its own numbers for purposes,
+  and decides which effects its labels allow.
 Assistant guidance: when extending: a new effect takes a new purpose number, never one in use, or
   old runs change.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -23,7 +26,16 @@ from utils.samplers import mix64
 from utils.training.settings import AugmentSettings
 from warehouse.format.schema import DIFFICULT
 
-__all__ = ["augment", "uniform"]
+__all__ = [
+    "affine_warp",
+    "augment",
+    "draws",
+    "elastic_warp",
+    "jitter",
+    "scale_contrast",
+    "turn_and_mirror",
+    "uniform",
+]
 
 FLIP_X, FLIP_Y, BRIGHTNESS, CONTRAST, SATURATION, SCALE, ASPECT, SHIFT_X, SHIFT_Y = range(9)
 PURPOSES = 9
@@ -35,9 +47,25 @@ MIN_VISIBLE = 0.3
 
 
 def uniform(seed: int, epoch: int, index: NDArray[np.int64], purpose: int) -> NDArray[np.float64]:
-    """One number in [0, 1) a sample. index.
+    """Draw one number in [0, 1) for each sample.
 
-    Int64 [B]. splitmix64 (Steele, Lea, Flood 2014) over the four numbers.
+    Parameters
+    ----------
+    seed, epoch
+        Of the training run.
+    index
+        Sample numbers, int64 ``[B]``.
+    purpose
+        What the numbers are for; different purposes give independent numbers.
+
+    Returns
+    -------
+    ndarray
+        float64 ``[B]``.
+
+    Notes
+    -----
+    The four numbers are hashed one after the other with splitmix64 (Steele, Lea, Flood 2014).
     """
     state = np.zeros(len(index), np.uint64)
     for word in (
@@ -50,46 +78,72 @@ def uniform(seed: int, epoch: int, index: NDArray[np.int64], purpose: int) -> ND
     return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
+def draws(
+    seed: int, epoch: int, index: Tensor, purposes: Iterable[int], device: torch.device
+) -> Tensor:
+    """Draw a number in [0, 1) for each purpose and sample: float32 ``[purposes, B]`` on `device`."""
+    numbers = index.cpu().numpy()
+    drawn = np.stack([uniform(seed, epoch, numbers, purpose) for purpose in purposes])
+    return torch.from_numpy(drawn).float().to(device)
+
+
 def augment(
     batch: dict[str, Tensor], *, seed: int, epoch: int, settings: AugmentSettings
 ) -> dict[str, Tensor]:
-    """A new batch: "image" float32 [B, 3, H, W] in [0, 1] (channels last), "box", "box_mask" and
-    "box_flags" that follow it.
+    """Flip, zoom, stretch and recolour images, and move their boxes along.
 
-    batch: "image" uint8 or float in [0, 1], "box" xyxy normalised, "box_mask", "box_flags",
-    "index". What is given is not written to. `letterbox` is left as it is: do not map augmented
-    boxes back to the source.
+    Parameters
+    ----------
+    batch
+        "image", uint8 or float in [0, 1], ``[B, 3, H, W]``; "box", normalised xyxy
+        ``[B, boxes, 4]``; "box_mask", "box_flags"; "index". Nothing in it is written to.
+    seed, epoch
+        Of the training run.
+    settings
+        The probabilities of flips, and the largest changes.
+
+    Returns
+    -------
+    dict of str to Tensor
+        The batch with a new "image", float32 in [0, 1], channels last, and new "box", "box_mask"
+        and "box_flags". `letterbox` is left as it is: do not map augmented boxes back to the
+        source with it.
     """
-    image, index = batch["image"], batch["index"].cpu().numpy()
-    draws = (
-        torch.from_numpy(
-            np.stack([uniform(seed, epoch, index, purpose) for purpose in range(PURPOSES)])
-        )
-        .float()
-        .to(image.device)
-    )
+    image = batch["image"]
+    drawn = draws(seed, epoch, batch["index"], range(PURPOSES), image.device)
     picture = torch.empty(
         image.shape, dtype=torch.float32, device=image.device, memory_format=torch.channels_last
     ).copy_(image)
     if image.dtype == torch.uint8:
         picture.mul_(1 / 255)
-    moved = _move({**batch, "image": picture}, draws, settings)
-    return {**moved, "image": _jitter(moved["image"], draws, settings)}
+
+    moved = _move({**batch, "image": picture}, drawn, settings)
+    if not (settings.brightness or settings.contrast or settings.saturation):
+        return moved
+    signed = 2 * drawn - 1
+    saturation = 1 + settings.saturation * signed[SATURATION] if settings.saturation else None
+    recoloured = jitter(
+        moved["image"],
+        brightness=1 + settings.brightness * signed[BRIGHTNESS],
+        contrast=1 + settings.contrast * signed[CONTRAST],
+        saturation=saturation,
+    )
+    return {**moved, "image": recoloured}
 
 
-def _move(batch: dict[str, Tensor], draws: Tensor, settings: AugmentSettings) -> dict[str, Tensor]:
+def _move(batch: dict[str, Tensor], drawn: Tensor, settings: AugmentSettings) -> dict[str, Tensor]:
     """Flip, and scale about a point drawn such that an enlarged picture fills the canvas and a
     reduced one stays on it.
     """
     if not (settings.flip_x or settings.flip_y or settings.zoom or settings.aspect):
         return batch
     picture, box, mask = batch["image"], batch["box"], batch["box_mask"]
-    signed = 2 * draws - 1
+    signed = 2 * drawn - 1
     scale = (1 + settings.zoom) ** signed[SCALE]
     stretch = (1 + settings.aspect) ** (signed[ASPECT] / 2)
     size = torch.stack([scale * stretch, scale / stretch], dim=1)
-    offset = (1 - size) * torch.stack([draws[SHIFT_X], draws[SHIFT_Y]], dim=1)
-    flip = torch.stack([draws[FLIP_X] < settings.flip_x, draws[FLIP_Y] < settings.flip_y], dim=1)
+    offset = (1 - size) * torch.stack([drawn[SHIFT_X], drawn[SHIFT_Y]], dim=1)
+    flip = torch.stack([drawn[FLIP_X] < settings.flip_x, drawn[FLIP_Y] < settings.flip_y], dim=1)
     # Per axis [B, 2]: canvas = source * size + offset; a flip is a negative size.
     offset, size = torch.where(flip, offset + size, offset), torch.where(flip, -size, size)
     image = functional.grid_sample(
@@ -135,19 +189,125 @@ def _area(box_xyxy: Tensor) -> Tensor:
     return (box_xyxy[..., 2] - box_xyxy[..., 0]) * (box_xyxy[..., 3] - box_xyxy[..., 1])
 
 
-def _jitter(picture: Tensor, draws: Tensor, settings: AugmentSettings) -> Tensor:
-    """Saturation about the pixel's luma, contrast about the picture's mean, brightness by a factor;
-    clamped to [0, 1].
+def jitter(
+    picture: Tensor,
+    *,
+    brightness: Tensor,
+    contrast: Tensor,
+    saturation: Tensor | None = None,
+) -> Tensor:
+    """Change colours: saturation about a pixel's luma, contrast about a picture's mean, brightness.
+
+    Parameters
+    ----------
+    picture
+        float32 ``[B, 3, H, W]`` in [0, 1]; not written to.
+    brightness, contrast, saturation
+        A factor for each sample, ``[B]``; None leaves the saturation as it is.
+
+    Returns
+    -------
+    Tensor
+        A new picture, clamped to [0, 1].
     """
-    limits = (settings.brightness, settings.contrast, settings.saturation)
-    if not any(limits):
-        return picture
-    brightness, contrast, saturation = (
-        (1 + limit * (2 * draws[purpose] - 1)).view(-1, 1, 1, 1)
-        for limit, purpose in zip(limits, (BRIGHTNESS, CONTRAST, SATURATION), strict=True)
-    )
-    if settings.saturation:
+    if saturation is not None:
         luma = (picture * picture.new_tensor(LUMA).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
-        picture = luma + (picture - luma) * saturation
+        picture = scale_contrast(picture, saturation, about=luma)
+
     mean = picture.mean(dim=(1, 2, 3), keepdim=True)
-    return ((picture - mean).mul_(contrast).add_(mean).mul_(brightness)).clamp_(0, 1)
+    # In place, since what scale_contrast returns is new: no further copy of a batch is needed.
+    recoloured = scale_contrast(picture, contrast, about=mean)
+    return recoloured.mul_(brightness.view(-1, 1, 1, 1)).clamp_(0, 1)
+
+
+def scale_contrast(picture: Tensor, factor: Tensor, *, about: Tensor | float) -> Tensor:
+    """Scale the differences from `about` by a factor for each sample, ``[B]``."""
+    return (picture - about).mul_(factor.view(-1, 1, 1, 1)).add_(about)
+
+
+def turn_and_mirror(
+    array: Tensor, turns: Sequence[int], mirrored: Sequence[bool], *, axes: tuple[int, int]
+) -> Tensor:
+    """Turn each sample by quarters, then mirror it.
+
+    Parameters
+    ----------
+    array
+        ``[B, ...]``, of any type.
+    turns
+        Quarter turns of each sample.
+    mirrored
+        Whether a sample is mirrored along x after it has been turned.
+    axes
+        The axes (y, x) of one sample, without the batch's. Odd turns need sides of equal length.
+    """
+    moved = []
+    for sample, turn, mirror in zip(array, turns, mirrored, strict=True):
+        turned = sample.rot90(turn, axes)
+        moved.append(turned.flip(axes[1]) if mirror else turned)
+    return torch.stack(moved)
+
+
+def affine_warp(
+    picture: Tensor, *, scale: Tensor, angle: Tensor, flips: Tensor, shifts: Tensor
+) -> Tensor:
+    """Rotate, scale, flip and shift pictures; what comes in at a border repeats it.
+
+    Parameters
+    ----------
+    picture
+        float32 ``[B, C, H, W]``.
+    scale, angle
+        Of each sample, ``[B]``: the size of the part that is shown, and radians.
+    flips
+        1 or -1 along x and y, ``[2, B]``.
+    shifts
+        Along x and y, ``[2, B]``, in units of half a side.
+    """
+    # Each point's place in the source, in [-1, 1] along both sides: the ratio of the sides keeps
+    # angles right where they differ.
+    ratio = picture.shape[2] / picture.shape[3]
+    sine, cosine = scale * angle.sin(), scale * angle.cos()
+    rows = [
+        torch.stack([cosine * flips[0], -sine * ratio * flips[1], shifts[0]], dim=1),
+        torch.stack([sine / ratio * flips[0], cosine * flips[1], shifts[1]], dim=1),
+    ]
+    grid = functional.affine_grid(
+        torch.stack(rows, dim=1), list(picture.shape), align_corners=False
+    )
+    return functional.grid_sample(picture, grid, padding_mode="border", align_corners=False)
+
+
+def elastic_warp(picture: Tensor, mask: Tensor, knots: Tensor) -> tuple[Tensor, Tensor]:
+    """Warp pictures and their masks by displacements that vary smoothly.
+
+    Parameters
+    ----------
+    picture
+        float32 ``[B, C, H, W]``.
+    mask
+        uint8 ``[B, H, W]``; it takes the nearest pixel's class.
+    knots
+        Displacements of k by k control points in pixels, x then y, ``[B, 2, k, k]``; bicubic
+        between them.
+    """
+    height, width = picture.shape[2:]
+    scale = knots.new_tensor([2 / width, 2 / height]).view(1, 2, 1, 1)
+    shift = functional.interpolate(
+        knots * scale, size=(height, width), mode="bicubic", align_corners=True
+    ).permute(0, 2, 3, 1)
+    x, y = (
+        (torch.arange(side, device=picture.device) + 0.5) * 2 / side - 1 for side in (width, height)
+    )
+    still = torch.stack([x.expand(height, width), y.view(-1, 1).expand(height, width)], dim=-1)
+    grid = still + shift
+
+    moved = functional.grid_sample(picture, grid, padding_mode="reflection", align_corners=False)
+    labels = functional.grid_sample(
+        mask.unsqueeze(1).float(),
+        grid,
+        mode="nearest",
+        padding_mode="reflection",
+        align_corners=False,
+    )
+    return moved, labels.squeeze(1).to(torch.uint8)

@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from utils.augment import uniform
+from utils.augment import turn_and_mirror, uniform
 from utils.loader import ChunkLoader
 from utils.log import get_log
 from utils.samplers import BatchSampler, ChunkBatchSampler, RandomBatchSampler
@@ -234,7 +234,8 @@ def cut(
     if not flips or epoch is None or wanted[1] != wanted[2]:
         return data, valid
     turns, mirrored = draw(TURN, 4).tolist(), draw(MIRROR, 2).tolist()
-    return _flipped(data, turns, mirrored), _flipped(valid, turns, mirrored)
+    data, valid = (turn_and_mirror(array, turns, mirrored, axes=(1, 2)) for array in (data, valid))
+    return data, valid
 
 
 def _windows(array: Tensor, corners: list[list[int]], size: tuple[int, ...]) -> Tensor:
@@ -245,15 +246,6 @@ def _windows(array: Tensor, corners: list[list[int]], size: tuple[int, ...]) -> 
             slice(start, start + length) for start, length in zip(corner, size, strict=True)
         )
         parts.append(sample[region])
-    return torch.stack(parts)
-
-
-def _flipped(array: Tensor, turns: list[int], mirrored: list[int]) -> Tensor:
-    """Turn each sample by so many quarters in (y, x), then mirror it along x."""
-    parts = []
-    for sample, turn, mirror in zip(array, turns, mirrored, strict=True):
-        turned = sample.rot90(turn, (1, 2))
-        parts.append(turned.flip(2) if mirror else turned)
     return torch.stack(parts)
 
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.augment import augment, uniform
+from utils.augment import augment, draws, turn_and_mirror, uniform
 from utils.training.settings import AugmentSettings
 from warehouse.format.schema import DIFFICULT
 
@@ -131,3 +131,21 @@ def test_pictures_keep_their_range_under_the_strongest_jitter():
     options = AugmentSettings(brightness=0.9, contrast=0.9, saturation=0.9)
     image = augment(one_box_batch(), seed=0, epoch=0, settings=options)["image"]
     assert 0 <= float(image.min()) <= float(image.max()) <= 1
+
+
+def test_draws_are_the_uniform_numbers_of_each_purpose():
+    index = torch.tensor([5, 0, 9])
+    drawn = draws(3, 2, index, (7, 1), torch.device("cpu"))
+    for row, purpose in zip(drawn, (7, 1), strict=True):
+        expected = torch.from_numpy(uniform(3, 2, index.numpy(), purpose)).float()
+        assert torch.equal(row, expected)
+
+
+@pytest.mark.parametrize("axes", [(-2, -1), (0, 1)])
+def test_samples_are_turned_and_then_mirrored_one_by_one(axes):
+    array = torch.arange(4 * 3 * 3).reshape(4, 3, 3)
+    turns, mirrored = [0, 1, 2, 3], [True, False, True, True]
+    moved = turn_and_mirror(array, turns, mirrored, axes=axes)
+    for sample, turn, mirror, found in zip(array.numpy(), turns, mirrored, moved, strict=True):
+        expected = np.rot90(sample, turn)
+        assert (found.numpy() == (expected[:, ::-1] if mirror else expected)).all()
