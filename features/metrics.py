@@ -1,7 +1,4 @@
-"""How good a classifier's probabilities are.
-
-Accuracy, macro F1, AUROC, calibration error, confusion matrix. NumPy alone.
-"""
+"""How good the probabilities of a classifier are: accuracy, macro F1, AUROC, calibration error."""
 
 from __future__ import annotations
 
@@ -21,57 +18,88 @@ __all__ = [
 ]
 
 BINS = 15
+"""Of the calibration error, as in the paper that introduced it."""
 
 
 def classification_metrics(
     probability: NDArray[np.floating], target: NDArray[np.integer]
 ) -> dict[str, float]:
-    """probability: [n, C], rows sum to 1; target: [n] in 0..C-1. Keys accuracy, macro_f1, auroc,
-    ece, all in [0, 1].
+    """Metrics of predicted probabilities.
 
-    auroc is the mean over classes that have both kinds of samples, and left out when none has.
+    Parameters
+    ----------
+    probability
+        [n, C]; each row sums to 1.
+    target
+        [n], in 0..C-1.
+
+    Returns
+    -------
+    dict
+        `accuracy`, `macro_f1`, `auroc` and `ece`, all in [0, 1]. `auroc` is the mean over the
+        classes that occur in some samples but not in all, and is absent where no class does.
     """
-    matrix = ConfusionMatrix.of(target, probability.argmax(axis=1), probability.shape[1])
-    out = {
+    classes = probability.shape[1]
+    matrix = ConfusionMatrix.of(target, probability.argmax(axis=1), classes)
+    metrics = {
         "accuracy": matrix.accuracy,
         "macro_f1": matrix.macro_f1,
         "ece": calibration_error(probability, target),
     }
-    areas = [
-        auroc(probability[:, at], target == at)
-        for at in range(probability.shape[1])
-        if 0 < (target == at).sum() < len(target)
-    ]
-    return out | ({"auroc": float(np.mean(areas))} if areas else {})
+    areas = []
+    for index in range(classes):
+        positive = target == index
+        # With samples of one kind only, the area is undefined.
+        if 0 < positive.sum() < len(target):
+            areas.append(auroc(probability[:, index], positive))
+    if areas:
+        metrics["auroc"] = float(np.mean(areas))
+    return metrics
 
 
 def auroc(score: NDArray[np.floating], positive: NDArray[np.bool_]) -> float:
     """Area under the ROC curve.
 
-    The chance that a positive scores above a negative, ties counting half (Mann-Whitney U).
+    It is the probability that a positive sample scores above a negative one, where ties count half
+    (the Mann-Whitney U statistic divided by the number of pairs).
+
+    Parameters
+    ----------
+    score, positive
+        [n]; at least one sample of each kind.
     """
-    values, places, counts = np.unique(score, return_inverse=True, return_counts=True)
-    rank = (np.cumsum(counts) - (counts - 1) / 2)[places]  # mean rank of each tie, from 1
-    assert len(values)
+    _, position, counts = np.unique(score, return_inverse=True, return_counts=True)
+    # Ranks begin at 1; tied samples share the mean of their ranks.
+    rank = (np.cumsum(counts) - (counts - 1) / 2)[position]
     ones = int(positive.sum())
     zeros = len(positive) - ones
     return float((rank[positive].sum() - ones * (ones + 1) / 2) / (ones * zeros))
 
 
 def calibration_error(probability: NDArray[np.floating], target: NDArray[np.integer]) -> float:
-    """Expected calibration error of the top class over 15 even bins of confidence
-    (arXiv:1706.04599, equation 3).
+    """Expected calibration error of the top class over 15 equal bins of confidence.
+
+    probability: [n, C]; target: [n]. See arXiv:1706.04599, equation 3.
     """
-    confidence, right = probability.max(axis=1), probability.argmax(axis=1) == target
-    place = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
-    gaps = np.bincount(place, right - confidence, BINS)
+    confidence = probability.max(axis=1)
+    right = probability.argmax(axis=1) == target
+    # Bins are open below and closed above, as in the paper.
+    bin_index = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
+    gaps = np.bincount(bin_index, right - confidence, BINS)
     return float(np.abs(gaps).sum() / len(target))
 
 
 def draw_confusion(
     matrix: NDArray[np.int64], class_names: Sequence[str], path: Path, title: str
 ) -> None:
-    """A PNG of the matrix, rows as shares of the truth, counts written in."""
+    """Draw a confusion matrix as a PNG.
+
+    Parameters
+    ----------
+    matrix
+        int64 [C, C], the row is the true class. Colours are shares of the row; counts are written
+        in the cells.
+    """
     from matplotlib.figure import Figure
 
     side = 2.5 + 0.45 * len(class_names)
@@ -87,5 +115,5 @@ def draw_confusion(
         )
     axes.set_xticks(range(len(class_names)), class_names, rotation=90)
     axes.set_yticks(range(len(class_names)), class_names)
-    axes.set(xlabel="said", ylabel="truth", title=title)
+    axes.set(xlabel="predicted", ylabel="true", title=title)
     figure.savefig(path, dpi=100)

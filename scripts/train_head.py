@@ -21,7 +21,7 @@ class Settings(CommandSettings):
 
 
 def main(settings: Settings) -> dict[str, object]:
-    from features.run_heads import score_trained_head, train_heads
+    from features.heads.run_heads import score_trained_head, train_heads
     from warehouse import Warehouse
 
     head = settings.head

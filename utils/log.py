@@ -1,9 +1,9 @@
 """Short log lines and progress bars on stderr; stdout stays free for the result.
 
 Purpose: one way for every command to speak while it works.
-Used by: detector.looking, detector.training, features.encoders.pretrained, features.head,
-  features.jobs, features.pictures, features.run_extraction, features.run_finetuning,
-  features.run_heads, scripts.bench_loader, scripts.build_zarr, scripts.compress_zarr,
+Used by: detector.looking, detector.training, features.encoders.pretrained, features.heads.cached,
+  features.heads.run_heads, features.jobs, features.pictures, features.run_extraction,
+  features.run_finetuning, scripts.bench_loader, scripts.build_zarr, scripts.compress_zarr,
   scripts.export_summary, scripts.infer_view, scripts.inspect_runs, scripts.inspect_zarr,
   scripts.make_sample, scripts.segment_patches, scripts.verify_zarr, segmentation.cutting,
   segmentation.prediction, utils.argyaml, utils.caching.cached_passes, utils.caching.tensor_cache,

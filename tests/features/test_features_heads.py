@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from scipy.stats import mannwhitneyu
 from torch.nn import functional
 
-from features.head import Cached, ablated, make_head, train_head
-from features.head_score import check_same_features, restore_head, score_head
+from features.heads.cached import Cached
+from features.heads.head import make_head
+from features.heads.scoring import check_same_features, restore_head, score_head
+from features.heads.train import ablated, train_head
 from features.metrics import (
     auroc,
     calibration_error,

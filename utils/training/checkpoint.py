@@ -4,7 +4,7 @@ anywhere.
 Purpose: save and load weights, their running average and optimizer state so that a crash at any
   moment leaves a whole checkpoint.
 Used by: detector.backbone, detector.task, features.encoders.open_encoder, features.finetune,
-  features.head, features.head_score, features.run_heads, scripts.infer_view,
+  features.heads.run_heads, features.heads.scoring, features.heads.train, scripts.infer_view,
   segmentation.mask_jobs, segmentation.prediction, segmentation.unet, utils.training.backbone,
   utils.training.loop, vqvae.compress.codec, vqvae.image_encoder
 Design notes: tensors go first, under a name that carries their digest; replacing `checkpoint.json`

@@ -6,8 +6,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from features.head import Cached, ablated, read_cached, train_head
-from features.head_score import check_same_features, score_head
+from features.heads.cached import Cached, read_cached
+from features.heads.scoring import check_same_features, score_head
+from features.heads.train import ablated, train_head
 from features.settings import HeadSettings
 from utils.log import get_log
 from utils.tracking.experiments import open_run
