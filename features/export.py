@@ -1,6 +1,6 @@
-"""What a feature version leaves for people beside the store.
+"""What a feature version leaves for programs that do not read warehouses.
 
-Its job queue as tables, and a .npz a picture for older notebooks.
+Its job queue as CSV and Parquet tables, and an .npz file for each image, as older notebooks read.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import csv
 import io
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -40,53 +39,59 @@ COLUMNS = (
 
 
 def export_queue(queue: JobQueue, source: Warehouse, version: str, job_size: int) -> list[Path]:
-    """jobs_queue.csv and .parquet beside the queue.
+    """Write jobs_queue.csv and jobs_queue.parquet beside the queue, with a row for each job.
 
-    A row a job with its pictures (`;` between them in the CSV) and its stored chunk.
+    Parameters
+    ----------
+    source
+        The warehouse of images; its names are listed with each job (`;` separates them in the CSV).
+    version
+        Name of the version of features, for the path of each stored chunk.
     """
     names: dict[str, list[str]] = {}
     table = source.table(tables.SAMPLES, ["split", "source"])
     for split, name in zip(table["split"].to_pylist(), table["source"].to_pylist(), strict=True):
         names.setdefault(split, []).append(name)
+
     rows = []
     for row in queue.rows():
-        pictures = names[row["split"]][row["chunk"] * job_size : (row["chunk"] + 1) * job_size]
-        path = f"{version}/{tables.STORE}/{row['split']}/feature/c/{row['chunk']}/0"
+        first = row["chunk"] * job_size
+        chunk = f"{version}/{tables.STORE}/{row['split']}/feature/c/{row['chunk']}/0"
+        pictures = names[row["split"]][first : first + job_size]
         rows.append(
-            {key: row[key] for key in COLUMNS} | {"features_path": path, "pictures": pictures}
+            {key: row[key] for key in COLUMNS} | {"features_path": chunk, "pictures": pictures}
         )
+
     text = io.StringIO()
     writer = csv.DictWriter(text, [*COLUMNS, "features_path", "pictures"], lineterminator="\n")
     writer.writeheader()
     writer.writerows(row | {"pictures": ";".join(row["pictures"])} for row in rows)
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(rows), sink)
-    out = [queue.path.with_name("jobs_queue.csv"), queue.path.with_name("jobs_queue.parquet")]
-    for path, data in zip(
-        out, (text.getvalue().encode(), sink.getvalue().to_pybytes()), strict=True
-    ):
-        durable.write_bytes(path, data)
-    return out
+
+    csv_path = queue.path.with_name("jobs_queue.csv")
+    parquet_path = queue.path.with_name("jobs_queue.parquet")
+    durable.write_bytes(csv_path, text.getvalue().encode())
+    durable.write_bytes(parquet_path, sink.getvalue().to_pybytes())
+    return [csv_path, parquet_path]
 
 
 def export_npz(version: Warehouse, folder: Path) -> int:
-    """features/encoder_<name>/img_<split>_<index>.npz with `global_pool` float16 [D], then a .done
-    mark a split; how many pictures.
+    """Write features/encoder_<name>/img_<split>_<index>.npz for each image; the number of images.
+
+    Each file has `global_pool`, float16 [D]. A file <split>.done marks a finished split.
     """
-    encoder: dict[str, Any] = version.manifest.recipe["encoder"]
-    out = (
-        folder
-        / "features"
-        / f"encoder_{re.sub(r'[^A-Za-z0-9._-]+', '_', encoder['name']).strip('_')}"
-    )
+    # Names of encoders may be paths or hub names with slashes.
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "_", version.manifest.recipe["encoder"]["name"]).strip("_")
+    out = folder / "features" / f"encoder_{safe}"
     out.mkdir(parents=True, exist_ok=True)
     count = 0
     for name in version.splits:
         features = version.split(name).array("feature")[:]
-        for at, row in enumerate(features):
+        for index, row in enumerate(features):
             data = io.BytesIO()
             np.savez(data, global_pool=row)
-            (out / f"img_{name}_{at:06d}.npz").write_bytes(data.getvalue())
+            (out / f"img_{name}_{index:06d}.npz").write_bytes(data.getvalue())
         (out / f"{name}.done").write_text(f"{len(features)}\n")
         count += len(features)
     return count

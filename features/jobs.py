@@ -24,12 +24,13 @@ import torch
 from numpy.typing import NDArray
 
 from features.encoders.network import Encoder
+from features.labels import read_labels
 from features.settings import FeatureSettings
 from utils.log import get_log
 from warehouse.errors import TrainingError
 from warehouse.format import manifest as tables
 from warehouse.format.manifest import code_version, toolchain, version_name
-from warehouse.format.schema import FORMAT_VERSION, IGNORED, ArraySpec, Codec
+from warehouse.format.schema import FORMAT_VERSION, ArraySpec, Codec
 from warehouse.inspect.summary import SAMPLES_SCHEMA
 from warehouse.layouts.metadata import consolidated, create_array
 from warehouse.layouts.pictures import Contents, array_info
@@ -37,7 +38,7 @@ from warehouse.read.memory import read_samples
 from warehouse.read.version import ChunkReader, Warehouse
 from warehouse.write.bake import Block, BuildPlan, SplitPlan
 
-__all__ = ["FeatureLoader", "picture_labels", "plan_features"]
+__all__ = ["FeatureLoader", "plan_features"]
 
 log = get_log(__name__)
 MOST = float(np.finfo(np.float16).max)
@@ -155,7 +156,10 @@ class FeatureLoader:
             decode, forward = decode + read - at, forward + time.perf_counter() - read
         features = np.concatenate(pooled)
         self._check(features, alike, f"{name}, job {chunk}")
-        rows = {"feature": features.astype(np.float16), "target": self._targets(reader, indices)}
+        rows = {
+            "feature": features.astype(np.float16),
+            "target": read_labels(reader, indices, self.settings.picture_label),
+        }
         if spatial:
             rows["feature_map"] = np.ascontiguousarray(np.concatenate(spatial)).astype(np.float16)
             self._check(
@@ -185,38 +189,6 @@ class FeatureLoader:
                 found=self.encoder.name,
                 remedy="choose another --features.encoder",
             )
-
-    def _targets(self, reader: ChunkReader, indices: NDArray[np.int64]) -> NDArray[np.int16]:
-        if "target" in reader.split.specs:
-            return read_samples(reader, ["target"], indices)["target"]
-        found = read_samples(reader, ["box", "box_mask", "box_flags", "label"], indices)
-        return picture_labels(
-            found["box"],
-            found["label"],
-            found["box_mask"] & ((found["box_flags"] & IGNORED) == 0),
-            self.settings.picture_label,
-        )
-
-
-def picture_labels(
-    box_xyxy: NDArray[np.float32], label: NDArray[np.int16], counted: NDArray[np.bool_], how: str
-) -> NDArray[np.int16]:
-    """Class of each picture, int16 [n], -1 without boxes: of its largest box, or the commonest
-    among its boxes (ties: the smaller id).
-
-    box_xyxy: [n, slot, 4]; label: [n, slot]; counted: bool [n, slot].
-    """
-    out = np.full(len(label), -1, np.int16)
-    area = np.where(
-        counted, (box_xyxy[..., 2] - box_xyxy[..., 0]) * (box_xyxy[..., 3] - box_xyxy[..., 1]), -1
-    )
-    for at in np.flatnonzero(counted.any(axis=1)):
-        out[at] = (
-            label[at, area[at].argmax()]
-            if how == "largest"
-            else np.bincount(label[at][counted[at]]).argmax()
-        )
-    return out
 
 
 def _grid(warehouse: Warehouse, encoder: Encoder) -> tuple[int, int]:

@@ -26,7 +26,7 @@ class Settings(CommandSettings):
 
 def main(settings: Settings) -> dict[str, object]:
     from features.encoders.open_encoder import open_encoder
-    from features.run_finetuning import finetune
+    from features.finetuning.run_finetuning import finetune
 
     chosen = settings.finetune
     return finetune(

@@ -2,7 +2,7 @@
 
 Purpose: the one set of effects for all trainers: random draws, warps, quarter turns, colour; and
   `augment`, which puts some together for images with boxes.
-Used by: detector.task, features.pictures, segmentation.task, vqvae.block_sampling
+Used by: detector.task, features.finetuning.augmentation, segmentation.task, vqvae.block_sampling
 Design notes: random numbers are hashed from (seed, epoch, sample index, purpose), so no generator
   has a state to keep, and a sample looks the same for any engine, worker count, rank count and
   batch size, and after resuming. Effects work on the whole batch on its device, after the copy,

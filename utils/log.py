@@ -1,15 +1,16 @@
 """Short log lines and progress bars on stderr; stdout stays free for the result.
 
 Purpose: one way for every command to speak while it works.
-Used by: detector.looking, detector.training, features.encoders.pretrained, features.heads.cached,
-  features.heads.run_heads, features.jobs, features.pictures, features.run_extraction,
-  features.run_finetuning, scripts.bench_loader, scripts.build_zarr, scripts.compress_zarr,
-  scripts.export_summary, scripts.infer_view, scripts.inspect_runs, scripts.inspect_zarr,
-  scripts.make_sample, scripts.segment_patches, scripts.verify_zarr, segmentation.cutting,
-  segmentation.prediction, utils.argyaml, utils.caching.cached_passes, utils.caching.tensor_cache,
-  utils.config.environment, utils.jobs.bake, utils.jobs.publish, utils.jobs.run, utils.loader,
-  utils.loading.device_copy, utils.tracking.experiments, utils.training.held_out,
-  utils.training.loop, vqvae.block_sampling, vqvae.quantizers.ema, vqvae.training
+Used by: detector.looking, detector.training, features.encoders.pretrained,
+  features.finetuning.run_finetuning, features.heads.cached, features.heads.run_heads,
+  features.jobs, features.labels, features.run_extraction, scripts.bench_loader, scripts.build_zarr,
+  scripts.compress_zarr, scripts.export_summary, scripts.infer_view, scripts.inspect_runs,
+  scripts.inspect_zarr, scripts.make_sample, scripts.segment_patches, scripts.verify_zarr,
+  segmentation.cutting, segmentation.prediction, utils.argyaml, utils.caching.cached_passes,
+  utils.caching.tensor_cache, utils.config.environment, utils.jobs.bake, utils.jobs.publish,
+  utils.jobs.run, utils.loader, utils.loading.device_copy, utils.tracking.experiments,
+  utils.training.held_out, utils.training.loop, vqvae.block_sampling, vqvae.quantizers.ema,
+  vqvae.training
 Design notes: a terminal gets a live bar with rate and time left; a pipe or a CI log gets a plain
   line every few seconds. Both go to stderr, so that `... | tail -n 1 | jq` works on any command.
 Assistant guidance: when extending: no handlers on import; library code asks `get_log(__name__)` and

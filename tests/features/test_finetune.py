@@ -22,8 +22,10 @@ from finetune_fakes import (
 )
 from torch.nn import functional
 
-from features.finetune import FinetuneTask, trained_levels
-from features.pictures import augment_pictures, picture_targets
+from features.finetuning.augmentation import augment_pictures
+from features.finetuning.finetune_net import trained_levels
+from features.finetuning.finetune_task import FinetuneTask
+from features.labels import picture_targets
 from features.settings import FinetuneSettings, PictureTraining
 from utils.training.checkpoint import load_checkpoint
 from utils.training.memory_budget import MemoryBudget, OverBudget, training_bytes

@@ -461,7 +461,7 @@ def test_the_budget_s_process_does_not_hold_the_splits(command, source, tmp_path
             super().__init__(*args, **more)
             stores.append((self.split.name, self.store))
 
-    monkeypatch.setattr("features.run_finetuning.ChunkLoader", Noted)
+    monkeypatch.setattr("features.finetuning.run_finetuning.ChunkLoader", Noted)
     asked = [
         "--finetune.warehouse",
         str(source[0]),

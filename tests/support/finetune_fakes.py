@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from features.encoders.network import NetworkEncoder, he_init
-from features.finetune import FinetuneTask
+from features.finetuning.finetune_task import FinetuneTask
 from features.settings import FinetuneTraining
 from utils.samplers import ChunkBatchSampler
 from utils.training.backbone import Backbone

@@ -1,8 +1,8 @@
 """Which store a split is read through: mapped files, reads, RAM, a stream of chunks, zarr-python.
 
 Purpose: `choose_store` decides once, and returns a `ReadPlan` that opening follows.
-Used by: features.run_finetuning, segmentation.training, utils.caching.cached_passes, utils.loader,
-  utils.loading.engines, utils.loading.sources
+Used by: features.finetuning.run_finetuning, segmentation.training, utils.caching.cached_passes,
+  utils.loader, utils.loading.engines, utils.loading.sources
 Design notes: "auto" goes by decoded size against the memory that is free (also under a cgroup's
   limit), by codecs, by where the version lies, and by the size of its files. Which arrays only
   zarr-python can read is looked up here, once: it reads a zarr.json for each array, which costs a

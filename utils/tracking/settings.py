@@ -1,10 +1,10 @@
 """The `experiments` and `runs` sections: where runs are recorded and how they are listed.
 
 Purpose: `ExperimentSettings` for all trainers, `RunsSettings` for inspect_runs.
-Used by: detector.training, features.heads.run_heads, features.run_finetuning, scripts._sections,
-  scripts.finetune, scripts.inspect_runs, scripts.segment_patches, scripts.train_detector,
-  scripts.train_head, scripts.train_vqvae, segmentation.training, utils.tracking.experiments,
-  utils.tracking.run_report, utils.training.loop, vqvae.training
+Used by: detector.training, features.finetuning.run_finetuning, features.heads.run_heads,
+  scripts._sections, scripts.finetune, scripts.inspect_runs, scripts.segment_patches,
+  scripts.train_detector, scripts.train_head, scripts.train_vqvae, segmentation.training,
+  utils.tracking.experiments, utils.tracking.run_report, utils.training.loop, vqvae.training
 Design notes: this module imports no torch, so that a command can print its `--help` quickly.
 Assistant guidance: when extending: every key is listed in config.yaml with its default.
 """

@@ -3,10 +3,11 @@ anywhere.
 
 Purpose: save and load weights, their running average and optimizer state so that a crash at any
   moment leaves a whole checkpoint.
-Used by: detector.backbone, detector.task, features.encoders.open_encoder, features.finetune,
-  features.heads.run_heads, features.heads.scoring, features.heads.train, scripts.infer_view,
-  segmentation.mask_jobs, segmentation.prediction, segmentation.unet, utils.training.backbone,
-  utils.training.loop, vqvae.compress.codec, vqvae.image_encoder
+Used by: detector.backbone, detector.task, features.encoders.open_encoder,
+  features.finetuning.finetune_task, features.heads.run_heads, features.heads.scoring,
+  features.heads.train, scripts.infer_view, segmentation.mask_jobs, segmentation.prediction,
+  segmentation.unet, utils.training.backbone, utils.training.loop, vqvae.compress.codec,
+  vqvae.image_encoder
 Design notes: tensors go first, under a name that carries their digest; replacing `checkpoint.json`
   is the commit, and only then is the former tensor file removed. Everything read is bounded,
   compared with its digest, and its weights checked for NaN. Names are flat: "model.<key>",

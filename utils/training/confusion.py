@@ -2,8 +2,8 @@
 
 Purpose: `ConfusionMatrix` counts pairs of classes batch by batch and gives accuracy, IoU, Dice and
   F1.
-Used by: features.finetune, features.heads.train, features.metrics, segmentation.mask_scores,
-  segmentation.task, vqvae.metrics, vqvae.rate.distortion
+Used by: features.finetuning.finetune_task, features.heads.train, features.metrics,
+  segmentation.mask_scores, segmentation.task, vqvae.metrics, vqvae.rate.distortion
 Design notes: counts are integers, so the order of the batches does not matter, and every figure is
   divided once, at the end. Pairs are counted where they lie, on a GPU too; only the matrix moves.
 Assistant guidance: when extending: whoever has samples without a class leaves them out before

@@ -2,8 +2,8 @@
 
 Purpose: `held_out_split` for trainers that score one split; `selection_and_final` for those that
   choose by one split and report on another.
-Used by: detector.training, features.heads.cached, features.run_finetuning, segmentation.training,
-  vqvae.training
+Used by: detector.training, features.finetuning.run_finetuning, features.heads.cached,
+  segmentation.training, vqvae.training
 Design notes: in one place, so that all trainers mean the same by held out. A split without samples
   counts as absent. Scoring on train is better than refusing a small data set, but it is said.
 Assistant guidance: when extending: no torch here.

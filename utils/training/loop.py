@@ -3,8 +3,9 @@ here.
 
 Purpose: epochs, mixed precision, accumulation, DDP under torchrun, schedule, running average,
   checkpoints, exact resume, timers.
-Used by: detector.task, detector.training, features.finetune, features.run_finetuning,
-  segmentation.task, segmentation.training, vqvae.task, vqvae.training
+Used by: detector.task, detector.training, features.finetuning.finetune_task,
+  features.finetuning.run_finetuning, segmentation.task, segmentation.training, vqvae.task,
+  vqvae.training
 Design notes: a task's loss is a *sum over samples*; gradients are divided once, by the samples of
   the whole step. So accumulation, several ranks and `pad` repeats give what one big batch gives.
   Nothing random lives here: batches come from the loader's (seed, epoch), augmentation from (seed,

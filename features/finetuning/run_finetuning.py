@@ -8,8 +8,8 @@ from contextlib import ExitStack
 from typing import Any
 
 from features.encoders.network import NetworkEncoder
-from features.finetune import FinetuneTask, checkpoint_of
-from features.pictures import picture_targets
+from features.finetuning.finetune_task import FinetuneTask, checkpoint_of
+from features.labels import picture_targets
 from features.settings import FinetuneSettings
 from utils.loader import ChunkLoader
 from utils.loading.settings import LoaderSettings
