@@ -130,7 +130,7 @@ class CubeJob:
     noun, trainer, threads = "stored chunks", "train_vqvae --vqvae.warehouse", False
 
     def __init__(self, build: BuildSettings, raster: RasterSettings) -> None:
-        from ingest.rasters.cube_plan import cube_recipe, list_rasters
+        from ingest.rasters.raster_listing import cube_recipe, list_rasters
 
         self.build, self.raster = build, raster
         self.listing = list_rasters(build, raster)

@@ -14,7 +14,17 @@ from pydantic import Field, field_validator, model_validator
 
 from warehouse.section import ADDED_LATER, NOT_CONTENT, Section
 
-__all__ = ["INDICES", "RasterFeature", "RasterSettings"]
+__all__ = ["INDICES", "RASTER_SUFFIXES", "RasterFeature", "RasterSettings", "Steps"]
+
+RASTER_SUFFIXES = {
+    ".tif": "tiff",
+    ".tiff": "tiff",
+    ".jp2": "tiff",
+    ".npy": "npy",
+    ".nc": "xarray",
+    ".zarr": "xarray",
+}
+"""Extension of a raster -> what reads it."""
 
 INDICES: dict[str, tuple[str, ...]] = {
     "ndvi": ("red", "nir"),
@@ -24,6 +34,8 @@ INDICES: dict[str, tuple[str, ...]] = {
 }
 """index -> the inputs it needs."""
 EXACT_INTEGERS = 1 << 24
+"""Up to here float32, in which codes are stored, holds every integer."""
+Resampling = Literal["nearest", "mode", "bilinear", "average"]
 QUANTITY, CATEGORY = ("bilinear", "average", "nearest"), ("nearest", "mode")
 
 
@@ -109,7 +121,7 @@ class RasterFeature(Section):
     nodata: float | Literal["nan"] | None = Field(
         None, description="Value that marks missing data; null means what each file declares."
     )
-    resampling: Literal["nearest", "mode", "bilinear", "average"] | None = Field(
+    resampling: Resampling | None = Field(
         None,
         description="Resampling method; null means nearest for categories and bilinear for others.",
     )
@@ -136,7 +148,7 @@ class RasterFeature(Section):
     units: str | None = Field(None, description="Physical unit, as text.")
 
     @property
-    def method(self) -> str:
+    def method(self) -> Resampling:
         """The resampling that applies."""
         return self.resampling or ("nearest" if self.kind == "categorical" else "bilinear")
 

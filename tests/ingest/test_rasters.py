@@ -17,8 +17,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from ingest.rasters.cube_loader import compute, warp
 from ingest.rasters.grids import Grid
+from ingest.rasters.indices import compute
+from ingest.rasters.resample import warp
 from ingest.rasters.settings import RasterFeature
 from warehouse import Warehouse
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from features.settings import FeatureSettings
 from ingest.jobs import open_job
-from ingest.rasters.cube_plan import cube_recipe
+from ingest.rasters.raster_listing import cube_recipe
 from ingest.rasters.settings import RasterFeature, RasterSettings
 from scripts import build_zarr
 from segmentation.settings import SegmentSettings
