@@ -55,7 +55,7 @@ Box = tuple[int, int, int, int]
 
 
 class ParentLike(Protocol):
-    """A large picture, as `ingest.pictures.large.patch_cutter.Parent`. split.
+    """A large picture, as `ingest.pictures.large.survey.Parent`. split.
 
     Train, val, test or `predict`.
     """

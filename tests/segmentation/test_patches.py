@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ingest.pictures.large.patch_cutter import PatchCutter, cut_versions, list_pictures, survey
-from ingest.pictures.large.windows import look, open_windows
+from ingest.pictures.large.patch_cutter import PatchCutter, cut_versions
+from ingest.pictures.large.survey import list_pictures, survey
+from ingest.pictures.large.windows import open_windows, read_window_header
 from segmentation.patches import (
     patch_boxes,
     patch_offsets,
@@ -356,8 +357,8 @@ def test_a_tiff_read_by_window_shows_what_the_whole_picture_decoder_shows(
 
     pixels = np.random.default_rng(1).integers(0, np.iinfo(dtype).max + 1, shape).astype(dtype)
     write_tiff(tmp_path / "a.tif", pixels, **options)
-    known = look(tmp_path, "a.tif", max_pixels=10)
-    assert known.windows
+    known = read_window_header(tmp_path, "a.tif", max_pixels=10)
+    assert known.by_window
     assert (known.width, known.height, known.grey) == (100, 80, len(shape) == 2)
     windows = open_windows(tmp_path, "a.tif", known, sha256="", max_pixels=10)
     whole, _ = decode_rgb((tmp_path / "a.tif").read_bytes(), name="a.tif", max_pixels=10_000)
@@ -395,9 +396,9 @@ def test_a_palette_tiff_is_decoded_whole_within_its_limit(tmp_path: Path) -> Non
         "P"
     )
     image.save(tmp_path / "a.tif")
-    assert not look(tmp_path, "a.tif", max_pixels=2000).windows
+    assert not read_window_header(tmp_path, "a.tif", max_pixels=2000).by_window
     with pytest.raises(PictureError, match="too_large"):
-        look(tmp_path, "a.tif", max_pixels=1999)
+        read_window_header(tmp_path, "a.tif", max_pixels=1999)
 
 
 def test_a_truncated_tiff_is_refused_where_it_is_read(tmp_path: Path) -> None:
@@ -410,7 +411,7 @@ def test_a_truncated_tiff_is_refused_where_it_is_read(tmp_path: Path) -> None:
     )
     data = (tmp_path / "a.tif").read_bytes()
     (tmp_path / "a.tif").write_bytes(data[: len(data) // 2])
-    known = look(tmp_path, "a.tif", max_pixels=100_000)
+    known = read_window_header(tmp_path, "a.tif", max_pixels=100_000)
     with pytest.raises(PictureError, match=r"unreadable|truncated"):
         open_windows(tmp_path, "a.tif", known, sha256="", max_pixels=100_000).read(
             (0, 150, 200, 200)

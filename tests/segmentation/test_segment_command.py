@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from segment_fakes import OVERLAP, SIZE, Outcome, digest, files, pixels_of, queue_rows, results
 
-from ingest.pictures.large.patch_cutter import list_pictures, survey
+from ingest.pictures.large.survey import list_pictures, survey
 from segmentation.patches import patch_boxes
 from segmentation.stitch import axis_weights, open_stitched
 from segmentation.unet import restore_unet

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
-from ingest.pictures.large.patch_cutter import (
-    PatchCutter,
-    Survey,
-    cut_versions,
-    list_pictures,
-    survey,
-)
+from ingest.pictures.large.patch_cutter import PatchCutter, cut_versions
+from ingest.pictures.large.survey import Survey, list_pictures, survey
+from warehouse.errors import PictureError
 from warehouse.settings import BuildSettings
 
 __all__ = ["LargePictures"]
@@ -50,7 +45,7 @@ class LargePictures:
         """Versions of the libraries that decode and cut."""
         return cut_versions()
 
-    def survey(self, unreadable: dict[str, Any]) -> Survey:
+    def survey(self, unreadable: Mapping[str, PictureError]) -> Survey:
         """Look at every picture, except for those that turned out to be unreadable."""
         return survey(self.listing, self.build, least=self.patch_size, unreadable=unreadable)
 
