@@ -3,7 +3,8 @@ No pickle.
 
 Purpose: `encode_item` and `decode_item` keep any nesting of dicts, lists, tuples, numbers, strings,
   bytes, arrays and tensors.
-Used by: benchmarks.tensor_cache, utils.caching.cached_passes, utils.caching.tensor_cache
+Used by: benchmarks.tensor_cache, utils.caching.cache_file, utils.caching.cached_passes,
+  utils.caching.tensor_cache
 Design notes: exact, type by type: an int stays an int, float32(1) a NumPy scalar, bfloat16 a
   bfloat16, NaN and -0.0 the same bits in arrays; dicts keep their order. What comes back is
   contiguous (C order), writeable and shares memory with nothing; two references to one array become

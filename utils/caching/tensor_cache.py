@@ -1,38 +1,30 @@
-"""The tensor cache: what a deterministic transform made of a sample, kept after its first
-computation, once for a whole node.
+"""What a deterministic transform made of a sample, kept after its first computation.
 
-Purpose: `TensorCache` keeps items by sample number; `CachedDataset` puts one before a map-style
-  dataset; `fingerprint` and `refuse_random` judge a transform.
+Purpose: `TensorCache` keeps items by sample number, once for a whole node; `CachedDataset` puts one
+  before a map-style dataset.
 Used by: benchmarks.tensor_cache, utils.caching.cached_loader, utils.caching.cached_passes
-Design notes: one append-only file, without a name (memfd) or in a folder: a header, a row of 48
-  bytes a sample, then the items. Spawned and forked workers read the same pages, so there is one
-  copy on the node. Appends hold a kernel lock, which dies with its holder; a row is written after
-  its item, so that a killed worker leaves nothing half-written. Reading takes no lock: row and item
-  carry a crc32c, and what disagrees is computed again. Rule of eviction: first come, first kept; at
-  the limit the newcomer goes. A pass asks for each sample once, so putting one out for another
-  (LRU) would trade hits for misses and end with no hit at all.
-Assistant guidance: when extending: every number in the file little-endian; raise FORMAT when its
-  layout changes.
+Design notes: an item that disagrees with its checksum is computed again. Rule of eviction: first
+  come, first kept; at the limit the newcomer goes. A pass asks for each sample once, so evicting
+  the least recently used item would trade hits for misses and end with no hit at all.
+Assistant guidance: when extending: a hit and a miss give equal items, each a copy of its own.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import hashlib
 import os
 import struct
-import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from crc32c import crc32c
 from numpy.typing import NDArray
 
+from utils.caching.cache_file import CacheFile, FileLock, Row, table_bytes
+from utils.caching.fingerprints import CacheKey, fingerprint, name_of, refuse_random
 from utils.caching.item_codec import decode_item, encode_item
 from utils.loader_utils import SharedBlock
 from utils.log import get_log
@@ -41,49 +33,36 @@ from warehouse.errors import ConfigError
 __all__ = ["CacheKey", "CacheStats", "CachedDataset", "TensorCache", "fingerprint", "refuse_random"]
 
 log = get_log(__name__)
-FORMAT = b"TWCACHE1"
-HEAD = struct.Struct("<8s32sQQI")
-"""Format, key digest, samples, end of the items; crc32c."""
-ROW = struct.Struct("<QIIQIdI")
-"""Offset; bytes of the header, their crc32c; bytes of header and item, their crc32c.
-
-Seconds to compute it; crc32c of the row.
-"""
-HEAD_SIZE, ROW_SIZE = 64, 48
 COUNTS = struct.Struct("<QQQQQd")
-APPEND, COUNT = 0, 1
-MOST_BUFFERS = 512
+"""The numbers of `COUNTED`, and the seconds saved."""
+COUNTED = ("hits", "misses", "refused", "damaged", "items")
 PROBES = 2
+"""Items that are computed twice, to find a transform that is random."""
 DAMAGE = (ValueError, KeyError, TypeError, IndexError, OSError, MemoryError)
 """What reading a damaged item may raise.
 
 Not RuntimeError: PyTorch raises one wherever a process is when its DataLoader's worker dies.
 """
-RANDOM_WORDS = ("random", "augment", "jitter", "noise", "mixup", "cutmix", "dropout")
-
-
-@dataclass(frozen=True, slots=True)
-class CacheKey:
-    """What a kept item depends on. transform: a fingerprint (name and settings).
-
-    A cache of another key is never read.
-    """
-
-    version: str
-    split: str
-    transform: str
-
-    def digest(self, count: int) -> bytes:
-        return hashlib.sha256(
-            repr((FORMAT, self.version, self.split, self.transform, count)).encode()
-        ).digest()
 
 
 @dataclass(frozen=True, slots=True)
 class CacheStats:
-    """Of this object and the workers it went to. refused: items that did not fit; damaged.
+    """Counts of a cache and of the workers that share it.
 
-    Found with a wrong checksum.
+    Attributes
+    ----------
+    hits, misses
+        Items that were read, and items that had to be computed.
+    refused
+        Items that did not fit.
+    damaged
+        Items whose checksum was wrong.
+    items
+        Items that are kept.
+    bytes
+        Bytes of the file in use.
+    seconds_saved
+        What the hits would have taken to compute, less what reading them took.
     """
 
     hits: int
@@ -104,14 +83,32 @@ class CacheStats:
 
 
 class TensorCache:
-    """Items by number 0 <= index < count, at most limit_bytes of them with their table.
+    """Keep items by sample number.
 
-    What is handed out is a copy of one's own (see utils.caching.item_codec): contiguous, writeable,
-    the same on a hit and on a miss. key, folder: keep the items between runs in
-    folder/<split>-<digest>.cache; a file of another key is another file, a damaged item is computed
-    again. name: of the transform, for messages; one that is random by its name, by an attribute
-    `random`, or because it makes two different things of one sample (the first two items are
-    computed twice), is refused with ConfigError.
+    What is handed out is a copy of one's own: contiguous, writeable, the same on a hit and on a
+    miss. See `utils.caching.item_codec` for what an item can be.
+
+    Parameters
+    ----------
+    count
+        The number of samples; items have the numbers 0 to count - 1.
+    limit_bytes
+        The size of the items and their table, at most.
+    name
+        Of the transform, for messages.
+    transform
+        What makes the items. It is refused if it is random: by its name, by an attribute `random`,
+        or because it makes two different things of one sample (the first items are computed
+        twice).
+    key, folder
+        Keep the items between runs, in ``folder/<split>-<digest>.cache``. Another key is another
+        file.
+
+    Raises
+    ------
+    ConfigError
+        If the limit is smaller than the table, the transform is random, or the file cannot be
+        opened.
     """
 
     def __init__(
@@ -124,13 +121,11 @@ class TensorCache:
         key: CacheKey | None = None,
         folder: Path | None = None,
     ) -> None:
-        self.count, self.limit, self.name = count, limit_bytes, name
-        self.start = HEAD_SIZE + ROW_SIZE * count
-        if count < 0 or limit_bytes < self.start:
+        if count < 0 or limit_bytes < table_bytes(count):
             raise ConfigError(
                 "the tensor cache's limit is smaller than its table",
                 where=name,
-                expected=f"at least {self.start} bytes",
+                expected=f"at least {table_bytes(count)} bytes",
                 found=limit_bytes,
                 remedy="raise cache_limit_mb, or switch the cache off",
             )
@@ -139,64 +134,50 @@ class TensorCache:
             raise ConfigError(
                 "a tensor cache that is kept between runs needs both a folder and a key", where=name
             )
-        self.path = (
-            folder / f"{key.split}-{key.digest(count).hex()[:16]}.cache" if folder and key else None
-        )
-        self.digest = key.digest(count) if key else bytes(32)
-        self.counts = SharedBlock(COUNTS.size)
+        path, digest = None, bytes(32)
+        if folder is not None and key is not None:
+            digest = key.digest(count)
+            path = folder / f"{key.split}-{digest.hex()[:16]}.cache"
+
+        self.count, self.limit, self.name = count, limit_bytes, name
+        self.file = CacheFile(count, limit_bytes, digest, path)
+        self.counts, self._counting = SharedBlock(COUNTS.size), FileLock()
         self.samples, self.probes, self.warned = count, PROBES, False
         self.maker: int | None = os.getpid()
-        self._block = SharedBlock(self.start) if self.path is None else None
-        self._open()
 
-    def _open(self) -> None:
-        self._lock, self._pid = threading.Lock(), os.getpid()
-        if self._block is not None:
-            self.fd = self._block.fd
-        else:
-            assert self.path is not None
-            try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                self.fd = os.open(
-                    self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644
-                )
-            except OSError as error:
-                raise ConfigError(
-                    "the tensor cache's file cannot be opened",
-                    where=self.path,
-                    found=error.strerror,
-                    remedy="choose another folder",
-                ) from None
-        with self._locked(APPEND):
-            if self._end() is None or os.fstat(self.fd).st_size > self.limit:
-                os.ftruncate(self.fd, 0)
-                os.ftruncate(self.fd, self.start)
-                self._set_end(self.start)
+    @property
+    def fd(self) -> int:
+        """The descriptor of the file that the items lie in."""
+        return self.file.fd
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {
-            name: value for name, value in vars(self).items() if name not in {"_lock", "_pid", "fd"}
-        }
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._open()
-
-    def __del__(self) -> None:
-        if getattr(self, "_block", None) is None and getattr(self, "fd", -1) >= 0:
-            os.close(self.fd)
+    @property
+    def start(self) -> int:
+        """Where the items begin in the file."""
+        return self.file.start
 
     def get(self, index: int, compute: Callable[[], Any]) -> Any:
-        """The item of sample `index`: kept, or computed now and kept.
+        """Return the item of a sample: the kept one, or one that is computed now and kept.
 
-        Raises IndexError, ConfigError (not cacheable, random).
+        Parameters
+        ----------
+        index
+            The sample's number.
+        compute
+            Makes the item.
+
+        Raises
+        ------
+        IndexError
+            If there is no such sample.
+        ConfigError
+            If the item cannot be kept, or differs when it is computed again.
         """
-        row = self._row(index)
+        row = self.file.row(index)
         if row is not None:
             start = time.perf_counter()
             with contextlib.suppress(*DAMAGE):
-                item = self._read(row)
-                self._add(hits=1, seconds=row[5] - (time.perf_counter() - start))
+                item = self.file.read(row)
+                self._add(hits=1, seconds=row.seconds - (time.perf_counter() - start))
                 return item
             self._add(damaged=1)
             self._warn("an item of the tensor cache is damaged and is computed again")
@@ -207,55 +188,51 @@ class TensorCache:
         if self.probes > 0:
             self.probes -= 1
             self._probe(compute, header, buffers)
-        kept = self._append(index, header, buffers, seconds, former=row)
+        kept = self._append(index, header, buffers, seconds, row)
         self._add(misses=1, refused=int(not kept))
         return decode_item(header, lambda leaves: _copy(buffers, leaves))
 
     def put(self, index: int, item: Any, seconds: float) -> bool:
-        """Keep an item that took `seconds` to compute; False when it does not fit.
+        """Keep an item that took `seconds` to compute; return whether it fits.
 
-        Raises ConfigError for one that cannot be kept.
+        Raises
+        ------
+        ConfigError
+            If the item is of a kind that cannot be kept.
         """
-        kept = self._append(index, *encode_item(item), seconds, former=self._row(index))
+        kept = self._append(index, *encode_item(item), seconds, self.file.row(index))
         self._add(misses=1, refused=int(not kept))
         return kept
 
     def take(self, index: int, compute: Callable[[], Any]) -> Any:
-        """As `get`, for an item whose miss was counted where it was computed.
+        """Return an item as `get` does, whose miss was counted in the worker that computed it.
 
-        A hit is not counted again.
+        A hit is not counted.
         """
         if self.maker is not None:
             self.announce()
-        row = self._row(index)
+        row = self.file.row(index)
         if row is not None:
             with contextlib.suppress(*DAMAGE):
-                return self._read(row)
+                return self.file.read(row)
         return self.get(index, compute)
 
     def kept_rows(self) -> NDArray[np.bool_]:
-        """bool [count]: whose rows are written.
+        """Return whose rows are written, bool ``[count]``.
 
         A row may still turn out to be damaged, which `get` sees to.
         """
-        table = os.pread(self.fd, ROW_SIZE * self.count, HEAD_SIZE)
-        rows = np.zeros((self.count, ROW_SIZE), np.uint8)
-        rows.reshape(-1)[: len(table)] = np.frombuffer(table, np.uint8)
-        kept: NDArray[np.bool_] = rows.max(axis=1) > 0
-        return kept
+        return self.file.written_rows()
 
     def has(self, index: int) -> bool:
-        """Whether the item is kept, as far as its row tells. Raises IndexError."""
-        return self._row(index) is not None
+        """Return whether an item is kept, as far as its row tells."""
+        return self.file.row(index) is not None
 
     @property
     def stats(self) -> CacheStats:
-        hits, misses, refused, damaged, items, seconds = COUNTS.unpack(
-            os.pread(self.counts.fd, COUNTS.size, 0)
-        )
-        return CacheStats(
-            hits, misses, refused, damaged, items, self._end() or 0, max(0.0, seconds)
-        )
+        """The counts so far, of this process and of the workers that share the cache."""
+        *counts, seconds = COUNTS.unpack(os.pread(self.counts.fd, COUNTS.size, 0))
+        return CacheStats(*counts, self.file.end() or 0, max(0.0, seconds))
 
     def _probe(self, compute: Callable[[], Any], header: bytes, buffers: list[memoryview]) -> None:
         again = encode_item(compute())
@@ -265,86 +242,33 @@ class TensorCache:
             raise ConfigError(
                 "a transform that makes different things of one sample cannot be cached",
                 where=self.name,
-                remedy="cache what comes before its random part, or set cache_transformed_tensors: false",
+                remedy="cache what comes before its random part, "
+                "or set cache_transformed_tensors: false",
             )
-
-    def _row(self, index: int) -> tuple[Any, ...] | None:
-        if not 0 <= index < self.count:
-            raise IndexError(f"sample {index} of {self.count}")
-        packed = os.pread(self.fd, ROW.size, HEAD_SIZE + ROW_SIZE * index)
-        if (
-            len(packed) < ROW.size
-            or not any(packed)
-            or crc32c(packed[:-4]) != int.from_bytes(packed[-4:], "little")
-        ):
-            return None
-        return ROW.unpack(packed)
-
-    def _read(self, row: tuple[Any, ...]) -> Any:
-        offset, head, head_crc, size, crc = row[:5]
-        if not self.start <= offset <= offset + size <= os.fstat(self.fd).st_size or head > size:
-            raise ValueError("outside the file")
-        header = os.pread(self.fd, head, offset)
-        found = crc32c(header)
-        if found != head_crc:
-            raise ValueError("wrong checksum")
-
-        def fill(leaves: list[Any]) -> None:
-            nonlocal found
-            at = offset + head
-            if sum(len(leaf) for leaf in leaves) != size - head:
-                raise ValueError("header and size disagree")
-            for first in range(0, len(leaves), MOST_BUFFERS):
-                group = leaves[first : first + MOST_BUFFERS]
-                want = sum(len(leaf) for leaf in group)
-                if want and os.preadv(self.fd, group, at) != want:
-                    raise ValueError("cut short")
-                at += want
-            for leaf in leaves:
-                found = crc32c(leaf, found)
-            if found != crc:
-                raise ValueError("wrong checksum")
-
-        return decode_item(header, fill)
 
     def _append(
-        self, index: int, header: bytes, buffers: list[memoryview], seconds: float, *, former: Any
+        self,
+        index: int,
+        header: bytes,
+        buffers: list[memoryview],
+        seconds: float,
+        former: Row | None,
     ) -> bool:
-        crc = head_crc = crc32c(header)
-        for buffer in buffers:
-            crc = crc32c(buffer, crc)
-        size = len(header) + sum(len(buffer) for buffer in buffers)
-        with self._locked(APPEND):
-            if self._row(index) not in {None, former}:
-                return True  # another worker was faster
-            end = self._end() or self.start
-            if end + size > self.limit:
-                return False
-            try:
-                at = end
-                for first in range(0, len(buffers) + 1, MOST_BUFFERS):
-                    group: list[Any] = [header, *buffers][first : first + MOST_BUFFERS]
-                    want = sum(len(buffer) for buffer in group)
-                    if os.pwritev(self.fd, group, at) != want:
-                        raise OSError(28, "short write")
-                    at += want
-            except OSError as error:
-                self._warn(f"the tensor cache takes no more: {error.strerror}")
-                return False
-            self._set_end(end + size)
-            body = ROW.pack(end, len(header), head_crc, size, crc, seconds, 0)[:-4]
-            os.pwrite(
-                self.fd, body + crc32c(body).to_bytes(4, "little"), HEAD_SIZE + ROW_SIZE * index
-            )
-        self._add(items=1)
-        return True
+        try:
+            appended = self.file.append(index, header, buffers, seconds, former)
+        except OSError as error:
+            self._warn(f"the tensor cache takes no more: {error.strerror}")
+            return False
+        if appended == "written":
+            self._add(items=1)
+        return appended != "full"
 
     def announce(self) -> None:
-        """Say once how much will be kept, going by what is.
+        """Log once how much will be kept, going by what is.
 
-        From the process that made the cache, for spawned ones have no log.
+        Only the process that made the cache does so, since spawned ones have no log.
         """
-        end = self._end()
+        end = self.file.end()
         if self.maker != os.getpid() or end is None or end == self.start:
             return
         self.maker = None
@@ -352,35 +276,11 @@ class TensorCache:
         fit = "" if whole <= self.limit else f", of which {self.limit / 1e6:.1f} MB fit"
         log.info("%s: will cache %d samples, %.1f MB%s", self.name, self.samples, whole / 1e6, fit)
 
-    def _end(self) -> int | None:
-        packed = os.pread(self.fd, HEAD.size, 0)
-        if len(packed) < HEAD.size or crc32c(packed[:-4]) != int.from_bytes(packed[-4:], "little"):
-            return None
-        form, digest, count, end, _ = HEAD.unpack(packed)
-        return (
-            int(end)
-            if (form, digest, count) == (FORMAT, self.digest, self.count) and end >= self.start
-            else None
-        )
-
-    def _set_end(self, end: int) -> None:
-        body = HEAD.pack(FORMAT, self.digest, self.count, end, 0)[:-4]
-        os.pwrite(self.fd, body + crc32c(body).to_bytes(4, "little"), 0)
-
-    def _add(
-        self,
-        *,
-        hits: int = 0,
-        misses: int = 0,
-        refused: int = 0,
-        damaged: int = 0,
-        items: int = 0,
-        seconds: float = 0.0,
-    ) -> None:
+    def _add(self, *, seconds: float = 0.0, **counts: int) -> None:
         if self.maker is not None:
             self.announce()
-        more = (hits, misses, refused, damaged, items, seconds)
-        with self._locked(COUNT):
+        more = (*(counts.get(name, 0) for name in COUNTED), seconds)
+        with self._counting.hold(self.counts.fd):
             was = COUNTS.unpack(os.pread(self.counts.fd, COUNTS.size, 0))
             os.pwrite(
                 self.counts.fd,
@@ -388,33 +288,30 @@ class TensorCache:
                 0,
             )
 
-    @contextlib.contextmanager
-    def _locked(self, what: int) -> Iterator[None]:
-        """The kernel's lock keeps processes apart and threads not.
-
-        A forked child must not inherit a lock that a thread held.
-        """
-        if self._pid != os.getpid():
-            self._lock, self._pid = threading.Lock(), os.getpid()
-        fd = self.fd if what == APPEND else self.counts.fd
-        with self._lock:
-            fcntl.lockf(fd, fcntl.LOCK_EX, 1, 0)
-            try:
-                yield
-            finally:
-                fcntl.lockf(fd, fcntl.LOCK_UN, 1, 0)
-
     def _warn(self, text: str) -> None:
         if not self.warned:
-            log.warning("%s: %s", text, self.path or self.name)
+            log.warning("%s: %s", text, self.file.path or self.name)
         self.warned = True
 
 
 class CachedDataset:
-    """A map-style dataset through a cache. Workers of a DataLoader share it, spawned or forked.
+    """A map-style dataset whose items are kept in a cache that DataLoader workers share.
 
-    transform: what makes the dataset's items, for the refusal of random ones and for messages;
-    None: the dataset itself.
+    Parameters
+    ----------
+    dataset
+        A dataset with `__len__` and `__getitem__`.
+    limit_bytes, key, folder
+        As of `TensorCache`.
+    transform
+        What makes the dataset's items, to refuse a random one and for messages; the dataset itself
+        when None.
+
+    Examples
+    --------
+    >>> cached = CachedDataset(pictures, limit_bytes=1 << 30)  # doctest: +SKIP
+    >>> for item in map(cached.__getitem__, range(len(cached))):  # doctest: +SKIP
+    ...     step(item)
     """
 
     def __init__(
@@ -446,63 +343,6 @@ class CachedDataset:
 
     def log_stats(self) -> None:
         log.info("%s cache: %s", self.cache.name, self.cache.stats)
-
-
-def fingerprint(transform: Any) -> str:
-    """What a CacheKey needs: the transform's own `fingerprint`, or its qualified name and settings
-    (a dataclass or a pydantic model).
-
-    Raises ConfigError for one that says neither: its name alone does not tell which settings it
-    has.
-    """
-    own = getattr(transform, "fingerprint", None)
-    if isinstance(own, str):
-        return own
-    kind = type(transform)
-    if is_dataclass(transform) and not isinstance(transform, type):
-        settings = repr(
-            [(field.name, getattr(transform, field.name)) for field in fields(transform)]
-        )
-    elif hasattr(transform, "model_dump_json"):
-        settings = transform.model_dump_json()
-    else:
-        raise ConfigError(
-            "the transform has no fingerprint",
-            where=name_of(transform),
-            expected="a dataclass, a pydantic model or an attribute fingerprint",
-            remedy="give it one that changes with its settings and its code",
-        )
-    return f"{kind.__module__}.{kind.__qualname__}({hashlib.sha256(settings.encode()).hexdigest()})"
-
-
-def name_of(transform: Any) -> str:
-    return str(getattr(transform, "__qualname__", None) or type(transform).__qualname__)
-
-
-def refuse_random(transform: Any) -> None:
-    """Raise ConfigError naming the first random part of a transform.
-
-    By an attribute `random`, else by its name.
-    """
-    if transform is None:
-        return
-    if isinstance(transform, list | tuple):
-        for part in transform:
-            refuse_random(part)
-        return
-    said = getattr(transform, "random", None)
-    name = name_of(transform)
-    if said is True or (
-        not isinstance(said, bool) and any(word in name.lower() for word in RANDOM_WORDS)
-    ):
-        raise ConfigError(
-            "a random transform cannot be cached",
-            where=name,
-            remedy="cache what comes before it, or set "
-            "cache_transformed_tensors: false; one that is not random says so with an attribute random = False",
-        )
-    refuse_random(getattr(transform, "transforms", None))
-    refuse_random(getattr(transform, "func", None))
 
 
 def _copy(buffers: list[memoryview], leaves: list[Any]) -> None:
