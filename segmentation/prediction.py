@@ -8,9 +8,9 @@ from segmentation.mask_jobs import plan_probabilities
 from segmentation.mask_results import Stitched, stitched_paths
 from segmentation.settings import SegmentSettings
 from segmentation.unet import restore_unet
-from utils.jobs.publish import publish_jobs
-from utils.jobs.run import open_queue, recover_jobs, run_jobs
-from utils.log import get_log, progress
+from utils.jobs.derive import derive_version
+from utils.jobs.run import open_queue
+from utils.log import get_log
 from utils.training.checkpoint import load_checkpoint
 from utils.training.ranks import choose_device
 from warehouse.read.version import Warehouse
@@ -51,14 +51,8 @@ def predict_patches(
         log.info("every picture is stitched already, so nothing is predicted again")
         return folder, 0
     with open_queue(plan, settings.folder / "jobs") as queue:
-        recover_jobs(plan, queue, root)
-        left = queue.left()
-        with progress(min(left, settings.jobs or left), "jobs", "predicting") as bar:
-            run_jobs(plan, load, queue, root, limit=settings.jobs, progress=bar.advance)
-        if not queue.left():
-            publish_jobs(plan, load, queue, root)
-        left = queue.left()
-    return (None, left) if left else (folder, 0)
+        derived = derive_version(plan, load, queue, root, verb="predicting", limit=settings.jobs)
+    return (None if derived.left else folder), derived.left
 
 
 def reported_scores(done: Stitched) -> dict[str, float | None]:

@@ -7,10 +7,10 @@ Used by: detector.looking, detector.training, features.encoders.pretrained,
   scripts.compress_zarr, scripts.export_summary, scripts.infer_view, scripts.inspect_runs,
   scripts.inspect_zarr, scripts.make_sample, scripts.segment_patches, scripts.verify_zarr,
   segmentation.cutting, segmentation.prediction, utils.argyaml, utils.caching.cached_passes,
-  utils.caching.tensor_cache, utils.config.environment, utils.jobs.bake, utils.jobs.publish,
-  utils.jobs.run, utils.loader, utils.loading.device_copy, utils.tracking.experiments,
-  utils.training.held_out, utils.training.loop, vqvae.block_sampling, vqvae.quantizers.ema,
-  vqvae.training
+  utils.caching.tensor_cache, utils.config.environment, utils.jobs.bake, utils.jobs.derive,
+  utils.jobs.publish, utils.jobs.run, utils.loader, utils.loading.device_copy,
+  utils.tracking.experiments, utils.training.held_out, utils.training.loop, vqvae.block_sampling,
+  vqvae.quantizers.ema, vqvae.training
 Design notes: a terminal gets a live bar with rate and time left; a pipe or a CI log gets a plain
   line every few seconds. Both go to stderr, so that `... | tail -n 1 | jq` works on any command.
 Assistant guidance: when extending: no handlers on import; library code asks `get_log(__name__)` and

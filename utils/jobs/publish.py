@@ -2,7 +2,7 @@
 
 Purpose: every stored chunk is checked against the marker its queue knows before the version is
   published.
-Used by: features.run_extraction, segmentation.prediction
+Used by: utils.jobs.derive
 Design notes: of several processes that come at once one publishes and the others wait for it.
 Assistant guidance: when extending: a damaged chunk opens its job again; nothing is published with a
   hole.
