@@ -1,8 +1,6 @@
-"""Drawn pictures of one class each, in class folders, and drawn pictures with masks: for class and
-segmentation trials without data.
+"""Class folders and pictures with masks, for trying classification and segmentation without data.
 
-Picture i follows from (seed, i) alone, as in `ingest/synthetic/make.py`, whose objects and clutter
-these are.
+The pictures are those of `ingest.synthetic.scenes`, whose picture i follows from (seed, i) alone.
 """
 
 from __future__ import annotations
@@ -24,7 +22,17 @@ def write_classes(
     names: Sequence[str],
     progress: Callable[[int], None] | None,
 ) -> None:
-    """<output>/<class>/scene_<i>.jpg. draw: i -> (uint8 [H, W, 3] RGB, class)."""
+    """Write `<output>/<class>/scene_<i>.jpg`.
+
+    Parameters
+    ----------
+    draw
+        i -> the picture, uint8 [H, W, 3] RGB, and its class.
+    names
+        Names of the classes.
+    progress
+        Called with numbers of pictures that are done.
+    """
     for name in names:
         (output / name).mkdir()
     for index in range(count):
@@ -40,9 +48,14 @@ def write_masks(
     draw: Callable[[int], tuple[NDArray[np.uint8], NDArray[np.bool_]]],
     progress: Callable[[int], None] | None,
 ) -> None:
-    """<output>/images/scene_<i>.png and masks/scene_<i>.png, 255 on objects. draw.
+    """Write `<output>/images/scene_<i>.png` and `<output>/masks/scene_<i>.png`, 255 on objects.
 
-    I -> (uint8 [H, W, 3] RGB, bool [H, W]).
+    Parameters
+    ----------
+    draw
+        i -> the picture, uint8 [H, W, 3] RGB, and where its objects are, bool [H, W].
+    progress
+        Called with numbers of pictures that are done.
     """
     for name in ("images", "masks"):
         (output / name).mkdir()

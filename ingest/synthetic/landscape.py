@@ -1,10 +1,10 @@
-"""A small synthetic landscape over time as GeoTIFFs: terrain, land cover, canopy height, seasons, a
-clearing that grows, clouds.
+"""A small synthetic landscape over time as GeoTIFFs: terrain, land cover, canopy height, clouds.
 
-What a cube build needs, and what a compressor should keep: smooth slopes, sharp borders, phases of
-vegetation that differ by class, gaps (clouds over all bands, specks in NIR alone) and origins
-shifted by part of a pixel. Date i follows from (seed, i) and the landscape of the seed.
-`raster.yaml` beside them holds the settings to build it. Given up: physics.
+It has what a cube build needs and what a compressor should keep: smooth slopes, sharp borders,
+phases of vegetation that differ by class, a clearing that grows, gaps (clouds over all bands,
+specks in NIR alone), and origins shifted by part of a pixel. Date i follows from (seed, i) and the
+landscape of the seed. `raster.yaml` beside the files holds the settings to build it. Given up:
+physics.
 """
 
 from __future__ import annotations
@@ -50,9 +50,18 @@ def write_landscape(
     seed: int,
     progress: Callable[[int], None] | None = None,
 ) -> None:
-    """scenes/scene_<date>.tif (red, green, blue, nir.
+    """Write `scenes/scene_<date>.tif`, `terrain.tif`, `cover.tif`, `height.tif`, `raster.yaml`.
 
-    Uint8, 0 missing), terrain, cover, height .tif, raster.yaml. size: H, W.
+    A scene has the bands red, green, blue and near infrared, uint8, in which 0 means missing.
+
+    Parameters
+    ----------
+    dates
+        Number of scenes.
+    size
+        Height and width in pixels.
+    progress
+        Called with numbers of dates that are done.
     """
     terrain = _smooth(np.random.default_rng([seed, 1]), size, 5)
     wet = _smooth(np.random.default_rng([seed, 2]), size, 6)
@@ -81,20 +90,22 @@ def write_landscape(
 
 
 def _smooth(rng: np.random.Generator, size: tuple[int, int], cells: int) -> NDArray[np.float64]:
-    """Noise of zero mean and unit deviation whose hills span 1 / cells of the longer side, with
-    half as strong ones half as large.
+    """Return noise of zero mean and unit deviation.
+
+    Its largest hills span 1 / `cells` of the longer side; two octaves of half the size and half the
+    strength lie on top.
     """
     import cv2
 
     out = np.zeros(size)
+    longest = max(size)
     for octave in range(3):
         count = cells << octave
-        low = rng.standard_normal(
-            (max(2, count * size[0] // max(size)), max(2, count * size[1] // max(size)))
-        )
+        rows, columns = (max(2, count * side // longest) for side in size)
+        low = rng.standard_normal((rows, columns))
         out += cv2.resize(low, size[::-1], interpolation=cv2.INTER_CUBIC) / (1 << octave)
-    spread: float = out.std()
-    return (out - out.mean()) / spread
+    normalised: NDArray[np.float64] = (out - out.mean()) / out.std()
+    return normalised
 
 
 def _scene(
@@ -105,7 +116,17 @@ def _scene(
     cover: NDArray[Any],
     rough: NDArray[Any],
 ) -> NDArray[np.uint8]:
-    """One date, uint8 [4, H, W]. share: how far the series has come; the clearing grows with it."""
+    """Draw one date, uint8 [4, H, W].
+
+    Parameters
+    ----------
+    share
+        How far the series has come, 0 to 1; the clearing grows with it.
+    terrain, rough
+        Noise, float64 [H, W].
+    cover
+        Codes of the land cover, [H, W].
+    """
     season = np.sin(2 * np.pi * (day.timetuple().tm_yday - 100) / 365)
     green = np.select(
         [cover == 1, cover == 2, cover == 5],
@@ -115,10 +136,11 @@ def _scene(
     cleared = (cover == COVER_CODES[3]) & (terrain < -0.2 + 1.2 * share) & (rough > 0.4)
     green = np.where(cleared, 0.15, green) + 0.03 * rough
     shade = 1 + 0.12 * np.gradient(terrain, axis=1) * 20
-    bands = (
-        np.stack([120 - 85 * green, 105 - 45 * green, 95 - 55 * green, 60 + 160 * green]) * shade
-    )
-    picture = np.clip(bands + rng.normal(0, 2, bands.shape), 1, 255).astype(np.uint8)
+    # Plants are dark in the visible bands, red most of all, and bright in the near infrared.
+    colours = [120 - 85 * green, 105 - 45 * green, 95 - 55 * green, 60 + 160 * green]
+    bands = np.stack(colours) * shade
+    noisy = bands + rng.normal(0, 2, bands.shape)
+    picture: NDArray[np.uint8] = np.clip(noisy, 1, 255).astype(np.uint8)
     clouds = _smooth(rng, terrain.shape, 3) > rng.uniform(0.3, 2.4)
     picture[:, clouds] = 0
     picture[3][rng.random(terrain.shape) < 0.002] = 0
@@ -130,7 +152,7 @@ def _write(path: Path, bands: NDArray[Any], shift: tuple[int, ...], nodata: floa
     from affine import Affine
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    place = Affine(PIXEL_M, 0, ORIGIN[0] + shift[0], 0, -PIXEL_M, ORIGIN[1] + shift[1])
+    transform = Affine(PIXEL_M, 0, ORIGIN[0] + shift[0], 0, -PIXEL_M, ORIGIN[1] + shift[1])
     with rasterio.open(
         path,
         "w",
@@ -140,7 +162,7 @@ def _write(path: Path, bands: NDArray[Any], shift: tuple[int, ...], nodata: floa
         width=bands.shape[2],
         dtype=bands.dtype,
         crs="EPSG:32633",
-        transform=place,
+        transform=transform,
         nodata=nodata,
         compress="deflate",
         tiled=True,

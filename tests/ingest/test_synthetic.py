@@ -12,7 +12,8 @@ import pytest
 from ingest_fakes import scanned
 
 from ingest.pictures.thresholds import check_thresholds
-from ingest.synthetic.make import CLASSES, draw_scene, make_sample
+from ingest.synthetic.make import make_sample
+from ingest.synthetic.scenes import CLASSES, draw_scene
 from ingest.synthetic.settings import SampleSettings
 from warehouse.errors import SourceError
 from warehouse.settings import BuildSettings
