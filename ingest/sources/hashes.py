@@ -24,13 +24,14 @@ __all__ = ["cache_path", "hash_files"]
 
 log = logging.getLogger(__name__)
 FRESH_NS = 2_000_000_000
+"""A file modified within so many nanoseconds is not remembered."""
 Key = tuple[int, int, int, int]
+"""Device, inode, size and time of modification in nanoseconds."""
+RECALL = "SELECT sha256 FROM hashes WHERE device=? AND inode=? AND size=? AND mtime_ns=?"
 
 
 def cache_path() -> Path:
-    """`$XDG_CACHE_HOME/tensor-warehouse/hashes.sqlite`, below `~/.cache` where the variable is not
-    set.
-    """
+    """Where hashes are remembered: below `$XDG_CACHE_HOME`, or `~/.cache` where that is not set."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     return Path(base) / "tensor-warehouse" / "hashes.sqlite"
 
@@ -41,9 +42,26 @@ def hash_files(
     rehash: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> list[str]:
-    """sha256 (hex) of each file, in order.
+    """Hash files, or recall their hashes.
 
-    Raises SourceError for a file that cannot be read or changes meanwhile.
+    Parameters
+    ----------
+    files
+        Path and result of `os.stat` of each file.
+    rehash
+        Whether to read every file, also those whose hash is known.
+    progress
+        Called with numbers of files that are done.
+
+    Returns
+    -------
+    list
+        The sha256 of each file, as hexadecimal digits, in the same order.
+
+    Raises
+    ------
+    SourceError
+        For a file that cannot be read, or that changes while it is read.
     """
     # SQLite integers are signed 64 bit; device and inode numbers may use all of them.
     keys: list[Key] = [
@@ -55,14 +73,15 @@ def hash_files(
     if progress is not None and len(files) > len(todo):
         progress(len(files) - len(todo))
 
-    def one(at: int) -> str:
+    def hash_one(at: int) -> str:
         digest = _hash(*files[at])
         if progress is not None:
             progress(1)
         return digest
 
+    # hashlib releases the GIL, and slow disks answer several requests at once.
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        fresh = dict(zip(todo, pool.map(one, todo), strict=True))
+        fresh = dict(zip(todo, pool.map(hash_one, todo), strict=True))
     horizon = time.time_ns() - FRESH_NS
     _remember(
         [(*keys[at], digest) for at, digest in fresh.items() if files[at][1].st_mtime_ns < horizon]
@@ -86,11 +105,7 @@ def _hash(path: Path, before: os.stat_result) -> str:
             found=error.strerror,
             remedy="check its permissions",
         ) from None
-    if (after.st_size, after.st_mtime_ns, after.st_ino) != (
-        before.st_size,
-        before.st_mtime_ns,
-        before.st_ino,
-    ):
+    if _identity(after) != _identity(before):
         raise SourceError(
             "a source file changed while it was read",
             where=path,
@@ -99,12 +114,17 @@ def _hash(path: Path, before: os.stat_result) -> str:
     return digest
 
 
+def _identity(stat: os.stat_result) -> tuple[int, int, int]:
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino
+
+
 def _open() -> sqlite3.Connection:
     path = cache_path()
     path.parent.mkdir(parents=True, exist_ok=True)
     connection = sqlite3.connect(path, timeout=5)
     connection.execute(
-        "CREATE TABLE IF NOT EXISTS hashes (device INTEGER, inode INTEGER, size INTEGER, mtime_ns INTEGER, sha256 TEXT,"
+        "CREATE TABLE IF NOT EXISTS hashes"
+        " (device INTEGER, inode INTEGER, size INTEGER, mtime_ns INTEGER, sha256 TEXT,"
         " PRIMARY KEY (device, inode, size, mtime_ns)) WITHOUT ROWID"
     )
     return connection
@@ -115,10 +135,8 @@ def _recall(keys: Sequence[Key]) -> dict[Key, str]:
     try:
         with closing(_open()) as connection:
             for key in keys:
-                row = connection.execute(
-                    "SELECT sha256 FROM hashes WHERE device=? AND inode=? AND size=? AND mtime_ns=?",
-                    key,
-                ).fetchone()
+                row = connection.execute(RECALL, key).fetchone()
+                # The file lies in the user's cache, where anything may have written to it.
                 if row is not None and isinstance(row[0], str) and len(row[0]) == 64:
                     known[key] = row[0]
     except (sqlite3.Error, OSError) as error:
@@ -139,7 +157,8 @@ def _remember(rows: Sequence[tuple[int, int, int, int, str]]) -> None:
             connection.executemany("INSERT OR REPLACE INTO hashes VALUES (?, ?, ?, ?, ?)", rows)
     except (sqlite3.Error, OSError) as error:
         log.warning(
-            "the cache of source hashes cannot be written (%s: %s): the next build hashes every file again",
+            "the cache of source hashes cannot be written (%s: %s): the next build hashes every"
+            " file again",
             cache_path(),
             error,
         )

@@ -1,9 +1,9 @@
-"""Which annotation belongs to which picture, by name alone: the same stem, beside the picture or in
-a sibling folder.
+"""Which annotation belongs to which picture, by name alone.
 
-For a picture in `a/images/train` the folders tried are, nearest first, its own; then, with `labels`
-(or `Annotations`, ...) put in place of or in front of each folder of its path, or in place of all
-that follows: `a/labels/train`, `a/images/labels`, ... An annotation belongs to one picture: a
+The two have the same stem, and the annotation lies beside the picture or in a sibling folder. For a
+picture in `a/images/train` the folders tried are, nearest first, its own; then, with `labels` (or
+`Annotations`, ...) put in place of or in front of each folder of its path, or in place of all that
+follows: `a/labels/train`, `a/images/labels`, and so on. An annotation belongs to one picture: a
 second one of the same stem is reported, never guessed. Given up: names inside the annotation files
 (`<filename>`), which are often stale and would let a file name a path.
 """
@@ -44,13 +44,21 @@ MASK_FOLDERS = frozenset(
 )
 PICTURE_FOLDERS = frozenset({"image", "images", "img", "imgs", "picture", "pictures", "jpegimages"})
 MASK_SUFFIX = re.compile(r"[_-](?:mask|label|gt|seg)$", re.IGNORECASE)
+CutPath = tuple[tuple[str, ...], tuple[str, ...]]
 
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """annotation_of: picture -> annotation. ambiguous.
+    """How pictures and annotations belong together.
 
-    Picture -> what an earlier picture took. orphans: annotations left.
+    Attributes
+    ----------
+    annotation_of
+        Picture -> its annotation.
+    ambiguous
+        Picture -> the annotation of its stem, which an earlier picture took.
+    orphans
+        Annotations that belong to no picture.
     """
 
     annotation_of: dict[str, str]
@@ -64,20 +72,20 @@ def in_annotation_folder(path: str) -> bool:
 
 
 def is_mask(path: str) -> bool:
-    """Whether a relative path names a mask and not a picture.
-
-    By a folder such as `masks`, or a stem that ends in `_mask`.
-    """
-    folders = path.split("/")[:-1]
-    return any(part.lower() in MASK_FOLDERS for part in folders) or bool(
-        MASK_SUFFIX.search(posixpath.splitext(posixpath.basename(path))[0])
-    )
+    """Whether a relative path names a mask: a folder such as `masks`, or a stem on `_mask`."""
+    *folders, name = path.split("/")
+    if any(part.lower() in MASK_FOLDERS for part in folders):
+        return True
+    return bool(MASK_SUFFIX.search(posixpath.splitext(name)[0]))
 
 
 def pairing_key(path: str) -> tuple[str, str]:
     """What a picture and its mask have in common.
 
-    Folders but for `images`, `masks` and the like, and the stem without `_mask`.
+    Returns
+    -------
+    tuple
+        The folders but for `images`, `masks` and the like, and the stem without `_mask`.
     """
     *folders, name = path.split("/")
     kept = [part for part in folders if part.lower() not in MASK_FOLDERS | PICTURE_FOLDERS]
@@ -85,15 +93,22 @@ def pairing_key(path: str) -> tuple[str, str]:
 
 
 def pair_by_stem(pictures: Sequence[str], annotations: Iterable[str]) -> Pairs:
-    """Pair sorted relative posix paths.
+    """Pair pictures and annotations.
 
-    A stem is the name without its last extension; case counts.
+    Parameters
+    ----------
+    pictures
+        Sorted POSIX paths relative to the input root.
+    annotations
+        POSIX paths relative to the input root. A stem is the name without its last extension, in
+        which upper and lower case differ.
     """
     stems: dict[str, dict[str, str]] = defaultdict(dict)
-    every: list[str] = sorted(annotations)
-    for path in every:
+    in_order = sorted(annotations)
+    for path in in_order:
         folder, name = posixpath.split(path)
         stems[folder].setdefault(posixpath.splitext(name)[0], path)
+
     candidates: dict[str, list[dict[str, str]]] = {}
     annotation_of: dict[str, str] = {}
     ambiguous: dict[str, str] = {}
@@ -101,6 +116,7 @@ def pair_by_stem(pictures: Sequence[str], annotations: Iterable[str]) -> Pairs:
     for picture in pictures:
         folder, name = posixpath.split(picture)
         if folder not in candidates:
+            # Once a folder, not once a picture: a data set has few folders and many pictures.
             candidates[folder] = [stems[near] for near in _folders_near(folder, stems)]
         stem = posixpath.splitext(name)[0]
         found = next((table[stem] for table in candidates[folder] if stem in table), None)
@@ -111,25 +127,28 @@ def pair_by_stem(pictures: Sequence[str], annotations: Iterable[str]) -> Pairs:
         else:
             annotation_of[picture] = found
             taken.add(found)
-    return Pairs(annotation_of, ambiguous, tuple(path for path in every if path not in taken))
+    return Pairs(annotation_of, ambiguous, tuple(path for path in in_order if path not in taken))
 
 
 def _folders_near(folder: str, known: Iterable[str]) -> list[str]:
-    """Of the folders that hold annotations, those a picture in `folder` may look into, nearest
-    first.
+    """Return the folders, out of those with annotations, that a picture may have its own in.
+
+    Nearest first. A path with the name of an annotation folder taken out falls into what stood
+    before it and what stood after it; the picture's own path is cut in the same way.
     """
     parts = tuple(folder.split("/")) if folder else ()
-    shapes: list[tuple[tuple[str, ...], tuple[str, ...]]] = []
+    wanted: list[CutPath] = []
     for at in range(len(parts), -1, -1):
         tails = [parts[at + 1 :], parts[at:], ()]
-        shapes += [(parts[:at], tail) for tail in dict.fromkeys(tails)]
-    by_shape: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str]] = defaultdict(list)
+        wanted += [(parts[:at], tail) for tail in dict.fromkeys(tails)]
+
+    cut: dict[CutPath, list[str]] = defaultdict(list)
     near = [folder] if folder in set(known) else []
     for other in sorted(known):
         split = other.split("/") if other else []
         for at, part in enumerate(split):
             if part.lower() in ANNOTATION_FOLDERS:
-                by_shape[tuple(split[:at]), tuple(split[at + 1 :])].append(other)
-    for shape in shapes:
-        near += [other for other in by_shape.get(shape, []) if other not in near]
+                cut[tuple(split[:at]), tuple(split[at + 1 :])].append(other)
+    for each in wanted:
+        near += [other for other in cut.get(each, []) if other not in near]
     return near

@@ -1,9 +1,9 @@
 """Which split a picture belongs to, and in which order a split is baked.
 
 Everything follows from names, hashes and the seed. Pictures that share a group key, and
-byte-identical pictures, are one group and a group is in one split: copies of one picture must not
-be learnt from and tested on. Split folders that the source gives are kept as they are, with a
-warning where a group straddles them.
+byte-identical pictures, form a group, and a group lies in one split: a model must not be tested on
+a copy of what it learnt from. Split folders that the data set has are kept as they are, with a
+warning where a group lies in several of them.
 """
 
 from __future__ import annotations
@@ -28,10 +28,14 @@ __all__ = [
     "split_by_size",
 ]
 
+# Also the folders of COCO, such as train2017.
 GIVEN = re.compile(r"^(train|training|val|valid|validation|test|testing)(?:\d{4})?$", re.IGNORECASE)
+BY_START = {"tr": "train", "va": "val", "te": "test"}
 
 
 class HasSource(Protocol):
+    """Anything with a path relative to the input root."""
+
     @property
     def source(self) -> str: ...
 
@@ -41,9 +45,16 @@ Record = TypeVar("Record", bound=HasSource)
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """splits, groups: one a source, in their order; given.
+    """The splits of some sources.
 
-    Whether the source's own split folders were kept.
+    Attributes
+    ----------
+    splits, groups
+        For each source, in their order, its split and the key of its group.
+    given
+        Whether the data set's own split folders were kept.
+    warnings
+        Remarks for the user, one line each.
     """
 
     splits: tuple[str, ...]
@@ -53,11 +64,11 @@ class Assignment:
 
 
 def given_split(source: str) -> str | None:
-    """train, val or test by the name of the first or second folder of a relative path, else None."""
+    """The split that the first or second folder of a relative path names, or None."""
     for part in source.split("/")[:-1][:2]:
         match = GIVEN.match(part)
         if match:
-            return {"tr": "train", "va": "val", "te": "test"}[match[1][:2].lower()]
+            return BY_START[match[1][:2].lower()]
     return None
 
 
@@ -67,48 +78,72 @@ def assign_splits(
     settings: BuildSettings,
     strata: Sequence[int | None] | None = None,
 ) -> Assignment:
-    """Given split folders where there is more than one, else `settings.splits` by seeded group.
+    """Keep the data set's split folders where there are several, else draw splits by group.
 
-    strata: each source's class; the shares then hold within each class. A group of several classes
-    goes by the first.
+    Parameters
+    ----------
+    sources
+        POSIX paths relative to the input root.
+    sha256s
+        Digest of each source.
+    strata
+        Class of each source; the shares of `settings.splits` then hold within each class. A group
+        of several classes counts with that of its first source.
     """
     groups = group_keys(sources, sha256s, settings.group_pattern)
     given = [given_split(source) for source in sources]
-    if len(set(given) - {None}) < 2:
-        members: dict[int | None, list[str]] = defaultdict(list)
-        first: dict[str, int | None] = {}
-        for group, stratum in zip(groups, strata or [None] * len(groups), strict=True):
-            members[first.setdefault(group, stratum)].append(group)
-        chosen: dict[str, str] = {}
-        for part in members.values():
-            chosen |= split_by_group(part, settings.splits, settings.seed)
-        return Assignment(tuple(chosen[group] for group in groups), groups, False)
+    if len(set(given) - {None}) >= 2:
+        splits = tuple(split or "train" for split in given)
+        return Assignment(splits, groups, True, _warnings(given, splits, groups))
+
+    members: dict[int | None, list[str]] = defaultdict(list)
+    first: dict[str, int | None] = {}
+    for group, stratum in zip(groups, strata or [None] * len(groups), strict=True):
+        members[first.setdefault(group, stratum)].append(group)
+    chosen: dict[str, str] = {}
+    for part in members.values():
+        chosen |= split_by_group(part, settings.splits, settings.seed)
+    return Assignment(tuple(chosen[group] for group in groups), groups, False)
+
+
+def _warnings(
+    given: Sequence[str | None], splits: Sequence[str], groups: Sequence[str]
+) -> tuple[str, ...]:
     warnings = []
-    stray = sum(split is None for split in given)
-    if stray:
-        warnings.append(f"{stray} pictures lie outside the given split folders and go to train")
-    splits = tuple(split or "train" for split in given)
+    outside = sum(split is None for split in given)
+    if outside:
+        warnings.append(f"{outside} pictures lie outside the given split folders and go to train")
     seen: dict[str, set[str]] = defaultdict(set)
     for split, group in zip(splits, groups, strict=True):
         seen[group].add(split)
     straddling = sorted(group for group, where in seen.items() if len(where) > 1)
     if straddling:
         warnings.append(
-            f"{len(straddling)} groups of copies of one picture straddle the given splits, such as {straddling[0]}: scores will flatter"
+            f"{len(straddling)} groups of copies of one picture straddle the given splits, such as"
+            f" {straddling[0]}: scores will flatter"
         )
-    return Assignment(splits, groups, True, tuple(warnings))
+    return tuple(warnings)
 
 
 def group_keys(
     sources: Sequence[str], sha256s: Sequence[str], pattern: str | None
 ) -> tuple[str, ...]:
-    """One key a source: what `pattern` finds in the file name, then in its stem (group 1, or the
-    whole match), else the path.
+    """Return the key of each source's group.
 
-    Sources of equal bytes get one key, with all that share a key with either of them.
+    Parameters
+    ----------
+    pattern
+        Regular expression that is searched in the file name, then in its stem: group 1, or the
+        whole match, is the key. Where it is None or finds nothing, the path is the key.
+
+    Returns
+    -------
+    tuple
+        Sources of equal content get one key, together with all that share a key with one of them.
     """
     compiled = re.compile(pattern) if pattern else None
     keys = [_key(source, compiled) for source in sources]
+    # Union-find over keys: equal contents join the groups of their keys.
     parent: dict[str, str] = {key: key for key in keys}
 
     def find(key: str) -> str:
@@ -126,44 +161,53 @@ def group_keys(
 
 
 def split_by_group(groups: Sequence[str], shares: dict[str, float], seed: int) -> dict[str, str]:
-    """group -> split. In seeded order each group goes where most samples are still wanted (ties:
-    train, val, test).
+    """Assign whole groups to splits.
 
-    Each split ends within one group's size of its share. A split left without a group although
-    there are enough of them takes the smallest group of the split that has most.
+    In seeded order each group goes where most samples are still wanted; of equals to train, then
+    val. Each split ends within one group's size of its share. A split that is left without a group
+    although there are enough of them takes the smallest group of the split that has most.
+
+    Parameters
+    ----------
+    groups
+        The group of each sample.
+    shares
+        The share of each split; they add up to 1.
+
+    Returns
+    -------
+    dict
+        Group -> split.
     """
     return split_by_size(Counter(groups), shares, seed)
 
 
 def split_by_size(sizes: Mapping[str, int], shares: dict[str, float], seed: int) -> dict[str, str]:
-    """`split_by_group` of groups whose sizes are known."""
+    """As `split_by_group`, for groups whose numbers of samples are known."""
     total = sum(sizes.values())
-    wanted = {
-        split: shares.get(split, 0.0) * total for split in SPLIT_NAMES if shares.get(split, 0.0) > 0
-    }
+    wanted = {split: shares[split] * total for split in SPLIT_NAMES if shares.get(split, 0.0) > 0}
     order = sorted(sizes, key=lambda group: (_seeded(seed, group), group))
     chosen: dict[str, str] = {}
     for group in order:
         split = max(wanted, key=lambda name: wanted[name])
         chosen[group] = split
         wanted[split] -= sizes[group]
-    if len(order) >= len(wanted):
-        for split in wanted:
-            held = Counter(chosen.values())
-            if not held[split]:
-                richest = max(wanted, key=lambda name: held[name])
-                moved = min(
-                    (group for group in order if chosen[group] == richest),
-                    key=lambda group: sizes[group],
-                )
-                chosen[moved] = split
+    if len(order) < len(wanted):
+        return chosen
+
+    for split in wanted:
+        held = Counter(chosen.values())
+        if not held[split]:
+            richest = max(wanted, key=lambda name: held[name])
+            candidates = [group for group in order if chosen[group] == richest]
+            chosen[min(candidates, key=lambda group: sizes[group])] = split
     return chosen
 
 
 def permuted(records: Sequence[Record], seed: int) -> list[Record]:
-    """The order in which a split's records are baked.
+    """Return records in the order in which they are baked.
 
-    By sha256 of seed and source, so that any chunk is a random draw.
+    The order is that of a hash of seed and source, so that any stored chunk is a random draw.
     """
     return sorted(records, key=lambda record: (_seeded(seed, record.source), record.source))
 
