@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from utils.samplers import mix64
+from utils.loading.orders import mix64
 from utils.training.settings import AugmentSettings
 from warehouse.format.schema import DIFFICULT
 
@@ -81,7 +81,7 @@ def uniform(seed: int, epoch: int, index: NDArray[np.int64], purpose: int) -> ND
 def draws(
     seed: int, epoch: int, index: Tensor, purposes: Iterable[int], device: torch.device
 ) -> Tensor:
-    """Draw a number in [0, 1) for each purpose and sample: float32 ``[purposes, B]`` on `device`."""
+    """Draw a number in [0, 1) for each purpose and sample, float32 ``[purposes, B]``."""
     numbers = index.cpu().numpy()
     drawn = np.stack([uniform(seed, epoch, numbers, purpose) for purpose in purposes])
     return torch.from_numpy(drawn).float().to(device)

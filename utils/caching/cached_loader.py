@@ -115,7 +115,8 @@ class CachedLoader:
     def _items(self, order: list[int]) -> Iterator[Any]:
         try:
             yield from self._in_order(order)
-        except RuntimeError as error:  # PyTorch raises it on the child's signal: wherever this process is at that moment
+        except RuntimeError as error:
+            # PyTorch raises it on the child's signal, wherever this process is at that moment.
             self.close()
             if str(error).startswith("DataLoader worker (pid"):
                 raise WorkerError(

@@ -74,12 +74,11 @@ class CacheStats:
     seconds_saved: float
 
     def __str__(self) -> str:
-        extra = "".join(
-            f", {value} {name}"
-            for name, value in (("refused", self.refused), ("damaged", self.damaged))
-            if value
-        )
-        return f"{self.hits} hits, {self.misses} misses{extra}, {self.bytes / 1e6:.1f} MB, {self.seconds_saved:.2f} s saved"
+        parts = [f"{self.hits} hits", f"{self.misses} misses"]
+        parts += [f"{self.refused} refused"] if self.refused else []
+        parts += [f"{self.damaged} damaged"] if self.damaged else []
+        parts += [f"{self.bytes / 1e6:.1f} MB", f"{self.seconds_saved:.2f} s saved"]
+        return ", ".join(parts)
 
 
 class TensorCache:
@@ -232,7 +231,8 @@ class TensorCache:
     def stats(self) -> CacheStats:
         """The counts so far, of this process and of the workers that share the cache."""
         *counts, seconds = COUNTS.unpack(os.pread(self.counts.fd, COUNTS.size, 0))
-        return CacheStats(*counts, self.file.end() or 0, max(0.0, seconds))
+        named = dict(zip(COUNTED, counts, strict=True))
+        return CacheStats(**named, bytes=self.file.end() or 0, seconds_saved=max(0.0, seconds))
 
     def _probe(self, compute: Callable[[], Any], header: bytes, buffers: list[memoryview]) -> None:
         again = encode_item(compute())

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from utils.loader_utils import BatchRing
-from utils.samplers import BatchPlan
+from utils.loading.orders import BatchPlan
 from warehouse.errors import WarehouseError
 from warehouse.read.version import ChunkReader
 

@@ -12,13 +12,13 @@ Assistant guidance: when extending: an engine knows no epoch, no sampler and no 
 from __future__ import annotations
 
 from utils.loader_utils import BatchLayout
+from utils.loading.batch_sampler import BatchSampler
 from utils.loading.batches import Engine
 from utils.loading.local import LocalEngine
 from utils.loading.options import LoaderOptions
 from utils.loading.sources import open_source
 from utils.loading.spawn import SpawnEngine
 from utils.loading.stores import ReadPlan
-from utils.samplers import BatchSampler, RandomBatchSampler
 from warehouse.errors import ConfigError
 from warehouse.read.version import Split
 
@@ -43,7 +43,7 @@ def make_engine(
     split, names
         The split, and the arrays to read from it.
     sampler
-        Its sizes decide how large a batch can be.
+        It decides how large a batch can be.
     options
         The loader's options.
     spare
@@ -54,7 +54,8 @@ def make_engine(
     ConfigError
         If there is no memory for the ring of batches.
     """
-    layout = batch_layout(split, names, sampler)
+    rows = {name: (split.specs[name].shape[1:], split.specs[name].dtype) for name in names}
+    layout = BatchLayout.of(sampler.largest_batch, rows)
     reader, source = open_source(plan, split, names, sampler, options)
     try:
         if options.spawns:
@@ -76,17 +77,3 @@ def make_engine(
             found=f"{size}: {error}",
             remedy="lower batch_size or prefetch_factor",
         ) from None
-
-
-def batch_layout(split: Split, names: list[str], sampler: BatchSampler) -> BatchLayout:
-    """Lay out the largest batch: no larger than what its chunks hold, whatever batch_size is."""
-    if isinstance(sampler, RandomBatchSampler):
-        available = int(sampler.sizes.sum())
-    else:
-        available = int(sampler.sizes.max(initial=1)) * sampler.chunks_per_batch
-    rows = max(1, min(sampler.batch_size, available))
-
-    specs = split.specs
-    return BatchLayout.of(
-        rows, {name: (specs[name].shape[1:], specs[name].dtype) for name in names}
-    )

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from utils.loader_utils import BatchLayout, BatchRing
 from utils.loading.batches import Batch, Filled
-from utils.samplers import BatchPlan
+from utils.loading.orders import BatchPlan
 from warehouse.read.version import ChunkReader
 
 __all__ = ["LocalEngine"]

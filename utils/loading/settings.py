@@ -6,7 +6,8 @@ Used by: detector.looking, detector.training, features.finetuning.run_finetuning
   scripts.train_vqvae, segmentation.training, utils.loader, utils.loading.options,
   utils.loading.stores, vqvae.training
 Design notes: this module imports no torch, so that a command can print its `--help` quickly.
-Assistant guidance: when extending: a new engine or store is added to its Literal here and to config.yaml.
+Assistant guidance: when extending: a new engine or store is added to its Literal here and to
+  config.yaml.
 """
 
 from __future__ import annotations

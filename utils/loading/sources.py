@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.loader_utils import SharedBlock, private_memory
+from utils.loading.batch_sampler import BatchSampler
 from utils.loading.options import LoaderOptions
 from utils.loading.stores import Access, ReadPlan
-from utils.samplers import BatchSampler
 from warehouse.errors import ConfigError
 from warehouse.read.memory import MemoryReader, decode_split
 from warehouse.read.stream import SharedStreamReader, StreamReader, segment_bytes

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 
 from utils.loader_utils import BatchLayout, BatchRing, SharedBlock
 from utils.loading.batches import Batch, Filled
+from utils.loading.orders import BatchPlan
 from utils.loading.sources import Source
-from utils.samplers import BatchPlan
 from warehouse.errors import WarehouseError, WorkerError
 from warehouse.read.stream import FetchFailed, StreamReader
 from warehouse.read.version import ChunkReader
@@ -253,7 +253,10 @@ def worker_error(error: RuntimeError, iterator: Any) -> WorkerError:
             f"worker {number} (pid {workers[number][1].pid})",
             f"no answer for {iterator._timeout:g} s",
         )
-        remedy = "is the warehouse on a slow mount? raise --loader.worker_timeout, or try --loader.engine thread"
+        remedy = (
+            "is the warehouse on a slow mount? raise --loader.worker_timeout, "
+            "or try --loader.engine thread"
+        )
         return WorkerError("a loader worker hangs", where=where, found=silence, remedy=remedy)
     dead = [(number, worker) for number, worker in workers if not worker.is_alive()]
     names = ", ".join(f"worker {number} (pid {worker.pid})" for number, worker in dead) or None

@@ -20,8 +20,8 @@ from typing import Literal, get_args
 
 import psutil
 
+from utils.loading.batch_sampler import BatchSampler
 from utils.loading.settings import Store
-from utils.samplers import BatchSampler, RandomBatchSampler
 from warehouse.errors import ConfigError
 from warehouse.format.location import Remote
 from warehouse.read.memory import split_bytes
@@ -118,10 +118,9 @@ def choose_store(
     ConfigError
         If the store cannot read this split in this order.
     """
-    by_chunk = not isinstance(sampler, RandomBatchSampler)
     decoded = split_bytes(split, names)
     available = free_memory() if available is None else available
-    _refuse_impossible(store, split, decoded, by_chunk, available)
+    _refuse_impossible(store, split, decoded, sampler.by_chunk, available)
 
     if store == "library":
         return ReadPlan("library", "as asked for")
@@ -141,7 +140,7 @@ def choose_store(
         return ReadPlan("memory", reason, foreign)
     for name, why in foreign.items():
         return ReadPlan("library", f"only zarr-python can read array {name!r}: {why}", foreign)
-    return _by_location(split, names, by_chunk, available, kind)
+    return _by_location(split, names, sampler.by_chunk, available, kind)
 
 
 def _refuse_impossible(
