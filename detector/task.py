@@ -22,9 +22,8 @@ from detector.model import BigDet, TinyDet, make_model, reduced, to_float
 from detector.settings import DetectorSettings
 from utils.augment import augment
 from utils.training.checkpoint import Checkpoint, known_model, load_module
-from utils.training.loop import seeded
 from utils.training.settings import AugmentSettings
-from utils.training.task import Task
+from utils.training.task import Task, seeded
 from warehouse.errors import StateError, TrainingError
 
 __all__ = ["DataFacts", "DetectorTask", "data_facts", "restore_detector"]

@@ -66,7 +66,7 @@ def train_detector(
             output,
             ranks=ranks,
             open_seconds=time.monotonic() - start,
-            book=experiments,
+            experiments=experiments,
         )
         result = trainer.run()
     log.info(

@@ -22,8 +22,7 @@ from segmentation.settings import SegmentTraining
 from segmentation.unet import UNet
 from utils.augment import draws, elastic_warp, scale_contrast, turn_and_mirror
 from utils.training.confusion import ConfusionMatrix
-from utils.training.loop import seeded
-from utils.training.task import Task
+from utils.training.task import Task, seeded
 from warehouse.settings import MASK_PADDING
 
 __all__ = [

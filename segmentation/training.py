@@ -64,7 +64,7 @@ def train_unet(
         ChunkLoader(held_out, scored_size, shuffle=False, **options) as scored,
     ):
         output = Path(str(training.output))
-        trainer = Trainer(task, training, batches, scored, output, book=experiments)
+        trainer = Trainer(task, training, batches, scored, output, experiments=experiments)
         try:
             result = trainer.run()
         except StateError as error:

@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from utils.training.loop import seeded
-from utils.training.task import Task
+from utils.training.task import Task, seeded
 from vqvae.block_sampling import cut, sample_depth
 from vqvae.losses import TERMS, Weights, loss_terms
 from vqvae.metrics import Tally

@@ -69,7 +69,7 @@ def train_vqvae(
             output,
             ranks=ranks,
             open_seconds=time.monotonic() - start,
-            book=experiments,
+            experiments=experiments,
         )
         result = trainer.run()
     log.info(

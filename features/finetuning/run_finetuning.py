@@ -78,7 +78,7 @@ def finetune(
             settings.folder / "training",
             ranks=ranks,
             open_seconds=time.monotonic() - start,
-            book=experiments,
+            experiments=experiments,
             budget=budget,
             save_steps=settings.save_steps,
         )
@@ -118,7 +118,7 @@ def _limits(
     return {
         "checkpoint": str(checkpoint_of(settings.folder)),
         "peak_memory_gb": budget.peak_gb,
-        "micro_batch": -(-settings.batch_size // trainer.pieces),
+        "micro_batch": -(-settings.batch_size // trainer.state.micro_batches),
         "blocks": settings.blocks,
     }
 

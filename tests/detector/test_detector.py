@@ -23,8 +23,9 @@ from detector.losses import LossWeights, big_loss, largest_box, make_truth, tiny
 from detector.model import Slots, make_model, to_float
 from detector.settings import DetectorSettings
 from detector.task import DataFacts, DetectorTask
-from utils.training.loop import Trainer, seeded
+from utils.training.loop import Trainer
 from utils.training.ranks import Ranks
+from utils.training.task import seeded
 from warehouse.format.schema import CROWD, DIFFICULT, TRUNCATED
 
 WEIGHTS = LossWeights()

@@ -23,7 +23,7 @@ from scripts import infer_view, train_detector
 from scripts._command import run
 from utils.loader import ChunkLoader
 from utils.training.checkpoint import load_checkpoint, prefixed, save_checkpoint
-from utils.training.loop import seeded
+from utils.training.task import seeded
 from warehouse.errors import StateError, TrainingError
 
 NASTY = "</script><script>alert(1)</script>&\"'\u2028é.jpg"
@@ -347,7 +347,7 @@ def test_the_loader_s_state_carries_a_run_over_an_interruption_within_an_epoch(s
             whole, calls = task.loss, iter(range(10**6))
 
             def loss(*arguments):
-                made.stop = made.stop or next(calls) == stop
+                made.schedule.stop = made.schedule.stop or next(calls) == stop
                 return whole(*arguments)
 
             task.loss = loss

@@ -106,7 +106,7 @@ def test_a_session_out_of_minutes_ends_well_and_the_same_command_goes_on(tmp_pat
         sessions.append(make_trainer(tmp_path, max_minutes=1e-9).run())
     assert len(sessions) == STEPS, "a session does one step at least"
     assert caplog.text.count("minutes are over") == STEPS - 1
-    assert caplog.text.count("go on with the same command") == STEPS - 1
+    assert caplog.text.count("continue with the same command") == STEPS - 1
     same_run(tmp_path, whole)
 
 
@@ -251,7 +251,7 @@ def test_an_overrun_is_answered_once_by_halves_that_give_the_same_steps(tmp_path
     trainer.run()
     assert caplog.text.count("over the memory budget at step 1") == 1
     assert "2 samples at a time" in caplog.text
-    assert (trainer.pieces, meter.trimmed, budget.peak_gb) == (2, 1, 10.0)
+    assert (trainer.state.micro_batches, meter.trimmed, budget.peak_gb) == (2, 1, 10.0)
     for one, other in zip(told(tmp_path), told(whole), strict=True):
         assert (one["step"], one["samples"], one["lr"]) == (
             other["step"],
@@ -264,7 +264,7 @@ def test_an_overrun_is_answered_once_by_halves_that_give_the_same_steps(tmp_path
         tmp_path, budget=MemoryBudget(4.0, torch.device("cpu"), Scripted()), epochs=4
     )
     again.run()
-    assert again.pieces == 2
+    assert again.state.micro_batches == 2
 
 
 def test_the_gradient_of_halves_is_that_of_the_whole_batch_by_definition(tmp_path):
@@ -308,7 +308,7 @@ def test_the_gradient_of_halves_is_that_of_the_whole_batch_by_definition(tmp_pat
     trainer.scaler.step = lambda optimizer: spy()
     with pytest.raises(Stop):
         trainer.run()
-    assert trainer.pieces == 2
+    assert trainer.state.micro_batches == 2
     for name, value in oracle.named_parameters():
         torch.testing.assert_close(seen[name], value.grad, rtol=1e-3, atol=1e-6)
 
@@ -349,7 +349,7 @@ def test_a_real_overrun_on_the_cpu_is_seen_and_halves_go_on_within_the_budget(tm
             budget=budget,
             **changes,
         )
-        trainer.pieces = pieces
+        trainer.state.micro_batches = pieces
         budget.meter.trim()
         budget.meter.reset()
         budget.highest = 0
@@ -359,7 +359,7 @@ def test_a_real_overrun_on_the_cpu_is_seen_and_halves_go_on_within_the_budget(tm
     large, small = (run(f"free{pieces}", None, pieces)[1].peak_gb for pieces in (1, 2))
     assert large > small + 0.1, "288 MB against 144"
     trainer, budget = run("limited", (large + small) / 2, 1)
-    assert trainer.pieces == 2
+    assert trainer.state.micro_batches == 2
     assert "over the memory budget at step 0" in caplog.text
     assert budget.peak_gb > (large + small) / 2, "the peak is told, the over-run's too"
     with pytest.raises(TrainingError, match="over the memory budget"):

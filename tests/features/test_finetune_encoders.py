@@ -355,7 +355,7 @@ def test_from_a_detector_to_a_fine_tuned_encoder_to_features_to_heads(command, s
     ]
     code, first, err = command(finetune, *asked, "--finetune.max_minutes", "0.000001", *shared)
     assert (code, first["finished"], first["steps"]) == (0, False, 1)
-    assert "go on with the same command" in err
+    assert "continue with the same command" in err
     code, result, err = command(finetune, *asked, *shared)
     assert (code, result["finished"], result["steps"], result["held_out"]) == (0, True, 4, "test")
     assert {"accuracy", "peak_memory_gb", "checkpoint"} <= set(result)

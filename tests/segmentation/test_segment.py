@@ -17,7 +17,7 @@ from segmentation.settings import SegmentSettings, SegmentTraining
 from segmentation.task import SegmentTask, augment_patches, segmentation_loss
 from segmentation.unet import UNet, restore_unet
 from utils.training.checkpoint import load_checkpoint, prefixed, save_checkpoint
-from utils.training.loop import seeded
+from utils.training.task import seeded
 from warehouse.errors import StateError
 
 QUIET = {"turns": False, "elastic": 0.0, "contrast": 0.0, "brightness": 0.0}

@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from detector.task import restore_detector
-from utils.training.checkpoint import Checkpoint, load_checkpoint, same_run, save_checkpoint
+from utils.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from utils.training.run_state import check_same_run
 from vqvae.compress.codec import restore_vqvae
 from warehouse.errors import StateError
 
@@ -70,9 +71,9 @@ def test_a_resume_names_the_first_thing_that_differs_not_the_whole_model() -> No
         ),
     ):
         with pytest.raises(StateError, match=re.escape(words)) as raised:
-            same_run(then, {"model": (now, model)}, "train again")
+            check_same_run(then, {"model": (now, model)}, "train again")
         assert len(str(raised.value)) < 200
-    same_run(then, {"model": (now, dict(now))}, "train again")
+    check_same_run(then, {"model": (now, dict(now))}, "train again")
 
 
 json_values = st.recursive(
@@ -88,7 +89,7 @@ json_values = st.recursive(
 def test_any_two_values_that_differ_are_told_apart(now: Any, then: Any) -> None:
     checkpoint = Checkpoint({}, {}, Path("x/checkpoint.json"))
     if now == then:
-        same_run(checkpoint, {"model": (now, then)}, "train again")
+        check_same_run(checkpoint, {"model": (now, then)}, "train again")
         return
     with pytest.raises(StateError, match="of another run"):
-        same_run(checkpoint, {"model": (now, then)}, "train again")
+        check_same_run(checkpoint, {"model": (now, then)}, "train again")

@@ -43,7 +43,7 @@ def book_of(tmp_path, **changes):
     )
 
 
-def train(tmp_path, output="out", task=None, book=None, **changes):
+def train(tmp_path, output="out", task=None, experiments=None, **changes):
     trainer = Trainer(
         task or ScoredTask(),
         settings(**changes),
@@ -51,7 +51,7 @@ def train(tmp_path, output="out", task=None, book=None, **changes):
         FakeLoader(),
         tmp_path / output,
         ranks=ALONE,
-        book=book or book_of(tmp_path),
+        experiments=experiments or book_of(tmp_path),
     )
     return trainer.run()
 
@@ -359,7 +359,7 @@ def test_a_folder_that_cannot_be_made_is_typed(tmp_path):
 
 
 def test_no_book_is_kept_where_none_is_wanted(tmp_path):
-    train(tmp_path, book=ExperimentSettings(db=None), epochs=1)
+    train(tmp_path, experiments=ExperimentSettings(db=None), epochs=1)
     assert not (tmp_path / "experiments").exists()
 
 

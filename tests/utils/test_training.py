@@ -16,13 +16,13 @@ import pytest
 import torch
 from torch import nn
 
-from utils.tracking.run_log import Journal
+from utils.tracking.run_log import RunLog
 from utils.training.checkpoint import load_checkpoint
-from utils.training.loop import Trainer, seeded
+from utils.training.loop import Trainer
 from utils.training.memory_budget import MemoryBudget
 from utils.training.ranks import Ranks, choose_device, to_device
 from utils.training.settings import TrainSettings
-from utils.training.task import Task
+from utils.training.task import Task, seeded
 from warehouse.errors import ConfigError, StateError, TrainingError
 
 ROOT = Path(__file__).parents[2]
@@ -288,10 +288,11 @@ def test_a_batch_whose_upload_runs_out_of_memory_is_trained_on_all_the_same(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return to_device(batch, device)
 
-    monkeypatch.setattr("utils.training.loop.to_device", upload)
+    for module in ("step", "held_out"):
+        monkeypatch.setattr(f"utils.training.{module}.to_device", upload)
     trainer = on_budget(tmp_path / "short", epochs=2, accumulate=2)
     assert trainer.run()["steps"] == 6
-    assert trainer.pieces == 2
+    assert trainer.state.micro_batches == 2
     for one, other in zip(told(tmp_path / "short"), told(tmp_path / "whole"), strict=True):
         assert (one["step"], one["samples"]) == (other["step"], other["samples"])
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
@@ -308,7 +309,7 @@ def test_a_lack_of_memory_in_the_loader_is_not_the_end_of_the_epoch(tmp_path):
     trainer = on_budget(tmp_path, Starving())
     with pytest.raises(MemoryError, match="in the loader"):
         trainer.run()
-    assert (trainer.step, trainer.pieces) == (2, 1)
+    assert (trainer.state.step, trainer.state.micro_batches) == (2, 1)
 
 
 @pytest.mark.parametrize("limit", [None, 10**15])
@@ -320,7 +321,7 @@ def test_a_lack_of_memory_in_the_optimizer_s_step_is_an_error_and_the_step_is_no
     steps = []
 
     def step():
-        steps.append(trainer.step)
+        steps.append(trainer.state.step)
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
     trainer.optimizer.step = step
@@ -330,18 +331,18 @@ def test_a_lack_of_memory_in_the_optimizer_s_step_is_an_error_and_the_step_is_no
         match=rf"out of memory in the optimizer's step: step 0; .*{remedy} with .*--fake\.batch_size",
     ):
         trainer.run()
-    assert (steps, trainer.pieces) == ([0], 1)
+    assert (steps, trainer.state.micro_batches) == ([0], 1)
 
 
 def test_a_resumed_run_that_is_killed_before_its_first_step_keeps_its_log(tmp_path):
     train(tmp_path, epochs=1)
     lines = (tmp_path / "log.jsonl").read_text().splitlines()
-    journal = Journal(tmp_path, None, active=True, after_step=4)
-    # Read while the journal is open: what kill -9 would leave.
+    run_log = RunLog(tmp_path, None, active=True, after_step=4)
+    # Read while the log is open: what kill -9 would leave.
     assert (tmp_path / "log.jsonl").read_text().splitlines() == lines[:4]
-    journal.line("step", step=5)
+    run_log.line("step", step=5)
     assert [line["step"] for line in told(tmp_path)] == [1, 2, 3, 4, 5]
-    journal.close()
+    run_log.close()
     assert not list(tmp_path.glob("*.part"))
 
 
@@ -431,7 +432,7 @@ out = Path({out!r})
 mine = FakeLoader(24, 2, rank=ranks.rank, ranks=ranks.count)
 trainer = Trainer(FakeTask(), settings(batch_size=2, accumulate={accumulate}), mine, FakeLoader(), out, ranks=ranks)
 result = trainer.run()
-torch.save({{"weights": trainer.model.state_dict(), "score": result["score"]}}, out / f"rank{{ranks.rank}}.pt")
+torch.save({{"weights": trainer.parts.model.state_dict(), "score": result["score"]}}, out / f"rank{{ranks.rank}}.pt")
 ranks.close()
 """
 

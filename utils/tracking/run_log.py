@@ -1,12 +1,12 @@
-"""What a run leaves behind while it goes: a line a step, a status file for watchers, and where the
-time went.
+"""What a run writes while it goes: a line for each step, a status file for watchers, and its figures
+in the experiment log.
 
-Purpose: `Journal` writes log.jsonl, the status file and the run's entry in the experiment book;
-  `Phases` adds up the seconds of loading, forward, backward, optimizer.
+Purpose: `RunLog` writes log.jsonl, the status file and the run's entry in the experiment log;
+  `Phases` adds up the seconds of loading, forward pass, backward pass and optimizer.
 Used by: utils.training.loop
-Design notes: log.jsonl is append-only and is cut back to the checkpoint's step on resume, so that
-  it never tells a step twice. The status file is replaced atomically and not fsynced: a watcher
-  sees whole JSON, and a crash may lose the last second.
+Design notes: log.jsonl is append-only. On resume it is cut back to the checkpoint's step, so that no
+  step is in it twice. The status file is replaced atomically and not fsynced: a watcher always
+  reads complete JSON, and a crash may lose the last second.
 Assistant guidance: when extending: keep lines flat and short; a figure that needs a device
   synchronisation does not belong here.
 """
@@ -16,23 +16,31 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-from utils.tracking.experiments import Run, open_run
+from utils.tracking.experiments import Run
 from warehouse.errors import TrainingError
 
-__all__ = ["PHASES", "Journal", "Phases", "begin_journal"]
+__all__ = ["PHASES", "LogValue", "Phases", "RunLog", "RunStatus"]
+
+LogValue = int | float | str | None
+RunStatus = Literal["running", "done", "interrupted", "failed"]
 
 PHASES = ("load", "fwd", "bwd", "opt")
 
 
 class Phases:
-    """Seconds by phase, of the last step and in all.
+    """Seconds by phase, of the last step and of the whole session.
 
-    On a GPU a phase is the time to issue it, until the step's one sync.
+    On a GPU a phase is the time to issue its work, because a step synchronises only once.
+
+    Attributes
+    ----------
+    samples
+        How many were loaded; counted by the owner.
     """
 
     def __init__(self) -> None:
@@ -42,6 +50,7 @@ class Phases:
 
     @contextmanager
     def time(self, phase: str) -> Iterator[None]:
+        """Add the duration of the block to a phase."""
         start = time.perf_counter()
         try:
             yield
@@ -51,28 +60,54 @@ class Phases:
             self.total[phase] += spent
 
     def next_step(self) -> dict[str, float]:
-        """The finished step's `t_load t_fwd t_bwd t_opt`, in seconds."""
+        """Return `t_load t_fwd t_bwd t_opt` of the finished step in seconds, and begin another."""
         done = {f"t_{phase}": round(spent, 6) for phase, spent in self.step.items()}
         self.step = dict.fromkeys(PHASES, 0.0)
         return done
 
+    def shares(self) -> dict[str, str]:
+        """Return `t_load t_fwd t_bwd t_opt` of the session as percentages, for people."""
+        return {
+            f"t_{phase}": f"{spent / max(self.seconds, 1e-9):.0%}"
+            for phase, spent in self.total.items()
+        }
+
     @property
     def seconds(self) -> float:
+        """Of all phases together."""
         return sum(self.total.values())
 
     @property
     def samples_per_second(self) -> float:
+        """Of this process; 0 before the first step."""
         return self.samples / self.seconds if self.seconds else 0.0
 
     @property
     def load_share(self) -> float:
+        """Share of the time that was spent waiting for batches, in [0, 1]."""
         return self.total["load"] / self.seconds if self.seconds else 0.0
 
 
-class Journal:
-    """log.jsonl, the status file and the book's entry of one run.
+class RunLog:
+    """log.jsonl, the status file and the experiment log's entry of one run.
 
-    `active` is false on every rank but the first: nothing is written.
+    Parameters
+    ----------
+    folder
+        Where log.jsonl goes; made if it is not there.
+    status_file
+        JSON file for watchers; None means none.
+    active
+        Whether anything is written: true on the first rank only.
+    after_step
+        Keep the lines of the former log up to this step; None starts a new log.
+    run
+        The run's entry in the experiment log, which `close` ends; None means none.
+
+    Raises
+    ------
+    TrainingError
+        The log cannot be written.
     """
 
     def __init__(
@@ -82,13 +117,11 @@ class Journal:
         *,
         active: bool,
         after_step: int | None,
-        book: Run | None = None,
+        run: Run | None = None,
     ) -> None:
-        """after_step: keep the former log's lines up to this step; None starts a new log. book.
-
-        The run, ended by close().
-        """
-        self.folder, self.book, self.state, self.error = folder, book, "running", ""
+        self.folder, self.run = folder, run
+        self.state: RunStatus = "running"
+        self.error = ""
         self.path = folder / "log.jsonl"
         self.status_path = Path(status_file) if status_file else None
         self.active = active
@@ -97,7 +130,7 @@ class Journal:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             lines = _lines_until(self.path, after_step) if after_step is not None else []
-            # Cut back in one go: a run killed before its first step leaves the former lines.
+            # Replaced in one go: a run killed before its first step leaves the former lines.
             temp = self.path.with_name(self.path.name + ".part")
             temp.write_text("".join(lines), encoding="utf-8")
             os.replace(temp, self.path)
@@ -105,121 +138,106 @@ class Journal:
             if self.status_path is not None:
                 self.status_path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            self._end_book("failed", str(error))
+            self._end_run("failed", str(error))
             raise TrainingError(
-                "the run's log cannot be written",
+                "the log of the run cannot be written",
                 where=error.filename,
                 found=error.strerror,
                 remedy="choose another output folder",
             ) from None
 
-    def line(self, kind: str, **values: Any) -> None:
-        if self.active:
-            if self.book is not None:
-                self.book.log(kind, values["step"], values)
-            try:
-                self.file.write(json.dumps({"kind": kind, **values}, allow_nan=False) + "\n")
-                self.file.flush()
-            except OSError as error:
-                raise TrainingError(
-                    "the run's log cannot be written",
-                    where=self.path,
-                    found=error.strerror,
-                    remedy="free some space and go on with resume",
-                ) from None
+    def line(self, kind: str, step: int, **values: LogValue) -> None:
+        """Append a line to log.jsonl, and its numbers to the experiment log.
 
-    def status(self, state: str, **values: Any) -> None:
-        """state: running, done, interrupted or failed."""
-        self.state, self.error = state, values.get("error", "")
+        Raises
+        ------
+        TrainingError
+            The log cannot be written.
+        """
+        if not self.active:
+            return
+        line = {"step": step, **values}
+        if self.run is not None:
+            self.run.log(kind, step, line)
+        try:
+            self.file.write(json.dumps({"kind": kind, **line}, allow_nan=False) + "\n")
+            self.file.flush()
+        except OSError as error:
+            raise TrainingError(
+                "the log of the run cannot be written",
+                where=self.path,
+                found=error.strerror,
+                remedy="free some space and continue with resume",
+            ) from None
+
+    def status(self, state: RunStatus, values: Mapping[str, LogValue], *, error: str = "") -> None:
+        """Replace the status file.
+
+        Parameters
+        ----------
+        values
+            Where the run stands, for watchers.
+
+        Raises
+        ------
+        TrainingError
+            The status file cannot be written.
+        """
+        self.state, self.error = state, error
         if not self.active or self.status_path is None:
             return
-        text = json.dumps(
-            {"state": state, "time": round(time.time(), 3), "pid": os.getpid(), **values}
-        )
+        status = {"state": state, "time": round(time.time(), 3), "pid": os.getpid(), **values}
+        if error:
+            status["error"] = error
         try:
             temp = self.status_path.with_name(self.status_path.name + ".part")
-            temp.write_text(text, encoding="utf-8")
+            temp.write_text(json.dumps(status), encoding="utf-8")
             os.replace(temp, self.status_path)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError) as failure:
             raise TrainingError(
                 "the status file cannot be written",
                 where=self.status_path,
-                found=str(error)[:120],
+                found=str(failure)[:120],
                 remedy="give the path of a file in a folder that can be written",
             ) from None
 
-    def failed(self, error: BaseException, **values: Any) -> None:
-        state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        self.status(state, error=str(error) or type(error).__name__, **values)
+    def failed(self, error: BaseException, values: Mapping[str, LogValue]) -> None:
+        """Write the status of a run that an exception ends."""
+        state: RunStatus = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        self.status(state, values, error=str(error) or type(error).__name__)
 
-    def saved(self, state: str, **values: Any) -> None:
-        """The status after a checkpoint was written to the folder."""
-        self.status(state, **values)
-        if self.book is not None:
-            self.book.saved(self.folder, values["step"])
+    def saved(self, state: RunStatus, at_step: int, values: Mapping[str, LogValue]) -> None:
+        """Write the status after a checkpoint of step `at_step` was written to the folder."""
+        self.status(state, values)
+        if self.run is not None:
+            self.run.saved(self.folder, at_step)
 
     def close(self) -> None:
+        """Close log.jsonl, and end the run in the experiment log in its last state."""
         if self.active:
             self.file.close()
-        self._end_book(self.state, self.error)
+        self._end_run(self.state, self.error)
 
-    def _end_book(self, state: str, error: str) -> None:
-        if self.book is not None:
-            self.book.finish(
-                "done"
-                if state == "done"
-                else "interrupted"
-                if state == "interrupted"
-                else "failed",
-                error or None,
-            )
-
-
-def begin_journal(trainer: Any) -> Journal:
-    """The journal of a utils.training.loop.Trainer, with its entry in the book where it has one.
-
-    Raises DatabaseError, TrainingError.
-    """
-    first, after_step = trainer.ranks.first, trainer.step or None
-    book = _begin_run(trainer, after_step) if first else None
-    return Journal(
-        trainer.output, trainer.settings.status_file, active=first, after_step=after_step, book=book
-    )
-
-
-def _begin_run(trainer: Any, after_step: int | None) -> Run | None:
-    task, state = trainer.task, trainer.loader.state_dict()
-    how = {
-        "device": str(trainer.device),
-        "ranks": trainer.ranks.count,
-        "parameters": sum(p.numel() for p in trainer.model.parameters()),
-    }
-    return open_run(
-        trainer.book,
-        trainer=task.section,
-        name=task.name,
-        params={
-            **trainer.settings.model_dump(mode="json"),
-            "lr": trainer.lr,
-            "model": task.describe(),
-            "run": how,
-        },
-        data=(state.get("version"), state.get("split")),
-        output=trainer.output,
-        headline=task.headline,
-        after_step=after_step,
-    )
+    def _end_run(self, state: RunStatus, error: str) -> None:
+        if self.run is None:
+            return
+        # A log that is closed while it says `running` belongs to a run that broke off.
+        self.run.finish("failed" if state == "running" else state, error or None)
 
 
 def _lines_until(path: Path, step: int) -> list[str]:
-    """The whole lines of a former log up to and including `step`; a torn last line is dropped."""
-    kept = []
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
-            try:
-                at = json.loads(line)["step"]
-            except (ValueError, KeyError, TypeError):
-                continue
-            if line.endswith("\n") and isinstance(at, int) and at <= step:
-                kept.append(line)
+    """The complete lines of a former log up to and including `step`.
+
+    A last line that a crash has torn is dropped.
+    """
+    kept: list[str] = []
+    if not path.is_file():
+        return kept
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+        try:
+            found = json.loads(line)["step"]
+        except (ValueError, KeyError, TypeError):
+            continue
+        if line.endswith("\n") and isinstance(found, int) and found <= step:
+            kept.append(line)
     return kept

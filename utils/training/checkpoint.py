@@ -34,27 +34,21 @@ from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as pack_tensors
 from torch import Tensor, nn
 
-from utils.training.optimizer import restore_optimizer
 from warehouse.errors import ConfigError, CorruptError, StateError, TrainingError
 from warehouse.format.durable import write_bytes
 
 __all__ = [
-    "COUNTERS",
     "Checkpoint",
     "has_checkpoint",
     "known_model",
     "load_checkpoint",
     "load_module",
     "prefixed",
-    "restore_run",
-    "same_run",
     "save_checkpoint",
 ]
 
 FORMAT = 1
 INDEX = "checkpoint.json"
-COUNTERS = ("epoch", "step", "batches", "epoch_loss", "epoch_samples")
-"""Where a training run stands; of a utils.training.loop.Trainer."""
 MAX_INDEX_BYTES = 4 << 20
 MAX_TENSOR_BYTES = 16 << 30
 NAME = re.compile(r"checkpoint-[0-9a-f]{16}\.safetensors")
@@ -194,40 +188,6 @@ def known_model(saved: Checkpoint, kinds: Sequence[str], what: str, remedy: str)
     )
 
 
-def same_run(saved: Checkpoint, pairs: dict[str, tuple[Any, Any]], remedy: str) -> None:
-    """pairs: what the run says now and what the checkpoint says, by name.
-
-    Raises StateError naming the first that differs.
-    """
-    for key, (now, then) in pairs.items():
-        if now != then:
-            place, expected, found = _first_difference(key, now, then)
-            raise StateError(
-                "the checkpoint is of another run",
-                where=f"{saved.path}, {place}",
-                expected=expected,
-                found=found,
-                remedy=remedy,
-            )
-
-
-def _first_difference(place: str, now: Any, then: Any) -> tuple[str, Any, Any]:
-    """Where two JSON values part, and what stands there: deep enough for a line."""
-    if isinstance(now, dict) and isinstance(then, dict):
-        # The kind first: of another kind of model everything else differs too.
-        keys = sorted({*now, *then}, key=lambda key: (key != "kind", str(key)))
-        at = next(key for key in keys if key not in now or key not in then or now[key] != then[key])
-        return _first_difference(f"{place}.{at}", now.get(at), then.get(at))
-    if isinstance(now, list) and isinstance(then, list) and len(now) == len(then):
-        step = next(
-            step for step, pair in enumerate(zip(now, then, strict=True)) if pair[0] != pair[1]
-        )
-        return _first_difference(f"{place}.{step}", now[step], then[step])
-    if isinstance(now, list) and isinstance(then, list) and len(str([now, then])) > 400:
-        return place, f"{len(now)} entries", f"{len(then)} entries"
-    return place, "null" if now is None else now, "null" if then is None else then
-
-
 def _read_index(path: Path) -> dict[str, Any]:
     if path.suffix != ".json" and path.is_file():
         raise ConfigError("a checkpoint is named by its folder or its checkpoint.json", where=path)
@@ -310,41 +270,3 @@ def load_module(module: nn.Module, tensors: dict[str, Tensor], where: Path) -> N
                 found=list(tensors[name].shape),
             )
     module.load_state_dict(tensors)
-
-
-def restore_run(trainer: Any, agreed: dict[str, Any]) -> None:
-    """Put a utils.training.loop.Trainer back to where its output folder's checkpoint stopped.
-    agreed: the settings that must be alike.
-
-    Raises StateError for another run, or a checkpoint that does not say where it stopped; what
-    `load_checkpoint` raises.
-    """
-    saved = load_checkpoint(trainer.output)
-    former = saved.meta.get("settings", {})
-    pairs = {"model": (trainer.task.describe(), saved.meta.get("model"))} | {
-        key: (value, former.get(key)) for key, value in agreed.items()
-    }
-    same_run(
-        saved,
-        pairs,
-        remedy=f"repeat the setting, or choose another --{trainer.task.section}.output",
-    )
-    try:
-        for key in COUNTERS:
-            setattr(trainer, key, type(getattr(trainer, key))(saved.meta["counters"][key]))
-        trainer.pieces = int(saved.meta["counters"].get("pieces", 1))
-        trainer.spent_before, trainer.history = (
-            float(saved.meta["seconds"]),
-            list(saved.meta["history"]),
-        )
-        state, scaler = dict(saved.meta["loader"]), dict(saved.meta["scaler"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise StateError(
-            "the checkpoint does not say where it stopped", where=saved.path, found=str(error)
-        ) from None
-    load_module(trainer.model, saved.part("model"), saved.path)
-    load_module(trainer.average, saved.part("average"), saved.path)
-    restore_optimizer(trainer.optimizer, saved.part("optimizer"), saved.path)
-    if scaler:
-        trainer.scaler.load_state_dict(scaler)
-    trainer.loader.load_state_dict(state)

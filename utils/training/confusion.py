@@ -62,6 +62,7 @@ class ConfusionMatrix:
         size = self.classes**2
         # In int64: a product of two uint8 classes would wrap around.
         if isinstance(truth, Tensor):
+            assert isinstance(predicted, Tensor)
             pairs = truth.long() * self.classes + predicted
             counted = pairs.reshape(-1).bincount(minlength=size).cpu().numpy()
         else:
@@ -111,8 +112,9 @@ class ConfusionMatrix:
 
 
 def _ratio(part: NDArray[np.int64], whole: NDArray[np.int64]) -> NDArray[np.float64]:
-    ratio = np.full(len(whole), np.nan)
-    return np.divide(part, whole, out=ratio, where=whole > 0)
+    ratio: NDArray[np.float64] = np.full(len(whole), np.nan)
+    np.divide(part, whole, out=ratio, where=whole > 0)
+    return ratio
 
 
 def _mean_of_present(values: NDArray[np.float64]) -> float:

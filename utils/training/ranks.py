@@ -38,7 +38,7 @@ def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
         wanted = "cuda" if cuda else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(wanted)
-        if device.type == "cuda" and device.index is None and cuda:
+        if device == torch.device("cuda") and cuda:
             # Setting a device and a share of its memory need the number.
             device = torch.device("cuda", local_rank % torch.cuda.device_count())
         torch.empty(1, device=device)
@@ -137,7 +137,9 @@ class Ranks:
         """A context in which backward averages the gradients over ranks, or leaves that to a later
         one.
         """
-        return contextlib.nullcontext() if when or self.count == 1 else wrapped.no_sync()
+        if when or not isinstance(wrapped, nn.parallel.DistributedDataParallel):
+            return contextlib.nullcontext()
+        return wrapped.no_sync()
 
     def total(self, values: Tensor) -> Tensor:
         """Elementwise sum over ranks."""

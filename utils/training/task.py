@@ -1,9 +1,8 @@
 """What a trainer brings to the training loop: a task, and batches.
 
 Purpose: `Task`, the base class of what is trained, with a default for every optional part;
-  `BatchLoader`, the protocol of what the batches come from.
-Used by: detector.task, features.finetuning.finetune_task, segmentation.task, utils.training.loop,
-  vqvae.task
+  `BatchLoader`, the protocol of what the batches come from; `seeded`, for fresh weights.
+Used by: detector.task, features.finetune, segmentation.task, utils.training.loop, vqvae.task
 Design notes: a task without optional parts overrides five methods. The defaults do nothing or what
   suits most models, so the loop calls every part without asking whether it is there.
 Assistant guidance: when extending: a new optional part is a method here whose default changes
@@ -12,19 +11,29 @@ Assistant guidance: when extending: a new optional part is a method here whose d
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from utils.training.optimizer import ParameterGroup, parameter_groups
 
-__all__ = ["Batch", "BatchLoader", "Task"]
+__all__ = ["Batch", "BatchLoader", "Task", "seeded"]
 
 Batch = dict[str, Tensor]
 """Arrays by name. `index` int64 [B] is always there; `pad` bool [B] marks repeated samples."""
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed torch's global generator in the block, for initialising a model, and restore it after."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
 
 
 class BatchLoader(Protocol):
