@@ -37,10 +37,9 @@ from utils.training.checkpoint import (
     save_checkpoint,
 )
 from utils.training.confusion import ConfusionMatrix
-from utils.training.loop import seeded
 from utils.training.optimizer import ParameterGroup
 from utils.training.ranks import to_device
-from utils.training.task import Batch, BatchLoader, Task
+from utils.training.task import Batch, BatchLoader, Task, seeded
 from warehouse.errors import ConfigError
 
 __all__ = ["FinetuneTask", "checkpoint_of"]

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from detector.task import restore_detector
 from utils.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from utils.training.run_state import check_same_run
+from utils.training.run.run_state import check_same_run
 from vqvae.compress.codec import restore_vqvae
 from warehouse.errors import StateError
 

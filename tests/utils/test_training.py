@@ -288,7 +288,7 @@ def test_a_batch_whose_upload_runs_out_of_memory_is_trained_on_all_the_same(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return to_device(batch, device)
 
-    for module in ("step", "held_out"):
+    for module in ("run.step", "held_out"):
         monkeypatch.setattr(f"utils.training.{module}.to_device", upload)
     trainer = on_budget(tmp_path / "short", epochs=2, accumulate=2)
     assert trainer.run()["steps"] == 6

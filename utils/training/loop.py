@@ -1,7 +1,7 @@
 """The one training loop: a trainer brings a Task and TrainSettings, everything else is here.
 
 Purpose: epochs, schedule, evaluation, checkpoints, exact resume, and what a run reports; mixed
-  precision, accumulation and DDP are in `utils.training.step` and `utils.training.ranks`.
+  precision, accumulation and DDP are in `utils.training.run.step` and `utils.training.ranks`.
 Used by: detector.training, features.run_finetuning, segmentation.training, vqvae.training
 Design notes: nothing random lives here: batches come from the loader's (seed, epoch), augmentation
   from (seed, epoch, sample), so a checkpoint of weights, optimizer and counters resumes bit for bit
@@ -28,10 +28,10 @@ from utils.tracking.settings import ExperimentSettings
 from utils.training.held_out import Evaluator
 from utils.training.memory_budget import MemoryBudget
 from utils.training.ranks import Ranks, autocast_dtype
-from utils.training.run_state import RunCheckpoints, RunParts, RunState
-from utils.training.schedule import Schedule, stop_requests
+from utils.training.run.run_state import RunCheckpoints, RunParts, RunState
+from utils.training.run.schedule import Schedule, stop_requests
+from utils.training.run.step import Stepper
 from utils.training.settings import MAY_CHANGE, TrainSettings
-from utils.training.step import Stepper
 from utils.training.task import Batch, BatchLoader, Task
 from warehouse.errors import TrainingError
 

@@ -27,7 +27,7 @@ from utils.tracking.run_log import Phases
 from utils.training.memory_budget import MemoryBudget, is_shortage
 from utils.training.optimizer import set_learning_rates
 from utils.training.ranks import Ranks, to_device
-from utils.training.run_state import RunParts, RunState
+from utils.training.run.run_state import RunParts, RunState
 from utils.training.settings import TrainSettings
 from utils.training.task import Batch, Task
 from warehouse.errors import TrainingError

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 
 from utils.log import get_log
 from utils.training.ranks import Ranks
-from utils.training.run_state import RunState
+from utils.training.run.run_state import RunState
 from utils.training.settings import TrainSettings
 
 __all__ = ["Schedule", "stop_requests"]
