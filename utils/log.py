@@ -9,8 +9,9 @@ Used by: detector.looking, detector.training, features.encoders.pretrained,
   segmentation.cutting, segmentation.prediction, utils.argyaml, utils.caching.cached_passes,
   utils.caching.tensor_cache, utils.config.environment, utils.jobs.bake, utils.jobs.derive,
   utils.jobs.publish, utils.jobs.run, utils.loader, utils.loading.device_copy,
-  utils.tracking.experiments, utils.training.held_out, utils.training.loop, vqvae.block_sampling,
-  vqvae.quantizers.ema, vqvae.training
+  utils.tracking.experiments, utils.tracking.run_progress, utils.training.held_out,
+  utils.training.loop, utils.training.run.run_state, utils.training.run.schedule,
+  utils.training.run.step, vqvae.block_sampling, vqvae.quantizers.ema, vqvae.training
 Design notes: a terminal gets a live bar with rate and time left; a pipe or a CI log gets a plain
   line every few seconds. Both go to stderr, so that `... | tail -n 1 | jq` works on any command.
 Assistant guidance: when extending: no handlers on import; library code asks `get_log(__name__)` and

@@ -1,7 +1,7 @@
 """Held-out batches kept after their first pass, so that later evaluations neither read nor decode.
 
 Purpose: `CachedPasses` stands before a loader whose passes over one epoch number are all alike.
-Used by: utils.training.loop
+Used by: utils.training.held_out
 Design notes: batches go into a `TensorCache` in the order they come; what is kept is always the
   first part of the pass. The loader's state after it is kept too: the rest is read from there, and
   nothing is decoded to be thrown away. Evaluated in one process, so one copy. A held-out split that

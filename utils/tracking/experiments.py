@@ -3,7 +3,7 @@ files, how it ended.
 
 Purpose: `open_run` begins a `Run`; `Run.log` takes a line of figures; `Run.finish` (or the end of
   its `with` block) ends it.
-Used by: features.heads.run_heads, utils.tracking.run_log
+Used by: features.heads.run_heads, utils.tracking.run_log, utils.training.loop
 Design notes: a step only appends to a queue; a thread writes what has gathered, once a second and
   in one transaction, so that a slow disk or nine other runs never hold a step up. A book that
   cannot be opened is an error before training; one that breaks later is a warning, and log.jsonl

@@ -6,7 +6,7 @@ Purpose: save and load weights, their running average and optimizer state so tha
 Used by: detector.backbone, detector.task, features.encoders.open_encoder,
   features.finetuning.finetune_task, features.heads.run_heads, features.heads.scoring,
   features.heads.train, scripts.infer_view, segmentation.mask_jobs, segmentation.prediction,
-  segmentation.unet, utils.training.backbone, utils.training.loop, vqvae.compress.codec,
+  segmentation.unet, utils.training.backbone, utils.training.run.run_state, vqvae.compress.codec,
   vqvae.image_encoder
 Design notes: tensors go first, under a name that carries their digest; replacing `checkpoint.json`
   is the commit, and only then is the former tensor file removed. Everything read is bounded,

@@ -3,7 +3,7 @@
 Purpose: `Evaluator` scores a model; `held_out_split` for trainers that score one split; `selection_and_final` for those that
   choose by one split and report on another.
 Used by: detector.training, features.finetuning.run_finetuning, features.heads.cached,
-  segmentation.training, vqvae.training
+  segmentation.training, utils.training.loop, vqvae.training
 Design notes: in one place, so that all trainers mean the same by held out. A split without samples
   counts as absent. Scoring on train is better than refusing a small data set, but there is a warning.
   Only the first rank evaluates; the others wait for its figures.

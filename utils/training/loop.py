@@ -2,7 +2,8 @@
 
 Purpose: epochs, schedule, evaluation, checkpoints, exact resume, and what a run reports; mixed
   precision, accumulation and DDP are in `utils.training.run.step` and `utils.training.ranks`.
-Used by: detector.training, features.run_finetuning, segmentation.training, vqvae.training
+Used by: detector.training, features.finetuning.run_finetuning, segmentation.training,
+  vqvae.training
 Design notes: nothing random lives here: batches come from the loader's (seed, epoch), augmentation
   from (seed, epoch, sample), so a checkpoint of weights, optimizer and counters resumes bit for bit
   on a CPU. With `epochs: null` the schedule follows the clock, so that two runs differ; with a

@@ -3,7 +3,7 @@ always.
 
 Purpose: `MemoryBudget` refuses a model that cannot fit, raises `OverBudget` where a piece of a
   batch took too much, and knows the peak.
-Used by: features.finetuning.run_finetuning, utils.training.loop
+Used by: features.finetuning.run_finetuning, utils.training.loop, utils.training.run.step
 Design notes: on a GPU the limit is the share of its memory that PyTorch's allocator may reserve, so
   an over-run is its own error. On a CPU nothing can refuse an allocation; the limit is of the whole
   process, looked at after every piece by the kernel's mark of the highest resident set (VmHWM),

@@ -2,8 +2,8 @@
 
 Purpose: `parameter_groups` and `make_optimizer`; `optimizer_tensors` and `restore_optimizer` take
   the state of AdamW apart and put it back; `RunningAverage` follows a model.
-Used by: features.finetuning.finetune_task, utils.training.checkpoint, utils.training.loop,
-  utils.training.memory_budget, utils.training.task
+Used by: features.finetuning.finetune_task, utils.training.memory_budget,
+  utils.training.run.run_state, utils.training.run.step, utils.training.task
 Design notes: the state in a checkpoint is numbered in the order of the groups, because names of
   parameters are the model's and an optimizer knows none. Learning rates and the like come from the
   settings and are not stored.
