@@ -1,12 +1,16 @@
-"""From patches' probabilities to what is looked at: stitched Zarr, masks as PNG, sheets, scores,
-page; a picture at a time.
+"""From the probabilities of patches to what people look at: stitched Zarr groups, PNG masks, sheets,
+scores and a page, one image at a time.
 
-    <folder>/<version>/stitched/<picture>.zarr   masks/<picture>.png   sheets/<picture>.png   index.html   scores.json
+    <folder>/<version>/stitched/<picture>.zarr
+                       masks/<picture>.png
+                       sheets/<picture>.png
+                       index.html
+                       scores.json
 
-`version` names the probabilities and the way they were blended. A picture whose stitched Zarr is
-there is not stitched again: it appears by a rename, after all of it is durable. Of several
-processes that come at once one stitches a picture and the others wait for it. Memory: one band of
-`segmentation.stitch`, one overview of SIDE pixels.
+`version` names the probabilities and the way they were blended. An image whose stitched group
+exists is not stitched again: the group appears by a rename, after all of it is durable. If several
+processes come at once, one stitches an image and the others wait for it. Memory: one band of
+`segmentation.stitch` and one overview of SIDE pixels.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +39,7 @@ from warehouse.read.memory import read_samples
 from warehouse.read.version import Warehouse
 
 __all__ = [
+    "ParentRow",
     "Stitched",
     "parents_of",
     "peak_memory_gb",
@@ -44,15 +49,33 @@ __all__ = [
 ]
 
 LONGEST_NAME = 150
+"""Characters, before a hash and an extension are added."""
 WAIT_S = 86_400.0
-"""For another process's picture, whatever its size; the lock of a killed one is free at once."""
+"""For an image of any size in another process; the lock of a killed process is free at once."""
+PATCHES_AT_A_TIME = 16
+
+
+class ParentRow(NamedTuple):
+    """A large image; width and height in pixels."""
+
+    source: str
+    split: str
+    width: int
+    height: int
 
 
 @dataclass(frozen=True, slots=True)
 class Stitched:
-    """scores: {split: MaskTally.scores()}, `held_out` being val and test together; pictures.
+    """What was made of a version of patches.
 
-    One dict each; folder: of all files.
+    Attributes
+    ----------
+    scores
+        By split, as of `MaskTally.scores`; `held_out` is val and test together.
+    pictures
+        A dict for each image: name, split, size, mask, sheet, scores.
+    folder
+        Of all files.
     """
 
     scores: dict[str, Any]
@@ -60,31 +83,26 @@ class Stitched:
     folder: Path
 
 
-def parents_of(patches: Warehouse) -> list[tuple[str, str, int, int]]:
-    """(source, split, width, height) of every parent, in stored order."""
-    table = patches.table(
-        tables.SAMPLES, ["source", "split", "raw_width", "raw_height"]
-    ).to_pylist()
-    return list(
-        dict.fromkeys(
-            (row["source"], row["split"], row["raw_width"], row["raw_height"]) for row in table
-        )
-    )
+def parents_of(patches: Warehouse) -> list[ParentRow]:
+    """The large images of a version of patches, in stored order."""
+    columns = ["source", "split", "raw_width", "raw_height"]
+    rows = patches.table(tables.SAMPLES, columns).to_pylist()
+    return list(dict.fromkeys(ParentRow(*(row[key] for key in columns)) for row in rows))
 
 
 def picture_names(sources: Sequence[str]) -> dict[str, str]:
-    """source -> a file name of its own: the path without extension.
+    """A file name for each source: its path without extension, made safe.
 
-    With part of a hash where two would be alike, or it were too long.
+    Part of a hash is added where two names would be the same, or a name would be too long.
     """
-    short = {source: _safe(str(PurePosixPath(source).with_suffix(""))) for source in sources}
-    taken = Counter(name.lower() for name in short.values())
-    for source, name in short.items():
+    names = {source: _safe(str(PurePosixPath(source).with_suffix(""))) for source in sources}
+    # Without case: some file systems do not tell a.png from A.png.
+    taken = Counter(name.lower() for name in names.values())
+    for source, name in names.items():
         if taken[name.lower()] > 1 or len(name) > LONGEST_NAME:
-            short[source] = (
-                f"{name[-LONGEST_NAME:].lstrip('_.')}-{hashlib.sha256(source.encode()).hexdigest()[:12]}"
-            )
-    return short
+            digest = hashlib.sha256(source.encode()).hexdigest()[:12]
+            names[source] = f"{name[-LONGEST_NAME:].lstrip('_.')}-{digest}"
+    return names
 
 
 def _safe(text: str) -> str:
@@ -92,12 +110,13 @@ def _safe(text: str) -> str:
 
 
 def stitched_paths(patches: Warehouse, folder: Path, version: str, blend: Blend) -> dict[str, Path]:
-    """source -> where its stitched Zarr lies or will lie. version: of the probabilities."""
-    names = picture_names([source for source, *_ in parents_of(patches)])
-    return {
-        source: folder / f"{version}-{blend}" / "stitched" / f"{name}.zarr"
-        for source, name in names.items()
-    }
+    """Where the stitched group of each source is or will be.
+
+    version: of the probabilities.
+    """
+    names = picture_names([parent.source for parent in parents_of(patches)])
+    stitched = folder / f"{version}-{blend}" / "stitched"
+    return {source: stitched / f"{name}.zarr" for source, name in names.items()}
 
 
 def stitch_pictures(
@@ -109,78 +128,41 @@ def stitch_pictures(
     tolerance: float,
     progress: Callable[[int], None] | None = None,
 ) -> Stitched:
-    """Stitch, score and draw every picture of a version of patches.
+    """Stitch, score and draw every image of a version of patches.
 
-    probabilities: folder of their version, which need not be there any more where every picture is
-    stitched.
+    Parameters
+    ----------
+    probabilities
+        Folder of their version. It may have been deleted if every image is stitched already.
+    folder
+        Results go to a folder below it.
+    tolerance
+        Pixels that a boundary may be off for boundary F1.
+    progress
+        Called with 1 after each image.
     """
-    settings, mask_values = (
-        patches.manifest.recipe["settings"],
-        patches.manifest.recipe["mask_values"],
-    )
     classes = len(patches.manifest.class_names)
-    # A class may be declared by several values: the smallest stands for it.
-    values = np.zeros(256, np.uint8)
-    for value, index in sorted(mask_values.items(), key=lambda item: -int(item[0])):
-        values[index] = int(value)
+    values = _mask_values(patches)
     paths = stitched_paths(patches, folder, probabilities.name, blend)
     folder = folder / f"{probabilities.name}-{blend}"
     for name in ("stitched", "masks", "sheets"):
         (folder / name).mkdir(parents=True, exist_ok=True)
+
     totals: dict[str, MaskTally] = {}
     pictures = []
-    for source, split, width, height in parents_of(patches):
-        path = paths[source]
-        if not path.exists():
-            named: dict[str, Any] = {
-                "source": source,
-                "split": split,
-                "probabilities": probabilities.name,
-            }
-            with durable.lock(folder / ".lock-stitch", wait_s=WAIT_S):
-                if not path.exists():
-                    stitch(
-                        patches_of(patches, Warehouse.open(probabilities), source),
-                        path,
-                        height=height,
-                        width=width,
-                        size=settings["patch_size"],
-                        overlap=settings["overlap"],
-                        classes=classes,
-                        blend=blend,
-                        truth=split != PREDICT,
-                        attributes=named | {"patches": patches.version, "blend": blend},
-                    )
-        group = open_stitched(path)
-        label, truth = group["label"], group.get("truth")
-        write_mask(
-            folder / "masks" / f"{path.stem}.png",
-            (values[band] for band in _bands(label)),
-            width,
-            height,
-        )
-        tally = None
-        if truth is not None:
-            tally = MaskTally(classes, tolerance)
-            tally.add(label.__getitem__, truth.__getitem__, height)
-            for part in (split, "held_out") if split != "train" else (split,):
+    for parent in parents_of(patches):
+        path = paths[parent.source]
+        _stitch_once(patches, probabilities, parent, path, blend)
+        tally = _score(path, parent, MaskTally(classes, tolerance))
+        if tally is not None:
+            # One more total over all images that were not trained on.
+            parts = (parent.split,) if parent.split == "train" else (parent.split, "held_out")
+            for part in parts:
                 totals.setdefault(part, MaskTally(classes, tolerance)).merge(tally)
-        step = -(-max(width, height) // SIDE)
-        sheet = folder / "sheets" / f"{path.stem}.png"
-        said, known = _every(label, step), None if truth is None else _every(truth, step)
-        draw_sheet(sheet, overview(patches, source, width, height, step), said, known, classes)
-        pictures.append(
-            {
-                "name": source,
-                "split": split,
-                "size": f"{width} x {height}",
-                "mask": f"masks/{path.stem}.png",
-                "sheet": f"sheets/{sheet.name}",
-                "scores": None if tally is None else tally.scores(),
-            }
-        )
+        pictures.append(_show(patches, parent, path, folder, values, tally))
         if progress is not None:
             progress(1)
+
     scores = {split: tally.scores() for split, tally in sorted(totals.items())}
     write_page(folder / "index.html", pictures, scores, classes)
     about = {"scores": scores, "boundary_tolerance": tolerance, "pictures": pictures}
@@ -188,24 +170,110 @@ def stitch_pictures(
     return Stitched(scores, pictures, folder)
 
 
-def overview(
-    patches: Warehouse, source: str, width: int, height: int, step: int
-) -> NDArray[np.uint8]:
-    """Every `step`-th pixel of a parent, uint8 [h, w, 3], put together from its patches 16 at a
-    time.
+def _mask_values(patches: Warehouse) -> NDArray[np.uint8]:
+    """The value of each class in mask files, uint8 [256].
+
+    A class may be declared by several values: the smallest one represents it.
     """
-    split, first, count = place_of(patches, source)
+    declared = patches.manifest.recipe["mask_values"]
+    values = np.zeros(256, np.uint8)
+    for value, index in sorted(declared.items(), key=lambda item: -int(item[0])):
+        values[index] = int(value)
+    return values
+
+
+def _stitch_once(
+    patches: Warehouse, probabilities: Path, parent: ParentRow, path: Path, blend: Blend
+) -> None:
+    """Stitch an image unless that is done already, here or in another process."""
+    if path.exists():
+        return
     settings = patches.manifest.recipe["settings"]
-    boxes = [
-        box for _, _, box in patch_boxes(width, height, settings["patch_size"], settings["overlap"])
-    ]
-    out = np.zeros((-(-height // step), -(-width // step), 3), np.uint8)
+    attributes = {
+        "source": parent.source,
+        "split": parent.split,
+        "probabilities": probabilities.name,
+        "patches": patches.version,
+        "blend": blend,
+    }
+    with durable.lock(path.parent.parent / ".lock-stitch", wait_s=WAIT_S):
+        # Another process may have stitched it while this one waited for the lock.
+        if path.exists():
+            return
+        stitch(
+            patches_of(patches, Warehouse.open(probabilities), parent.source),
+            path,
+            height=parent.height,
+            width=parent.width,
+            size=settings["patch_size"],
+            overlap=settings["overlap"],
+            classes=len(patches.manifest.class_names),
+            blend=blend,
+            truth=parent.split != PREDICT,
+            attributes=attributes,
+        )
+
+
+def _score(path: Path, parent: ParentRow, tally: MaskTally) -> MaskTally | None:
+    """`tally` with the pixels of a stitched image; None where there is no truth."""
+    group = open_stitched(path)
+    truth = group.get("truth")
+    if truth is None:
+        return None
+    tally.add(group["label"].__getitem__, truth.__getitem__, parent.height)
+    return tally
+
+
+def _show(
+    patches: Warehouse,
+    parent: ParentRow,
+    path: Path,
+    folder: Path,
+    values: NDArray[np.uint8],
+    tally: MaskTally | None,
+) -> dict[str, Any]:
+    """Write mask and sheet of a stitched image; its entry on the page."""
+    group = open_stitched(path)
+    label, truth = group["label"], group.get("truth")
+    mask, sheet = f"masks/{path.stem}.png", f"sheets/{path.stem}.png"
+    bands = (values[band] for band in _bands(label))
+    write_mask(folder / mask, bands, parent.width, parent.height)
+
+    step = -(-max(parent.width, parent.height) // SIDE)
+    draw_sheet(
+        folder / sheet,
+        overview(patches, parent, step),
+        _every(label, step),
+        None if truth is None else _every(truth, step),
+        len(patches.manifest.class_names),
+    )
+    return {
+        "name": parent.source,
+        "split": parent.split,
+        "size": f"{parent.width} x {parent.height}",
+        "mask": mask,
+        "sheet": sheet,
+        "scores": None if tally is None else tally.scores(),
+    }
+
+
+def overview(patches: Warehouse, parent: ParentRow, step: int) -> NDArray[np.uint8]:
+    """Every `step`-th pixel of a large image, uint8 [h, w, 3].
+
+    It is put together from the patches, PATCHES_AT_A_TIME of them in memory.
+    """
+    split, first, count = place_of(patches, parent.source)
+    settings = patches.manifest.recipe["settings"]
+    grid = patch_boxes(parent.width, parent.height, settings["patch_size"], settings["overlap"])
+    boxes = [box for _, _, box in grid]
+    out = np.zeros((-(-parent.height // step), -(-parent.width // step), 3), np.uint8)
     reader = patches.split(split).reader(access="pread", keep=4)
-    for start in range(0, count, 16):
-        found = read_samples(
-            reader, ["image"], np.arange(first + start, first + min(start + 16, count))
-        )["image"]
-        for image, (x1, y1, _, _) in zip(found, boxes[start : start + 16], strict=True):
+    for start in range(0, count, PATCHES_AT_A_TIME):
+        end = min(start + PATCHES_AT_A_TIME, count)
+        indices = np.arange(first + start, first + end)
+        images = read_samples(reader, ["image"], indices)["image"]
+        for image, (x1, y1, _, _) in zip(images, boxes[start:end], strict=True):
+            # The first pixels of the patch that are multiples of the step in the large image.
             skip_y, skip_x = -y1 % step, -x1 % step
             part = np.moveaxis(image[:, skip_y::step, skip_x::step], 0, 2)
             top, left = (y1 + skip_y) // step, (x1 + skip_x) // step
@@ -214,25 +282,28 @@ def overview(
 
 
 def _bands(array: Any) -> Iterator[NDArray[np.uint8]]:
+    """Consecutive bands of LINES lines of a Zarr array [y, x]."""
     for start in range(0, array.shape[0], LINES):
         yield array[start : start + LINES]
 
 
 def _every(array: Any, step: int) -> NDArray[np.uint8]:
-    """Every `step`-th pixel of a Zarr array, read by bands."""
-    return np.concatenate(
-        [band[-at * LINES % step :: step, ::step] for at, band in enumerate(_bands(array))]
-    )
+    """Every `step`-th pixel of a Zarr array [y, x], read by bands."""
+    rows = [
+        band[-number * LINES % step :: step, ::step] for number, band in enumerate(_bands(array))
+    ]
+    return np.concatenate(rows)
 
 
 def peak_memory_gb() -> float | None:
     """The most memory this process has held, in 10^9 bytes.
 
-    None where the system does not tell (Windows).
+    None on Windows, where the system does not tell.
     """
     if sys.platform == "win32":
         return None
     import resource
 
+    # Bytes on macOS, KiB elsewhere.
     unit = 1 if sys.platform == "darwin" else 1024
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 3)

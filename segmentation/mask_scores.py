@@ -1,13 +1,13 @@
-"""How well predicted masks agree with true ones: Dice, IoU and boundary F1, from row bands, so that
-a picture's size does not matter.
+"""How well predicted masks agree with true ones: Dice, IoU and boundary F1.
 
-Everything is counted, then divided once: figures over several pictures are of all their pixels.
-Unknown pixels (255) count nowhere.
+Masks are read in bands of lines, so that memory does not depend on the height of an image.
+Everything is counted first and divided once: scores over several images are of all their pixels.
+Unknown pixels (255) are not counted anywhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,16 +20,32 @@ from warehouse.settings import MASK_PADDING
 __all__ = ["MaskTally"]
 
 BAND = 256
+"""Lines that are scored at a time."""
+ReadLines = Callable[[slice], NDArray[np.uint8]]
+"""A slice of lines -> classes uint8 [lines, width]."""
 
 
 @dataclass
 class MaskTally:
-    """Counts of any number of pictures.
+    """Counts over any number of images.
 
-    tolerance: how many pixels a boundary may be off (Euclidean) and still be matched; boundary F1
-    is the harmonic mean of the shares of predicted boundary pixels near a true one and of true ones
-    near a predicted one (Csurka et al., BMVC 2013). A boundary pixel of a class has a 4-neighbour
-    of another class; pixels at the picture's border are none for that alone.
+    Attributes
+    ----------
+    classes
+        Number of classes.
+    tolerance
+        Pixels (Euclidean distance) that a boundary may be off and still be matched.
+    confusion
+        Counts of (true class, predicted class).
+    near
+        int64 [classes, 4]: predicted boundary pixels near a true one, predicted ones, true boundary
+        pixels near a predicted one, true ones.
+
+    Notes
+    -----
+    Boundary F1 is the harmonic mean of the share of predicted boundary pixels near a true one and
+    of true ones near a predicted one (Csurka et al., BMVC 2013). A boundary pixel of a class has a
+    4-neighbour of another class; the border of an image makes no boundary.
     """
 
     classes: int
@@ -41,64 +57,68 @@ class MaskTally:
         self.confusion = ConfusionMatrix(self.classes)
         self.near = np.zeros((self.classes, 4), np.int64)
 
-    def add(
-        self,
-        read_said: Callable[[slice], NDArray[np.uint8]],
-        read_truth: Callable[[slice], NDArray[np.uint8]],
-        height: int,
-    ) -> None:
-        """A picture: functions of a slice of lines giving uint8 [lines, width]."""
+    def add(self, read_predicted: ReadLines, read_truth: ReadLines, height: int) -> None:
+        """Count the pixels and boundaries of an image of `height` lines."""
+        # Lines beyond the band that decide its boundaries and their distances.
         halo = int(np.ceil(self.tolerance)) + 2
         for start in range(0, height, BAND):
             end = min(start + BAND, height)
             low, high = max(0, start - halo), min(height, end + halo)
-            said, truth = read_said(slice(low, high)), read_truth(slice(low, high))
+            predicted, truth = read_predicted(slice(low, high)), read_truth(slice(low, high))
             inside = slice(start - low, end - low)
             known = truth != MASK_PADDING
-            self.confusion.add(truth[inside][known[inside]], said[inside][known[inside]])
+            self.confusion.add(truth[inside][known[inside]], predicted[inside][known[inside]])
             for index in range(self.classes):
-                # An edge of the band is none of the picture's: lines beyond it are cut off by
-                # `inside`.
-                edges = boundary(said, index) & known, boundary(truth, index) & known
-                for at, (own, other) in enumerate((edges, edges[::-1])):
-                    self.near[index, 2 * at] += int(
-                        (own & within(other, self.tolerance))[inside].sum()
-                    )
-                    self.near[index, 2 * at + 1] += int(own[inside].sum())
+                found = boundary(predicted, index) & known
+                wanted = boundary(truth, index) & known
+                self.near[index] += (*self._near(found, wanted, inside), 0, 0)
+                self.near[index] += (0, 0, *self._near(wanted, found, inside))
+
+    def _near(
+        self, own: NDArray[np.bool_], other: NDArray[np.bool_], inside: slice
+    ) -> tuple[int, int]:
+        """Pixels of `own` near one of `other`, and pixels of `own`, of the lines `inside`."""
+        near = own & within(other, self.tolerance)
+        return int(near[inside].sum()), int(own[inside].sum())
 
     def merge(self, other: MaskTally) -> None:
+        """Add the counts of another tally."""
         self.confusion.merge(other.confusion)
         self.near += other.near
 
     def scores(self) -> dict[str, Any]:
-        """dice, iou, boundary_f1: {class: value}; pixels: how many were known."""
-        names = [str(index) for index in range(self.classes)]
+        """`dice`, `iou` and `boundary_f1` as {class: score}, and `pixels`, the known ones."""
         return {
-            "dice": dict(zip(names, _where_present(self.confusion.dice()), strict=True)),
-            "iou": dict(zip(names, _where_present(self.confusion.iou()), strict=True)),
-            "boundary_f1": dict(
-                zip(names, (self._boundary_f1(row) for row in self.near), strict=True)
-            ),
+            "dice": _by_class(_where_present(self.confusion.dice())),
+            "iou": _by_class(_where_present(self.confusion.iou())),
+            "boundary_f1": _by_class(self._boundary_f1(row) for row in self.near),
             "pixels": int(self.confusion.counts.sum()),
         }
 
     @staticmethod
     def _boundary_f1(row: NDArray[np.int64]) -> float:
-        said_near, said, truth_near, truth = (int(value) for value in row)
-        if not said and not truth:
+        found_near, found, wanted_near, wanted = (int(value) for value in row)
+        if not found and not wanted:
             return 1.0
-        precision, recall = said_near / max(1, said), truth_near / max(1, truth)
-        return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+        precision, recall = found_near / max(1, found), wanted_near / max(1, wanted)
+        if precision + recall == 0:
+            return 0.0
+        return 2 * precision * recall / (precision + recall)
+
+
+def _by_class(values: Iterable[float]) -> dict[str, float]:
+    """Keyed by strings, as JSON would make them."""
+    return {str(index): value for index, value in enumerate(values)}
 
 
 def _where_present(values: NDArray[np.float64]) -> list[float]:
-    """The figures of the classes; a class that neither truth nor prediction has is a perfect one."""
+    """The scores of the classes; 1 for one that occurs neither in truth nor in prediction."""
     return [1.0 if np.isnan(value) else float(value) for value in values]
 
 
 def boundary(label: NDArray[np.uint8], index: int) -> NDArray[np.bool_]:
     """Pixels of class `index` with a 4-neighbour of another known class, bool [h, w]."""
-    own = label == index
+    own: NDArray[np.bool_] = label == index
     other = ~own & (label != MASK_PADDING)
     found = np.zeros_like(own)
     found[1:] |= other[:-1]
@@ -115,6 +135,6 @@ def within(mask: NDArray[np.bool_], tolerance: float) -> NDArray[np.bool_]:
     reach = int(tolerance)
     y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
     disc = (x**2 + y**2 <= tolerance**2).astype(np.uint8)
-    return (
-        cv2.dilate(mask.astype(np.uint8), disc, borderType=cv2.BORDER_CONSTANT, borderValue=0) > 0
-    )
+    wide = cv2.dilate(mask.astype(np.uint8), disc, borderType=cv2.BORDER_CONSTANT, borderValue=0)
+    near: NDArray[np.bool_] = np.asarray(wide) > 0
+    return near

@@ -1,13 +1,15 @@
-"""Patches' probabilities merged into one picture's, row band by row band, straight into Zarr.
+"""The probabilities of patches merged into those of one image, band by band, straight into Zarr.
 
-Each patch's weight is a product of two ramps, one along y and one along x, divided by the ramps'
-sum over all patches at that place. So the weights of the patches over any pixel sum to one, also
-where the last patches were shifted inward, and a picture's borders count fully. A row of patches is
-added to a band of lines; lines that no later row reaches are finished and leave as whole Zarr
-chunks. Memory: the band, (patch_size + 256 lines) x width x classes float32, and 16 patches:
-nothing grows with the picture's height.
+The weight of a patch is a product of two ramps, one along y and one along x, divided by the sum of
+the ramps over all patches at that pixel. So the weights over any pixel sum to one, also where the
+last patches were shifted inward, and the borders of an image count fully. A row of patches is added
+to a band of lines; lines that no later row reaches are finished and leave as complete Zarr chunks.
+Memory: the band, (patch_size + 256 lines) x width x classes float32, and 16 patches. Nothing grows
+with the height of the image.
 
-    probability  f2 [class, y, x]    label  u1 [y, x]    truth  u1 [y, x], 255 where unknown; absent without a mask
+    probability  f2 [class, y, x]
+    label        u1 [y, x]
+    truth        u1 [y, x], 255 where unknown; absent without a mask
 """
 
 from __future__ import annotations
@@ -28,43 +30,74 @@ from warehouse.settings import MASK_PADDING
 __all__ = ["LINES", "Blend", "Stitcher", "axis_weights", "open_stitched", "stitch"]
 
 Blend = Literal["ramp", "constant"]
+Emit = Callable[[int, NDArray[np.float32], NDArray[np.uint8] | None], None]
+"""First line, probability [classes, n, width], truth [n, width] or None."""
+Patch = tuple[NDArray[Any], NDArray[np.uint8] | None]
+"""Probability [classes, size, size], mask [size, size] or None."""
 LINES = 256
 """Lines of a stored chunk of the result."""
 COLUMNS = 1024
+"""Columns of a stored chunk of the result."""
 
 
 def axis_weights(
     offsets: Sequence[int], size: int, length: int, overlap: int, blend: Blend = "ramp"
 ) -> NDArray[np.float32]:
-    """Weights along one axis, float32 [patches, size]: over each of the `length` pixels those of
-    its patches sum to one.
+    """Weights of patches along one axis; over each pixel those of its patches sum to one.
 
-    ramp: rises over `overlap` pixels from each end that is not the picture's, then is divided by
-    the sum. constant: every patch over a pixel counts the same, as
-    `sliding_window_inference(mode="constant")` of MONAI does.
+    Parameters
+    ----------
+    offsets
+        First pixel of each patch.
+    size, length
+        Pixels of a patch and of the axis.
+    overlap
+        Pixels over which a ramp rises.
+    blend
+        `ramp` rises from each end of a patch that is not an end of the image. With `constant` every
+        patch over a pixel counts the same, as in `sliding_window_inference(mode="constant")` of
+        MONAI.
+
+    Returns
+    -------
+    array
+        float32 [patches, size].
     """
     raw = np.ones((len(offsets), size), np.float64)
     if blend == "ramp" and overlap:
         rise = np.minimum(1.0, (np.arange(size) + 1) / (overlap + 1))
-        for at, offset in enumerate(offsets):
+        for number, offset in enumerate(offsets):
             if offset > 0:
-                raw[at] *= rise
+                raw[number] *= rise
             if offset + size < length:
-                raw[at] *= rise[::-1]
+                raw[number] *= rise[::-1]
     total = np.zeros(length, np.float64)
-    for at, offset in enumerate(offsets):
-        total[offset : offset + size] += raw[at]
-    return np.stack(
-        [raw[at] / total[offset : offset + size] for at, offset in enumerate(offsets)]
-    ).astype(np.float32)
+    for patch, offset in zip(raw, offsets, strict=True):
+        total[offset : offset + size] += patch
+    weights = [
+        patch / total[offset : offset + size] for patch, offset in zip(raw, offsets, strict=True)
+    ]
+    return np.stack(weights).astype(np.float32)
 
 
 class Stitcher:
-    """Adds patches, in the order of `patch_boxes`, and hands out finished lines. A picture of
-    `height` x `width` pixels.
+    """Adds patches in the order of `patch_boxes` and hands out finished lines.
 
-    emit(y, probability float32 [classes, n, width], truth uint8 [n, width] or None) is called for
-    consecutive lines, n = LINES but for the last call; what it is given is overwritten after.
+    Parameters
+    ----------
+    height, width
+        Pixels of the image.
+    size, overlap
+        Pixels of a patch, and those that neighbouring patches share.
+    classes
+        Number of classes.
+    emit
+        Called for consecutive lines, LINES of them but for the last call. The arrays it receives
+        are overwritten afterwards.
+    blend
+        See `axis_weights`.
+    truth
+        Whether masks are put together too.
     """
 
     def __init__(
@@ -75,29 +108,34 @@ class Stitcher:
         size: int,
         overlap: int,
         classes: int,
-        emit: Callable[..., None],
+        emit: Emit,
         blend: Blend = "ramp",
         truth: bool = False,
     ) -> None:
         self.height, self.width, self.size = height, width, size
-        self.rows, self.columns = (
-            patch_offsets(height, size, overlap),
-            patch_offsets(width, size, overlap),
-        )
+        self.rows = patch_offsets(height, size, overlap)
+        self.columns = patch_offsets(width, size, overlap)
         self.weights_y = axis_weights(self.rows, size, height, overlap, blend)
         self.weights_x = axis_weights(self.columns, size, width, overlap, blend)
-        self.band = np.zeros((classes, min(size + LINES, height), width), np.float32)
-        self.truth = np.full((self.band.shape[1], width), MASK_PADDING, np.uint8) if truth else None
+        lines = min(size + LINES, height)
+        self.band = np.zeros((classes, lines, width), np.float32)
+        self.truth = np.full((lines, width), MASK_PADDING, np.uint8) if truth else None
         self.emit, self.start, self.count = emit, 0, 0
 
     @property
     def patches(self) -> int:
+        """Number of patches of the image."""
         return len(self.rows) * len(self.columns)
 
     def add(self, probability: NDArray[Any], mask: NDArray[np.uint8] | None = None) -> None:
-        """The next patch: probability [classes, size, size], of any float type.
+        """Add the next patch.
 
-        Mask uint8 [size, size].
+        Parameters
+        ----------
+        probability
+            [classes, size, size], of any float type.
+        mask
+            uint8 [size, size].
         """
         row, column = divmod(self.count, len(self.columns))
         y, x = self.rows[row] - self.start, self.columns[column]
@@ -111,24 +149,21 @@ class Stitcher:
             self._finish(self.height if last else self.rows[row + 1])
 
     def _finish(self, end: int) -> None:
-        """Lines before `end` will not change any more."""
+        """Emit lines before `end`, which will not change any more, and move the band up."""
         while end - self.start >= LINES or (end == self.height and self.start < end):
             count = min(LINES, end - self.start)
-            self.emit(
-                self.start, self.band[:, :count], None if self.truth is None else self.truth[:count]
-            )
-            for array, empty in (
-                (self.band, 0),
-                (None if self.truth is None else self.truth[None], MASK_PADDING),
-            ):
-                if array is not None:
-                    array[:, :-count] = array[:, count:]
-                    array[:, -count:] = empty
+            known = None if self.truth is None else self.truth[:count]
+            self.emit(self.start, self.band[:, :count], known)
+            self.band[:, :-count] = self.band[:, count:]
+            self.band[:, -count:] = 0
+            if self.truth is not None:
+                self.truth[:-count] = self.truth[count:]
+                self.truth[-count:] = MASK_PADDING
             self.start += count
 
 
 def stitch(
-    patches: Iterable[tuple[NDArray[Any], NDArray[np.uint8] | None]],
+    patches: Iterable[Patch],
     target: Path,
     *,
     height: int,
@@ -140,47 +175,31 @@ def stitch(
     truth: bool = False,
     attributes: dict[str, Any] | None = None,
 ) -> Path:
-    """Write the Zarr group `target` from patches in the order of `patch_boxes`; it is there whole
-    or not at all.
+    """Write the Zarr group `target` from patches; it appears complete or not at all.
 
-    One at a time a target, which is the caller's care: what another began is cleared away.
-    `stitch_pictures` holds a lock. patches: (probability [classes, size, size], mask or None).
-    Raises StoreError when their number is not the picture's.
+    Parameters
+    ----------
+    patches
+        In the order of `patch_boxes`.
+    attributes
+        Of the group.
+
+    Raises
+    ------
+    StoreError
+        The number of patches is not that of the image.
+
+    Notes
+    -----
+    Only one process at a time may write a target, and the caller sees to that: what another one
+    began is removed. `stitch_pictures` holds a lock. For the other parameters see `Stitcher`.
     """
-    import zarr
-
     staging = target.with_name(f".staging-{target.name}")
     durable.remove_tree(staging)
-    group = zarr.open_group(staging, mode="w", zarr_format=3)
-    group.attrs.update(attributes or {})
-    shapes: dict[str, tuple[tuple[int, ...], str, tuple[str, ...], Any]] = {
-        "probability": ((classes, height, width), "float16", ("class", "y", "x"), 0.0),
-        "label": ((height, width), "uint8", ("y", "x"), 0),
-    }
-    if truth:
-        shapes["truth"] = ((height, width), "uint8", ("y", "x"), MASK_PADDING)
-    arrays = {
-        name: group.create_array(
-            name,
-            shape=shape,
-            dtype=dtype,
-            chunks=(*shape[:-2], min(LINES, height), min(COLUMNS, width)),
-            dimension_names=dims,
-            fill_value=fill,
-            config={"write_empty_chunks": True},
-        )
-        for name, (shape, dtype, dims, fill) in shapes.items()
-    }
+    arrays = _create_arrays(staging, (height, width), classes, truth, attributes or {})
 
     def emit(y: int, probability: NDArray[np.float32], known: NDArray[np.uint8] | None) -> None:
-        lines = slice(y, y + probability.shape[1])
-        # A stored chunk's columns at a time: a whole band as float16 would be half the band again.
-        for x in range(0, width, COLUMNS):
-            part = probability[:, :, x : x + COLUMNS]
-            arrays["probability"][:, lines, x : x + COLUMNS] = part.astype(np.float16)
-            arrays["label"][lines, x : x + COLUMNS] = part.argmax(axis=0).astype(np.uint8)
-            if known is not None:
-                arrays["truth"][lines, x : x + COLUMNS] = known[:, x : x + COLUMNS]
+        _write_lines(arrays, y, probability, known)
 
     stitcher = Stitcher(
         height,
@@ -195,7 +214,9 @@ def stitch(
     for probability, mask in patches:
         if stitcher.count == stitcher.patches:
             raise StoreError(
-                "more patches than the picture has", where=target, expected=stitcher.patches
+                "there are more patches than the picture has",
+                where=target,
+                expected=stitcher.patches,
             )
         stitcher.add(probability, mask)
     if stitcher.count != stitcher.patches:
@@ -205,6 +226,61 @@ def stitch(
             expected=stitcher.patches,
             found=stitcher.count,
         )
+    _publish(staging, target)
+    return target
+
+
+def _create_arrays(
+    folder: Path, shape: tuple[int, int], classes: int, truth: bool, attributes: dict[str, Any]
+) -> dict[str, Any]:
+    """The arrays of a new Zarr group by name."""
+    import zarr
+
+    group = zarr.open_group(folder, mode="w", zarr_format=3)
+    group.attrs.update(attributes)
+    chunk = (min(LINES, shape[0]), min(COLUMNS, shape[1]))
+
+    def create(name: str, dtype: str, fill: float, classes: tuple[int, ...] = ()) -> Any:
+        return group.create_array(
+            name,
+            shape=(*classes, *shape),
+            dtype=dtype,
+            chunks=(*classes, *chunk),
+            dimension_names=("class", "y", "x") if classes else ("y", "x"),
+            fill_value=fill,
+            # Every chunk is a file, so that a missing one can be told from an empty one.
+            config={"write_empty_chunks": True},
+        )
+
+    arrays = {
+        "probability": create("probability", "float16", 0.0, (classes,)),
+        "label": create("label", "uint8", 0),
+    }
+    if truth:
+        arrays["truth"] = create("truth", "uint8", MASK_PADDING)
+    return arrays
+
+
+def _write_lines(
+    arrays: dict[str, Any],
+    y: int,
+    probability: NDArray[np.float32],
+    known: NDArray[np.uint8] | None,
+) -> None:
+    """Write finished lines from line `y` on."""
+    lines = slice(y, y + probability.shape[1])
+    # The columns of one stored chunk at a time: a band as float16 would be half the band again.
+    for x in range(0, probability.shape[2], COLUMNS):
+        columns = slice(x, x + COLUMNS)
+        part = probability[:, :, columns]
+        arrays["probability"][:, lines, columns] = part.astype(np.float16)
+        arrays["label"][lines, columns] = part.argmax(axis=0).astype(np.uint8)
+        if known is not None:
+            arrays["truth"][lines, columns] = known[:, columns]
+
+
+def _publish(staging: Path, target: Path) -> None:
+    # Zarr's local store never syncs: the files first, then the folders, then the rename.
     for path in staging.rglob("*"):
         if path.is_file():
             with open(path, "rb") as file:
@@ -212,11 +288,10 @@ def stitch(
     durable.fsync_tree(staging)
     durable.remove_tree(target)
     durable.replace(staging, target)
-    return target
 
 
 def open_stitched(path: Path) -> Any:
-    """The zarr group of a stitched picture, read only."""
+    """The Zarr group of a stitched image, read only."""
     import zarr
 
     return zarr.open_group(path, mode="r", zarr_format=3)

@@ -1,10 +1,10 @@
-"""Segmentation as a Task of the training loop: settings, loss, augmentation, scores on held-out
-patches.
+"""Segmentation as a task of the training loop: loss, augmentation, and scores on held-out patches.
 
-The loss is cross-entropy plus soft Dice (Milletari et al. 2016, arXiv:1606.04797), a mean over each
-patch's known pixels and summed over patches, so that it does not depend on how patches are dealt to
-batches. Pixels of class 255 are left out of loss and scores. Augmentation is a function of (seed,
-epoch, sample index): quarter turns, mirrors, an elastic warp, contrast and brightness.
+The loss is cross-entropy plus soft Dice (Milletari et al. 2016, arXiv:1606.04797). Both are means
+over the known pixels of each patch and summed over patches, so that the loss does not depend on how
+patches are divided into batches. Pixels of class 255 take part in neither loss nor scores.
+Augmentation is a function of (seed, epoch, sample index): quarter turns, mirrors, an elastic warp,
+contrast and brightness.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from segmentation.settings import SegmentTraining
 from segmentation.unet import UNet
 from utils.augment import draws, elastic_warp, scale_contrast, turn_and_mirror
 from utils.training.confusion import ConfusionMatrix
-from utils.training.task import Task, seeded
+from utils.training.task import Batch, Task, seeded
 from warehouse.settings import MASK_PADDING
 
 __all__ = [
@@ -32,8 +32,11 @@ __all__ = [
 ]
 
 TURN, MIRROR, CONTRAST, BRIGHTNESS, WARP = range(5)
+"""Which random number decides what. The warp takes all numbers from WARP on."""
 KNOTS = 6
 """Control points of the elastic warp along each side."""
+MIDDLE = 128.0
+"""Contrast is changed about this value of [0, 255]."""
 
 
 class SegmentTask(Task):
@@ -53,13 +56,13 @@ class SegmentTask(Task):
                 stem=settings.stem,
             )
 
-    def loss(
-        self, model: nn.Module, batch: dict[str, Tensor], epoch: int
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, model: nn.Module, batch: Batch, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Cross-entropy plus `dice_weight` times soft Dice, summed over the patches."""
         image, mask = augment_patches(
             batch["image"], batch["mask"], batch["index"], epoch, self.settings
         )
         logits = model(image)
+        # In float32: sums over the pixels of a patch overflow float16.
         with torch.autocast(logits.device.type, enabled=False):
             cross, dice = segmentation_loss(logits.float(), mask)
         real = (~batch["pad"]).float() if "pad" in batch else torch.ones_like(cross)
@@ -69,63 +72,89 @@ class SegmentTask(Task):
             "soft_dice": (dice * real).sum().detach(),
         }
 
-    def evaluate(self, model: nn.Module, batches: Iterator[dict[str, Tensor]]) -> dict[str, float]:
-        """Scores over the pixels of the held-out patches.
+    def evaluate(self, model: nn.Module, batches: Iterator[Batch]) -> dict[str, float]:
+        """Dice and IoU over the pixels of the held-out patches.
 
         Pixels of overlaps count as often as patches show them.
         """
         confusion = ConfusionMatrix(self.model.classes)
         with torch.inference_mode():
             for batch in batches:
-                said, truth = model(batch["image"]).argmax(dim=1), batch["mask"].long()
-                real = truth != MASK_PADDING
+                predicted = model(batch["image"]).argmax(dim=1)
+                truth = batch["mask"].long()
+                known = truth != MASK_PADDING
                 if "pad" in batch:
-                    real &= ~batch["pad"].view(-1, 1, 1)
-                confusion.add(truth[real], said[real])
-        # A class that neither truth nor prediction has is a perfect one.
+                    known &= ~batch["pad"].view(-1, 1, 1)
+                confusion.add(truth[known], predicted[known])
+        # A class that occurs neither in truth nor in prediction was predicted perfectly.
         dice = np.nan_to_num(confusion.dice(), nan=1.0).tolist()
         iou = np.nan_to_num(confusion.iou(), nan=1.0).tolist()
         return {
             "dice": float(np.mean(dice)),
-            **{f"dice_{at}": value for at, value in enumerate(dice)},
+            **{f"dice_{index}": value for index, value in enumerate(dice)},
             "iou": float(np.mean(iou)),
         }
 
     def describe(self) -> dict[str, Any]:
+        """JSON from which `restore_unet` builds the model."""
         return self.model.describe()
 
     def draw(self, history: list[dict[str, Any]], path: Path) -> None:
+        """Draw the training loss and the held-out Dice of each class as a PNG."""
         from segmentation.mask_sheet import draw_curve
 
         draw_curve(history, path, self.model.classes)
 
 
 def segmentation_loss(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """(cross-entropy, soft Dice loss) of each patch, float [B]: means over its known pixels, and
-    over the classes.
+    """Cross-entropy and soft Dice loss of each patch.
 
-    logits: float [B, classes, H, W]; mask: uint8 [B, H, W], 255 unknown. A patch of unknown pixels
-    only gives 0 and 0.
+    Parameters
+    ----------
+    logits
+        float32 [B, classes, H, W].
+    mask
+        uint8 [B, H, W], 255 where the class is unknown.
+
+    Returns
+    -------
+    tuple
+        Two float32 [B]: means over the known pixels, and for Dice over the classes. A patch without
+        known pixels gives 0 and 0.
     """
     known = mask != MASK_PADDING
     target = torch.where(known, mask, 0).long()
     count = known.sum(dim=(1, 2)).clamp_min(1)
-    cross = (functional.cross_entropy(logits, target, reduction="none") * known).sum(
-        dim=(1, 2)
-    ) / count
-    said = logits.softmax(dim=1) * known.unsqueeze(1)
+    pixels = functional.cross_entropy(logits, target, reduction="none") * known
+    cross = pixels.sum(dim=(1, 2)) / count
+
+    predicted = logits.softmax(dim=1) * known.unsqueeze(1)
     truth = functional.one_hot(target, logits.shape[1]).permute(0, 3, 1, 2) * known.unsqueeze(1)
-    shared = (said * truth).sum(dim=(2, 3))
-    dice = 1 - ((2 * shared + 1) / (said.sum(dim=(2, 3)) + truth.sum(dim=(2, 3)) + 1)).mean(dim=1)
+    shared = (predicted * truth).sum(dim=(2, 3))
+    sizes = predicted.sum(dim=(2, 3)) + truth.sum(dim=(2, 3))
+    # Plus one pixel, so that a patch without known pixels gives 0 instead of 0 / 0.
+    dice = 1 - ((2 * shared + 1) / (sizes + 1)).mean(dim=1)
     return cross, dice
 
 
 def augment_patches(
     image: Tensor, mask: Tensor, index: Tensor, epoch: int, settings: SegmentTraining
 ) -> tuple[Tensor, Tensor]:
-    """float32 [B, C, H, W] in [0, 255] and its mask uint8 [B, H, W], moved alike.
+    """Augment patches and their masks in the same way; the inputs are not changed.
 
-    What is given is not written to.
+    Parameters
+    ----------
+    image
+        uint8 or float [B, C, H, W] in [0, 255].
+    mask
+        uint8 [B, H, W].
+    index
+        int64 [B], the sample indices.
+
+    Returns
+    -------
+    tuple
+        float32 [B, C, H, W] in [0, 255], and uint8 [B, H, W].
     """
 
     def draw(*purposes: int) -> Tensor:
@@ -135,18 +164,19 @@ def augment_patches(
     if settings.turns:
         turn, mirror = draw(TURN, MIRROR)
         turns, mirrored = (turn * 4).long().tolist(), (mirror < 0.5).tolist()
+        # Half turns only where a quarter turn would change the shape.
         if picture.shape[-1] != picture.shape[-2]:
             turns = [number & 2 for number in turns]
         picture = turn_and_mirror(picture, turns, mirrored, axes=(-2, -1))
         mask = turn_and_mirror(mask, turns, mirrored, axes=(-2, -1))
     if settings.elastic:
         knots = draw(*range(WARP, WARP + 4 * KNOTS * KNOTS)).T
-        # Two uniform numbers as one that is nearly normal, of variance 1.
+        # The sum of two uniform numbers is nearly normal; the factor gives it variance 1.
         moved = (knots[:, ::2] + knots[:, 1::2] - 1).view(-1, 2, KNOTS, KNOTS) * 6**0.5
         picture, mask = elastic_warp(picture, mask, moved * settings.elastic)
     if settings.contrast or settings.brightness:
         contrast, brightness = 2 * draw(CONTRAST, BRIGHTNESS) - 1
         shift = 128 * settings.brightness * brightness
-        picture = scale_contrast(picture, 1 + settings.contrast * contrast, about=128)
+        picture = scale_contrast(picture, 1 + settings.contrast * contrast, about=MIDDLE)
         picture = (picture + shift.view(-1, 1, 1, 1)).clamp(0, 255)
     return picture, mask

@@ -1,4 +1,4 @@
-"""A small U-Net: uint8 pictures in, a logit for every class and pixel out.
+"""A small U-Net: uint8 images in, a logit for every class and pixel out.
 
 Ronneberger et al. 2015 (arXiv:1505.04597), with residual blocks, GroupNorm (batches are small) and
 a space-to-depth stem: `stem` x `stem` pixels are folded into channels, all layers work on the
@@ -28,7 +28,7 @@ LIMITS = {
     "levels": (1, 6),
     "stem": (1, 4),
 }
-"""Of what a checkpoint may ask for."""
+"""Of what a checkpoint may ask for, so that a damaged one cannot exhaust memory."""
 
 
 class Block(nn.Module):
@@ -37,9 +37,9 @@ class Block(nn.Module):
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.first = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
-        self.first_norm = norm(outputs)
+        self.first_norm = group_norm(outputs)
         self.second = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
-        self.second_norm = norm(outputs)
+        self.second_norm = group_norm(outputs)
         self.skip = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -47,46 +47,53 @@ class Block(nn.Module):
         return functional.silu(self.second_norm(self.second(y)) + self.skip(x))
 
 
-def norm(channels: int) -> nn.GroupNorm:
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Groups of 8 channels where that is possible, else one group."""
     return nn.GroupNorm(max(1, channels // 8) if channels % 8 == 0 else 1, channels)
 
 
 class UNet(nn.Module):
-    """channels: of the picture, 1 or 3; classes: logits a pixel; width.
+    """A U-Net with a folded stem.
 
-    Channels of the first level, doubled at each of `levels`.
+    Parameters
+    ----------
+    channels
+        Of the image, 1 or 3.
+    classes
+        Logits of each pixel.
+    width
+        Channels of the first level; they double at each of `levels`.
+    stem
+        Side of the square of pixels that is folded into channels.
     """
 
     def __init__(
         self, *, channels: int, classes: int, width: int = 24, levels: int = 4, stem: int = 2
     ) -> None:
         super().__init__()
-        self.channels, self.classes, self.width, self.levels, self.stem = (
-            channels,
-            classes,
-            width,
-            levels,
-            stem,
-        )
+        self.channels = channels
+        self.classes = classes
+        self.width = width
+        self.levels = levels
+        self.stem = stem
         widths = [width * 2**level for level in range(levels)]
-        self.down = nn.ModuleList(
-            Block(inputs, outputs)
-            for inputs, outputs in zip([channels * stem**2, *widths], widths, strict=False)
-        )
+        inputs = [channels * stem**2, *widths]
+        # The order in which modules are made decides their initial weights.
+        self.down = nn.ModuleList(Block(inputs[at], widths[at]) for at in range(levels))
         self.narrow = nn.ModuleList(nn.Conv2d(2 * outputs, outputs, 1) for outputs in widths[:-1])
         self.up = nn.ModuleList(Block(2 * outputs, outputs) for outputs in widths[:-1])
         self.head = nn.Conv2d(width, classes * stem**2, 1)
 
     @property
     def multiple(self) -> int:
-        """What height and width of a picture must be multiples of."""
+        """Pixels that the height and width of an image must be multiples of."""
         return int(self.stem * 2 ** (self.levels - 1))
 
     def forward(self, image: Tensor) -> Tensor:
-        """image: uint8 or float in [0, 255], [B, C, H, W]. Logits float [B, classes, H, W]."""
-        x = functional.pixel_unshuffle(image.float() / 64 - 2, self.stem).contiguous(
-            memory_format=torch.channels_last
-        )
+        """Logits float [B, classes, H, W] of uint8 or float [B, C, H, W] in [0, 255]."""
+        scaled = image.float() / 64 - 2
+        x = functional.pixel_unshuffle(scaled, self.stem)
+        x = x.contiguous(memory_format=torch.channels_last)
         passed: list[Tensor] = []
         for level, block in enumerate(self.down):
             x = block(functional.max_pool2d(x, 2) if level else x)
@@ -97,18 +104,19 @@ class UNet(nn.Module):
         return functional.pixel_shuffle(self.head(x), self.stem)
 
     def describe(self) -> dict[str, Any]:
+        """JSON from which `restore_unet` builds the model."""
         return {"kind": KIND, **{key: getattr(self, key) for key in LIMITS}}
 
 
 def restore_unet(checkpoint: Checkpoint) -> UNet:
     """The model of a checkpoint, with its averaged weights, in eval mode.
 
-    Raises StateError when it is not a U-Net of ours.
+    Raises StateError for a checkpoint that is not of this project's U-Net.
     """
     remedy = "train one with python -m scripts.segment_patches"
-    said = known_model(checkpoint, (KIND,), "a U-Net", remedy)
+    model = known_model(checkpoint, (KIND,), "a U-Net", remedy)
     try:
-        shape = {key: int(said[key]) for key in LIMITS}
+        shape = {key: int(model[key]) for key in LIMITS}
         wrong = [
             f"{key} {value}"
             for key, value in shape.items()
@@ -123,6 +131,7 @@ def restore_unet(checkpoint: Checkpoint) -> UNet:
             found=str(error),
             remedy=remedy,
         ) from None
-    model = UNet(**shape)
-    load_module(model, checkpoint.part("average"), checkpoint.path)
-    return model.eval()
+    unet = UNet(**shape)
+    load_module(unet, checkpoint.part("average"), checkpoint.path)
+    unet.eval()
+    return unet
