@@ -1,8 +1,8 @@
-"""Boxes: judged, oriented, clipped, and carried between source picture and canvas.
+"""Cleaning the boxes of a picture: oriented, judged, clipped, and carried to the canvas.
 
-Every box ends up kept or in exactly one list of drops with its reason, in the source's order. The
+Every box ends up kept, or in exactly one list of drops with its reason, in the source's order. The
 reasons in BAD are faults of the annotation; `tiny` and `duplicate` are cleaning, and
-`over_max_boxes` follows from `too_many_boxes: truncate`. Clipping a box is always done and flagged
+`over_max_boxes` follows from `too_many_boxes: truncate`. Clipping a box is always done, and flagged
 only where half a pixel or more was outside: less is rounding of the annotation tool.
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,14 +39,28 @@ REASONS = (
 )
 BAD = frozenset(REASONS[:5])
 CLIP_NOISE_PX = 0.5
+LEAST_CANVAS_PX = 1 - 1e-6
+"""Shortest side of a box. The tolerance keeps a box of exactly one pixel, whose side is a quotient
+of two roundings.
+"""
 Boxes = NDArray[np.float64]
+"""float64 [n, 4]: x1, y1, x2, y2."""
 
 
 @dataclass(frozen=True, slots=True)
 class CleanBoxes:
-    """boxes_xyxy: float64 [n, 4] in source pixels, ordered, inside; labels: int16 [n]; flags.
+    """The boxes of one picture after cleaning.
 
-    Uint8 [n]; dropped: (index, reason).
+    Attributes
+    ----------
+    boxes_xyxy
+        float64 [n, 4] in pixels of the picture as shown: ordered, inside.
+    labels
+        int16 [n], indices of classes.
+    flags
+        uint8 [n], bits of `warehouse.format.schema`.
+    dropped
+        Index in the annotation and reason of each box that was dropped.
     """
 
     boxes_xyxy: Boxes
@@ -57,23 +70,45 @@ class CleanBoxes:
 
     @property
     def clipped(self) -> int:
+        """Number of kept boxes that were clipped."""
         return int(np.count_nonzero(self.flags & CLIPPED))
 
 
 def to_canvas(boxes_xyxy: Boxes, geometry: Geometry, target_size: tuple[int, int]) -> Boxes:
-    """Source pixels [n, 4] -> canvas normalised to [0, 1] by (W, H)."""
+    """Carry boxes to the canvas.
+
+    Parameters
+    ----------
+    boxes_xyxy
+        float64 [n, 4] in pixels of the picture as shown.
+    target_size
+        Height and width of the canvas.
+
+    Returns
+    -------
+    NDArray
+        float64 [n, 4], normalised to [0, 1] by the width and height of the canvas.
+    """
     height, width = target_size
-    return (boxes_xyxy * _scale(geometry) + _pad(geometry)) / np.array(
-        [width, height, width, height], np.float64
-    )
+    sides = np.array([width, height, width, height], np.float64)
+    return (boxes_xyxy * _scale(geometry) + _pad(geometry)) / sides
 
 
 def orient_boxes(
     boxes_xyxy: Boxes, stored_width: float, stored_height: float, orientation: int
 ) -> Boxes:
-    """Boxes [n, 4] of the picture as stored -> of the picture as shown.
+    """Carry boxes of the picture as stored to the picture as shown.
 
-    A reversed box stays reversed, so that it can be told.
+    A reversed box stays reversed, so that cleaning can recognise it.
+
+    Parameters
+    ----------
+    boxes_xyxy
+        float64 [n, 4] in pixels of the picture as stored.
+    stored_width, stored_height
+        Size of the picture as stored.
+    orientation
+        EXIF orientation, 1 to 8.
     """
     x1, y1, x2, y2 = np.asarray(boxes_xyxy, np.float64).reshape(-1, 4).T
     width, height = stored_width, stored_height
@@ -97,12 +132,24 @@ def clean_boxes(
     size: tuple[int, int],
     geometry: Geometry,
 ) -> CleanBoxes:
-    """Judge the boxes of one picture. boxes_xyxy: [n, 4] source pixels, anything; class_ids: -1 is
-    unknown; size: (width, height).
+    """Judge the boxes of one picture.
 
-    A box is dropped for the first of REASONS that holds: not finite; class unknown; x2 < x1 or y2 <
-    y1; no area; no part of it inside the picture; under one canvas pixel wide or high; the same
-    clipped box and class as one before.
+    A box is dropped for the first reason that holds: a coordinate is not finite; the class is
+    unknown; x2 < x1 or y2 < y1; it has no area; no part of it is inside the picture; it is less
+    than one canvas pixel wide or high; an earlier box has the same class and clipped corners.
+
+    Parameters
+    ----------
+    boxes_xyxy
+        float64 [n, 4] in pixels of the picture as shown; any values.
+    class_ids
+        Index of each box's class, -1 where unknown.
+    flags
+        Bits of `warehouse.format.schema` for each box.
+    size
+        Width and height of the picture as shown.
+    geometry
+        Where the picture lies on its canvas.
     """
     boxes = np.asarray(boxes_xyxy, np.float64).reshape(-1, 4)
     ids = np.asarray(class_ids, np.int64).reshape(-1)
@@ -112,36 +159,37 @@ def clean_boxes(
         return CleanBoxes(boxes, ids.astype(np.int16), bits, ())
     reason = np.full(count, -1, np.int8)
 
-    def drop(where: Any, name: str) -> None:
+    def drop(where: NDArray[np.bool_] | np.bool_, name: str) -> None:
         reason[where & (reason < 0)] = REASONS.index(name)
 
     drop(~np.isfinite(boxes).all(axis=1), "nan")
     drop(ids < 0, "unknown_class")
-    whole = np.where(reason[:, None] < 0, boxes, 0.0)
-    sides = whole[:, 2:] - whole[:, :2]
+    # Dropped boxes become zeros, so that NaN and infinity raise no warnings below.
+    finite = np.where(reason[:, None] < 0, boxes, 0.0)
+    sides = finite[:, 2:] - finite[:, :2]
     drop((sides < 0).any(axis=1), "reversed")
     drop((sides == 0).any(axis=1), "zero_area")
     limits = np.array([size[0], size[1], size[0], size[1]], np.float64)
-    clipped = np.clip(whole, 0.0, limits)
+    clipped = np.clip(finite, 0.0, limits)
     inner = clipped[:, 2:] - clipped[:, :2]
     drop((inner <= 0).any(axis=1), "outside")
-    # The tolerance keeps a box of exactly one canvas pixel, whose side is a quotient of two
-    # roundings.
-    drop((inner * _scale(geometry)[:2] < 1 - 1e-6).any(axis=1), "tiny")
+    drop((inner * _scale(geometry)[:2] < LEAST_CANVAS_PX).any(axis=1), "tiny")
+
     seen: set[tuple[float, ...]] = set()
     for at in np.flatnonzero(reason < 0):
         key = (*clipped[at].tolist(), float(ids[at]))
         if key in seen:
             reason[at] = REASONS.index("duplicate")
         seen.add(key)
-    bits[(np.abs(whole - clipped) >= CLIP_NOISE_PX).any(axis=1)] |= CLIPPED
+
+    bits[(np.abs(finite - clipped) >= CLIP_NOISE_PX).any(axis=1)] |= CLIPPED
     keep = reason < 0
     dropped = tuple((int(at), REASONS[reason[at]]) for at in np.flatnonzero(~keep))
     return CleanBoxes(clipped[keep], ids[keep].astype(np.int16), bits[keep], dropped)
 
 
 def keep_largest(boxes_xyxy: Boxes, most: int) -> NDArray[np.intp]:
-    """Indices of the `most` boxes of largest area, in source order; of equal ones the first."""
+    """Return the indices of the `most` boxes of largest area, ascending; of equals the first."""
     area = (boxes_xyxy[:, 2] - boxes_xyxy[:, 0]) * (boxes_xyxy[:, 3] - boxes_xyxy[:, 1])
     return np.sort(np.argsort(-area, kind="stable")[:most])
 

@@ -1,9 +1,8 @@
-"""What a file is, how large and how turned, from its first bytes: no pixel is decoded and nothing
-is allocated.
+"""What a file is, how large and how turned, from its first bytes.
 
-The content decides, never the extension. JPEG markers and the EXIF orientation are read here, with
-bounds; the other formats' headers by Pillow, restricted to those formats. Sizes come out before any
-buffer is made, so that a header claiming 100,000 x 100,000 pixels costs nothing.
+No pixel is decoded and nothing is allocated, so a header that claims 100,000 x 100,000 pixels costs
+nothing. The content decides, never the extension. JPEG markers and the EXIF orientation are read
+here, with bounds; the headers of the other formats by Pillow, which is restricted to them.
 """
 
 from __future__ import annotations
@@ -26,13 +25,29 @@ __all__ = [
 
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF")
 ORIENTATION_TAG = 0x0112
+SHORT = 3
+"""EXIF's number for the type of the orientation."""
+# JPEG markers, ITU T.81, table B.1.
+STANDALONE_MARKERS = frozenset({0x01, *range(0xD0, 0xD9)})
+FRAME_MARKERS = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
+END_MARKERS = frozenset({0xD9, 0xDA})
+APP1 = 0xE1
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """width, height: after EXIF orientation; raw_width, raw_height: as stored; orientation.
+    """What a header says.
 
-    EXIF, 1..8; kind: one of FORMATS.
+    Attributes
+    ----------
+    width, height
+        Size in pixels after EXIF orientation, which is the picture as shown.
+    raw_width, raw_height
+        Size in pixels as stored.
+    orientation
+        EXIF orientation, 1 to 8.
+    kind
+        One of FORMATS.
     """
 
     width: int
@@ -44,9 +59,19 @@ class Header:
 
 
 def read_header(data: bytes, name: str) -> Header:
-    """The header of a picture; `data` may be its first bytes only.
+    """Read the header of a picture.
 
-    Raises PictureError (empty_file, unreadable) naming `name`.
+    Parameters
+    ----------
+    data
+        The file, or its first bytes.
+    name
+        The picture's path, for messages.
+
+    Raises
+    ------
+    PictureError
+        With the reason `empty_file`, `unreadable` or `truncated`.
     """
     if not data:
         raise PictureError(
@@ -73,7 +98,18 @@ def read_header(data: bytes, name: str) -> Header:
 
 
 def open_with_pillow(data: bytes, name: str) -> Any:
-    """A lazy `PIL.Image.Image` of one of FORMATS. Raises PictureError (unreadable)."""
+    """Open a picture without decoding its pixels.
+
+    Returns
+    -------
+    PIL.Image.Image
+        A picture of one of FORMATS. Its type is not declared, because importing Pillow takes long.
+
+    Raises
+    ------
+    PictureError
+        With the reason `unreadable`.
+    """
     from PIL import Image
 
     # Sizes are checked by us, against `max_pixels` and before anything is allocated; Pillow's own
@@ -82,22 +118,21 @@ def open_with_pillow(data: bytes, name: str) -> Any:
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except Exception as error:  # Pillow's readers raise anything on hostile bytes
-        found = (
-            "neither " + ", ".join(FORMATS[:-1]) + f" nor {FORMATS[-1]}"
-            if type(error).__name__ == "UnidentifiedImageError"
-            else _said(error)
-        )
+        found = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        if type(error).__name__ == "UnidentifiedImageError":
+            found = f"neither {', '.join(FORMATS[:-1])} nor {FORMATS[-1]}"
         raise PictureError(
             "unreadable", where=name, found=found, remedy="remove the file or restore it"
         ) from None
 
 
 def ends_cleanly(kind: str, tail: bytes) -> bool:
-    """Whether a file's last bytes are those of a whole picture.
+    """Whether the last bytes of a file are those of a complete picture.
 
-    False only means that the picture has to be decoded to know.
+    False only means that the picture has to be decoded to find out.
     """
     if kind == "JPEG":
+        # Zeros after the end marker do no harm.
         return tail.rstrip(b"\0").endswith(b"\xff\xd9")
     if kind == "PNG":
         return tail.endswith(b"IEND\xaeB`\x82")
@@ -105,9 +140,17 @@ def ends_cleanly(kind: str, tail: bytes) -> bool:
 
 
 def exif_orientation(exif: bytes) -> int:
-    """The orientation (1..8) in an EXIF block, with or without its `Exif` prefix.
+    """Read the orientation in an EXIF block (CIPA DC-008).
 
-    1 where absent or out of order (CIPA DC-008).
+    Parameters
+    ----------
+    exif
+        The block, with or without its `Exif` prefix.
+
+    Returns
+    -------
+    int
+        1 to 8; 1 where the tag is absent or the block is damaged.
     """
     tiff = exif.removeprefix(b"Exif\0\0")
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
@@ -119,7 +162,7 @@ def exif_orientation(exif: bytes) -> int:
     (entries,) = struct.unpack_from(order + "H", tiff, at)
     for start in range(at + 2, min(at + 2 + 12 * entries, len(tiff) - 11), 12):
         tag, kind = struct.unpack_from(order + "HH", tiff, start)
-        if tag == ORIENTATION_TAG and kind == 3:
+        if tag == ORIENTATION_TAG and kind == SHORT:
             return _valid(struct.unpack_from(order + "H", tiff, start + 8)[0])
     return 1
 
@@ -129,28 +172,26 @@ def _valid(orientation: Any) -> int:
 
 
 def _jpeg_header(data: bytes, name: str) -> tuple[int, int, int]:
-    """Stored width and height, and orientation, from the markers before the first scan (ITU T.81,
-    annex B).
-    """
+    """Read width and height as stored, and orientation, before the first scan (ITU T.81, annex B)."""
     at, orientation = 2, 1
-    while at + 4 <= len(data):
-        if data[at] != 0xFF:
-            break
+    while at + 4 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
-        if (
-            marker in (0x01, 0xFF) or 0xD0 <= marker <= 0xD8
-        ):  # fill bytes and markers without a length
-            at += 1 if marker == 0xFF else 2
+        if marker == 0xFF:
+            # A fill byte before a marker (B.1.1.2).
+            at += 1
+            continue
+        if marker in STANDALONE_MARKERS:
+            at += 2
             continue
         (length,) = struct.unpack_from(">H", data, at + 2)
-        if marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
+        if marker == APP1 and data[at + 4 : at + 10] == b"Exif\0\0":
             orientation = exif_orientation(data[at + 4 : at + 2 + length])
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+        if marker in FRAME_MARKERS:
             if at + 9 > len(data):
                 break
             height, width = struct.unpack_from(">HH", data, at + 5)
             return width, height, orientation
-        if marker in (0xD9, 0xDA) or length < 2:
+        if marker in END_MARKERS or length < 2:
             break
         at += 2 + length
     raise PictureError(
@@ -159,7 +200,3 @@ def _jpeg_header(data: bytes, name: str) -> tuple[int, int, int]:
         found="a JPEG without a frame header",
         remedy="remove the file or restore it",
     )
-
-
-def _said(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]

@@ -1,4 +1,4 @@
-"""Encoded bytes -> RGB pixels -> one sample of the store.
+"""From encoded bytes to RGB pixels, and on to one sample of the store.
 
 Whatever a picture is (grey, palette, CMYK, 16 bit, turned by EXIF), out comes uint8 RGB as a viewer
 shows it, or a PictureError; never part of a picture. JPEG goes through libjpeg-turbo in strict
@@ -10,6 +10,7 @@ byte only, as Pillow reads it; float and 32-bit samples are refused.
 from __future__ import annotations
 
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -39,34 +40,52 @@ __all__ = [
 ]
 
 MAX_FILE_BYTES = 1 << 30
-HEAD_BYTES = 256 << 10
+HEAD_BYTES, TAIL_BYTES = 256 << 10, 64
 RESTORE = "remove the file or restore it"
+CUT_OFF = ("truncated", "premature end", "not enough", "unexpected end", "broken data stream")
+"""What libjpeg-turbo and Pillow say of a file that ends too early."""
+# Which axes are mirrored, x and y, after the transposition that orientations 5 to 8 need.
+FLIPS = {2: (1, 0), 3: (1, 1), 4: (0, 1), 5: (0, 0), 6: (1, 0), 7: (1, 1), 8: (0, 1)}
 
 
 def decoder_versions() -> dict[str, str]:
-    """Name -> version of what decodes and resizes pictures.
+    """Return name and version of the libraries that decode and resize pictures.
 
-    Part of the version key, read without importing them.
+    They are part of the version key, because another decoder may give other pixels.
     """
-    from importlib.metadata import version
-
     return {name: version(name) for name in ("simplejpeg", "pillow", "opencv-python-headless")}
 
 
 def warm_up() -> None:
-    """Import what `load_sample` imports only when it is first called.
+    """Import decoder and resizer, which takes 0.2 s of a worker's start.
 
-    Decoder and resizer, 0.2 s of a worker's start.
+    Otherwise `load_sample` would import them when it is first called.
     """
     import cv2  # noqa: F401
     import simplejpeg  # noqa: F401
 
 
 def decode_rgb(data: bytes, *, name: str, max_pixels: int) -> tuple[NDArray[np.uint8], int]:
-    """(uint8 [h, w, 3] RGB, turned upright; the EXIF orientation, 1..8, that was applied).
+    """Decode a picture.
 
-    Raises PictureError naming `name`: empty_file, unreadable, truncated, too_large (more than
-    `max_pixels`, before allocation).
+    Parameters
+    ----------
+    data
+        The whole file.
+    name
+        The picture's path, for messages.
+    max_pixels
+        A picture that declares more is refused before anything is allocated.
+
+    Returns
+    -------
+    tuple
+        uint8 [h, w, 3] RGB, turned upright, and the EXIF orientation, 1 to 8, that was applied.
+
+    Raises
+    ------
+    PictureError
+        With the reason `empty_file`, `unreadable`, `truncated` or `too_large`.
     """
     header = read_header(data, name)
     if header.width * header.height > max_pixels:
@@ -77,9 +96,8 @@ def decode_rgb(data: bytes, *, name: str, max_pixels: int) -> tuple[NDArray[np.u
             found=f"{header.width} x {header.height}",
             remedy="raise --build.max_pixels if the picture is meant to be so large",
         )
-    pixels = (
-        _decode_jpeg(data, name) if header.kind == "JPEG" else _decode_other(data, name, header)
-    )
+    decode = _decode_jpeg if header.kind == "JPEG" else _decode_other
+    pixels = decode(data, name, header)
     assert pixels.dtype == np.uint8
     if pixels.shape != (header.height, header.width, 3):
         raise PictureError(
@@ -92,49 +110,79 @@ def decode_rgb(data: bytes, *, name: str, max_pixels: int) -> tuple[NDArray[np.u
 
 
 def probe(root: Path, source: str, *, max_pixels: int) -> Header:
-    """The header of a file below `root`, from its first bytes where they suffice; only where the
-    end looks cut off is all decoded.
+    """Read the header of a file, and decode the file only where its end looks cut off.
 
-    Raises PictureError as `decode_rgb`, and SourceError where the file cannot be read.
+    Parameters
+    ----------
+    root
+        The input root.
+    source
+        POSIX path relative to the root.
+    max_pixels
+        A picture that declares more is refused.
+
+    Raises
+    ------
+    PictureError
+        For the reasons of `decode_rgb`.
+    SourceError
+        If the file cannot be read.
     """
-    head, tail, whole = read_ends(root, source, head=HEAD_BYTES, tail=64)
+    head, tail, is_complete = read_ends(root, source, head=HEAD_BYTES, tail=TAIL_BYTES)
     try:
         header = read_header(head, source)
     except PictureError:
-        if whole:
+        if is_complete:
             raise
+        # An embedded thumbnail or colour profile may push the frame header far back.
         header = read_header(read_inside(root, source, limit=MAX_FILE_BYTES), source)
     if header.width * header.height > max_pixels or not ends_cleanly(header.kind, tail):
-        decode_rgb(
-            head if whole else read_inside(root, source, limit=MAX_FILE_BYTES),
-            name=source,
-            max_pixels=max_pixels,
-        )
+        data = head if is_complete else read_inside(root, source, limit=MAX_FILE_BYTES)
+        decode_rgb(data, name=source, max_pixels=max_pixels)
     return header
 
 
 def load_sample(
     record: PictureRecord, root: Path, settings: BuildSettings, class_count: int
 ) -> tuple[dict[str, NDArray[Any]], dict[str, float]]:
-    """One sample (the rows of `warehouse.format.schema.picture_arrays`) and the seconds of its
-    stages `read`, `decode`, `letterbox`.
+    """Make one sample: a row of each array of `warehouse.format.schema.picture_arrays`.
 
-    image: `dtype` [3, H, W]; box: float32 [max_boxes, 4], xyxy normalised to the canvas; box_mask:
-    bool [max_boxes]; box_flags: uint8 [max_boxes]; label: int16 [max_boxes], -1 padded; letterbox:
-    float32 [6]; of class folders target: int16 []; of pictures with masks mask: uint8 [H, W].
-    Raises PictureError, and SourceError where the file is no longer the one that was planned.
+    Returns
+    -------
+    tuple
+        The arrays by name, and the seconds of the stages `read`, `decode` and `letterbox`.
+
+        ========= ========================================================
+        image     `dtype` [3, H, W]
+        box       float32 [max_boxes, 4], xyxy normalised to the canvas
+        box_mask  bool [max_boxes], true where a slot holds a box
+        box_flags uint8 [max_boxes]
+        label     int16 [max_boxes], -1 in padded slots
+        letterbox float32 [6]
+        target    int16 [], of pictures that have a class
+        mask      uint8 [H, W], of pictures that have a mask
+        ========= ========================================================
+
+    Raises
+    ------
+    PictureError
+        For a picture or mask that cannot be decoded.
+    SourceError
+        If the file is no longer the one that was planned.
     """
     start = time.perf_counter()
     data = read_inside(root, record.source, limit=MAX_FILE_BYTES, sha256=record.sha256)
     read = time.perf_counter()
     picture, _ = decode_rgb(data, name=record.source, max_pixels=settings.max_pixels)
     decoded = time.perf_counter()
+
     height, width = settings.target_size
     geometry = plan_letterbox(
         record.raw_width, record.raw_height, settings.target_size, settings.resize_mode
     )
     image = np.empty((3, height, width), settings.dtype)
     letterbox_into(picture, geometry, image, settings.pad_value, settings.dtype)
+
     count, slots = len(record.labels), settings.max_boxes
     assert count <= slots
     assert not count or int(record.labels.max()) < class_count
@@ -162,25 +210,27 @@ def load_sample(
     }
 
 
-def _decode_jpeg(data: bytes, name: str) -> NDArray[np.uint8]:
+def _decode_jpeg(data: bytes, name: str, header: Header) -> NDArray[np.uint8]:
     import simplejpeg
 
     try:
         colorspace = simplejpeg.decode_jpeg_header(data, strict=False)[2]
         if colorspace not in ("CMYK", "YCCK"):
             pixels = simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True)
-            return _turn(pixels, read_header(data, name).orientation)
+            return _turn(pixels, header.orientation)
     except ValueError as error:
         raise _not_decoded(error, name) from None
     except KeyError:  # simplejpeg looks up a colour space that a header cut short does not give
         raise PictureError(
             "truncated", where=name, found="a JPEG header cut short", remedy=RESTORE
         ) from None
-    return _turn(_convert(open_with_pillow(data, name), name), read_header(data, name).orientation)
+    # libjpeg-turbo does not convert CMYK to RGB.
+    return _turn(_convert(open_with_pillow(data, name), name), header.orientation)
 
 
 def _decode_other(data: bytes, name: str, header: Header) -> NDArray[np.uint8]:
     pixels = _convert(open_with_pillow(data, name), name)
+    # Pillow turns TIFF pictures itself.
     return pixels if header.kind == "TIFF" else _turn(pixels, header.orientation)
 
 
@@ -190,7 +240,7 @@ def _convert(image: Any, name: str) -> NDArray[np.uint8]:
         image.load()
         mode = image.mode
         if mode.startswith("I;16") or (mode == "I" and image.format == "PNG"):
-            # Pillow would clip at 255.
+            # Scaled to 8 bits, because Pillow would clip at 255.
             wide = np.asarray(image).astype(np.uint32)
             grey = ((wide + 128) // 257).astype(np.uint8)
             return np.repeat(grey[:, :, None], 3, axis=2)
@@ -203,6 +253,7 @@ def _convert(image: Any, name: str) -> NDArray[np.uint8]:
                 remedy="convert it to 8 bit",
             )
         if mode in ("P", "PA"):
+            # Converting straight to RGB, Pillow warns of a palette's transparency.
             image = image.convert("RGBA")
         return np.asarray(image.convert("RGB"))
     except PictureError:
@@ -212,20 +263,10 @@ def _convert(image: Any, name: str) -> NDArray[np.uint8]:
 
 
 def _not_decoded(error: BaseException, name: str) -> PictureError:
-    said = " ".join(str(error).split())[:200] or type(error).__name__
-    short = any(
-        word in said.lower()
-        for word in (
-            "truncated",
-            "premature end",
-            "not enough",
-            "unexpected end",
-            "broken data stream",
-        )
-    )
-    return PictureError(
-        "truncated" if short else "unreadable", where=name, found=said, remedy=RESTORE
-    )
+    text = " ".join(str(error).split())[:200] or type(error).__name__
+    is_cut_off = any(words in text.lower() for words in CUT_OFF)
+    reason = "truncated" if is_cut_off else "unreadable"
+    return PictureError(reason, where=name, found=text, remedy=RESTORE)
 
 
 def _turn(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
@@ -234,8 +275,5 @@ def _turn(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
         return pixels
     if orientation >= 5:
         pixels = pixels.transpose(1, 0, 2)
-    # After the transposition: 5 done, 6 mirrored in x, 7 in both, 8 in y.
-    flip_x, flip_y = {2: (1, 0), 3: (1, 1), 4: (0, 1), 5: (0, 0), 6: (1, 0), 7: (1, 1), 8: (0, 1)}[
-        orientation
-    ]
+    flip_x, flip_y = FLIPS[orientation]
     return np.ascontiguousarray(pixels[:: -1 if flip_y else 1, :: -1 if flip_x else 1])

@@ -1,6 +1,6 @@
-"""A picture onto a canvas of fixed size: the geometry, and the pixels.
+"""Placing a picture on a canvas of fixed size: the geometry, and the pixels.
 
-canvas = source * scale + pad, in pixels with corners at integers, each axis with its true scale
+canvas = source * scale + pad, in pixels whose corners lie at integers. Each axis has its true scale
 (new / raw), so that a box follows its pixels exactly although the new size is rounded. Shrinking
 averages areas, enlarging interpolates linearly; a stretch that does both does one after the other.
 Given up: sharper (Lanczos) filters, at several times the cost.
@@ -20,8 +20,18 @@ __all__ = ["Geometry", "letterbox_into", "plan_letterbox"]
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """The columns of `letterbox` (warehouse.format.schema.GEOMETRY), then the size in pixels that
-    the picture has on the canvas.
+    """Where a picture lies on its canvas.
+
+    Attributes
+    ----------
+    scale_x, scale_y
+        Canvas pixels per source pixel.
+    pad_x, pad_y
+        Canvas pixels to the left of the picture and above it.
+    raw_width, raw_height
+        Size of the picture as shown, in source pixels.
+    new_width, new_height
+        Size of the picture in canvas pixels.
     """
 
     scale_x: float
@@ -34,17 +44,24 @@ class Geometry:
     new_height: int
 
     def row(self) -> NDArray[np.float32]:
-        """float32 [6]: scale_x, scale_y, pad_x, pad_y, raw_width, raw_height."""
+        """A row of the array `letterbox`: float32 [6], `warehouse.format.schema.GEOMETRY`."""
         return np.array(astuple(self)[:6], np.float32)
 
 
 def plan_letterbox(
     raw_width: int, raw_height: int, target_size: tuple[int, int], mode: str
 ) -> Geometry:
-    """Where a picture of the given oriented size lies on a canvas of `target_size` (H, W).
+    """Compute where a picture lies on a canvas.
 
-    mode `letterbox`: aspect kept to the nearest pixel, centred (an odd rest goes right and down),
-    enlarged where smaller; `stretch`: the whole canvas.
+    Parameters
+    ----------
+    raw_width, raw_height
+        Size of the picture as shown, in pixels.
+    target_size
+        Height and width of the canvas.
+    mode
+        `letterbox` keeps the aspect ratio to the nearest pixel, enlarges small pictures, and
+        centres; an odd rest goes right and down. `stretch` fills the whole canvas.
     """
     height, width = target_size
     new_width, new_height = width, height
@@ -74,10 +91,16 @@ def letterbox_into(
     pad_value: int,
     dtype: str = "uint8",
 ) -> None:
-    """Write `picture` (uint8 [h, w, 3], oriented) into the canvas `out` ([3, H, W], of `dtype`),
-    border included.
+    """Write a picture and its border into a canvas.
 
-    uint8 canvases carry [0, 255]; float16 and float32 ones value / 255.
+    Parameters
+    ----------
+    picture
+        uint8 [h, w, 3] RGB, as shown.
+    out
+        The canvas, [3, H, W] of `dtype`: uint8 takes values in [0, 255], floats in [0, 1].
+    pad_value
+        Value of the border, 0 to 255.
     """
     assert picture.shape == (geometry.raw_height, geometry.raw_width, 3)
     assert out.dtype == np.dtype(dtype)
@@ -86,7 +109,7 @@ def letterbox_into(
     bottom, right = top + geometry.new_height, left + geometry.new_width
     inside = out[:, top:bottom, left:right]
     if out.dtype == np.uint8:
-        border: Any = pad_value
+        border: int | np.float32 = pad_value
         # Six times as fast as a transposed copy by NumPy.
         _single_threaded_cv2().split(small, list(inside))
     else:
@@ -118,11 +141,8 @@ def _resize(picture: NDArray[np.uint8], width: int, height: int) -> NDArray[np.u
 
 @cache
 def _single_threaded_cv2() -> Any:
-    """OpenCV, imported where first needed.
-
-    Its own threads would fight with the build's other workers.
-    """
     import cv2
 
+    # Its own threads would compete with the build's other workers for the same cores.
     cv2.setNumThreads(1)
     return cv2

@@ -23,56 +23,72 @@ from warehouse.settings import MASK_PADDING, BuildSettings
 __all__ = ["classes_of", "decode_mask", "load_mask"]
 
 MAX_MASK_BYTES = 1 << 30
+SAVE_AGAIN = "save it as an 8 bit grey or palette PNG of its picture's size"
 
 
 def load_mask(
     record: PictureRecord, root: Path, settings: BuildSettings, geometry: Geometry
 ) -> NDArray[np.uint8]:
-    """uint8 [H, W] on the canvas: classes of `build.mask_values`, MASK_PADDING around the picture.
+    """Decode a picture's mask and place it on the canvas.
 
-    Raises PictureError naming the picture: a mask that cannot be read, of another size or with
-    values that are not declared.
+    Returns
+    -------
+    NDArray
+        uint8 [H, W]: classes of `build.mask_values`, MASK_PADDING around the picture.
+
+    Raises
+    ------
+    PictureError
+        Naming the picture, for a mask that cannot be read, has another size, or holds values that
+        are not declared.
     """
     import cv2
 
     assert record.mask is not None
     data = read_inside(root, record.mask, limit=MAX_MASK_BYTES, sha256=record.mask_sha256)
-    values = decode_mask(
-        data, record.source, record.mask, (record.raw_width, record.raw_height), settings.max_pixels
-    )
+    size = record.raw_width, record.raw_height
+    values = decode_mask(data, record.source, record.mask, size, settings.max_pixels)
     classes = classes_of(values, settings.mask_values, record.source, record.mask)
-    if (geometry.new_width, geometry.new_height) != (geometry.raw_width, geometry.raw_height):
-        classes = cv2.resize(
-            classes,
-            (geometry.new_width, geometry.new_height),
-            interpolation=cv2.INTER_NEAREST_EXACT,
-        )
+    new_size = geometry.new_width, geometry.new_height
+    if new_size != size:
+        # The same pixels as Pillow's nearest filter; OpenCV's plain one rounds differently.
+        classes = cv2.resize(classes, new_size, interpolation=cv2.INTER_NEAREST_EXACT)
     out = np.full(settings.target_size, MASK_PADDING, np.uint8)
-    out[
-        geometry.pad_y : geometry.pad_y + geometry.new_height,
-        geometry.pad_x : geometry.pad_x + geometry.new_width,
-    ] = classes
+    bottom, right = geometry.pad_y + geometry.new_height, geometry.pad_x + geometry.new_width
+    out[geometry.pad_y : bottom, geometry.pad_x : right] = classes
     return out
 
 
 def classes_of(
     values: NDArray[np.uint8], mask_values: Mapping[int, int], source: str, mask: str
 ) -> NDArray[np.uint8]:
-    """The class of each value of a mask.
+    """Return the class of each value of a mask.
 
-    Raises PictureError (mask_values) naming the picture, for values that are not declared.
+    Parameters
+    ----------
+    values
+        uint8 [height, width], as decoded.
+    mask_values
+        Value in the file -> class.
+    source, mask
+        Paths of the picture and of its mask, for messages.
+
+    Raises
+    ------
+    PictureError
+        With the reason `mask_values`, for values that are not declared.
     """
     table = np.full(256, MASK_PADDING, np.uint8)
     for value, index in mask_values.items():
         table[value] = index
     classes: NDArray[np.uint8] = table[values]
     if (classes == MASK_PADDING).any():
-        strange = sorted(set(np.unique(values).tolist()) - set(mask_values))
+        undeclared = sorted(set(np.unique(values).tolist()) - set(mask_values))
         raise PictureError(
             "mask_values",
             where=source,
             expected=f"values {sorted(mask_values)} in {mask}",
-            found=strange[:8],
+            found=undeclared[:8],
             remedy='declare them: mask_values \'{"0": 0, "255": 1}\'',
         )
     return classes
@@ -81,39 +97,49 @@ def classes_of(
 def decode_mask(
     data: bytes, source: str, name: str, picture_size: tuple[int, int], max_pixels: int
 ) -> NDArray[np.uint8]:
-    """uint8 [height, width], a palette's indices as they are. picture_size: (width, height) of its
-    picture `source`.
+    """Decode a mask.
 
-    Raises PictureError naming the picture: mask_unreadable, mask_size.
+    Parameters
+    ----------
+    source, name
+        Paths of the picture and of its mask, for messages.
+    picture_size
+        Width and height of the picture.
+    max_pixels
+        The largest number of pixels that is decoded.
+
+    Returns
+    -------
+    NDArray
+        uint8 [height, width]: grey values, or a palette's indices as they are.
+
+    Raises
+    ------
+    PictureError
+        Naming the picture, with the reason `mask_unreadable` or `mask_size`.
     """
-    remedy = "save it as an 8 bit grey or palette PNG of its picture's size"
     try:
         image = open_with_pillow(data, name)
-        size = image.size
-        if size == picture_size and size[0] * size[1] <= max_pixels:
-            image.load()
-            grey = image.convert("L") if image.mode == "1" else image
-            values = np.asarray(grey)
-        else:
-            raise PictureError(
-                "mask_size",
-                where=source,
-                expected=f"{picture_size[0]} x {picture_size[1]}",
-                found=f"{name} with {size[0]} x {size[1]}",
-                remedy=remedy,
-            )
     except PictureError as error:
-        if error.reason == "mask_size":
-            raise
+        raise _unreadable(source, str(error)) from None
+    size = image.size
+    if size != picture_size or size[0] * size[1] > max_pixels:
         raise PictureError(
-            "mask_unreadable", where=source, found=str(error), remedy=remedy
-        ) from None
-    except Exception as error:  # Pillow's decoders raise anything on hostile bytes
-        raise PictureError(
-            "mask_unreadable", where=source, found=f"{name}: {error}"[:200], remedy=remedy
-        ) from None
-    if values.dtype != np.uint8 or values.ndim != 2:
-        raise PictureError(
-            "mask_unreadable", where=source, found=f"{name}: mode {image.mode}", remedy=remedy
+            "mask_size",
+            where=source,
+            expected=f"{picture_size[0]} x {picture_size[1]}",
+            found=f"{name} with {size[0]} x {size[1]}",
+            remedy=SAVE_AGAIN,
         )
+    try:
+        image.load()
+        values = np.asarray(image.convert("L") if image.mode == "1" else image)
+    except Exception as error:  # Pillow's decoders raise anything on hostile bytes
+        raise _unreadable(source, f"{name}: {error}"[:200]) from None
+    if values.dtype != np.uint8 or values.ndim != 2:
+        raise _unreadable(source, f"{name}: mode {image.mode}")
     return values
+
+
+def _unreadable(source: str, found: str) -> PictureError:
+    return PictureError("mask_unreadable", where=source, found=found, remedy=SAVE_AGAIN)

@@ -1,6 +1,6 @@
-"""From scanned pictures to what the builder bakes.
+"""From scanned pictures to what the builder bakes: splits in stored order, arrays, rows, summaries.
 
-Splits in stored order, arrays, tables, summaries, the version's name.
+The recipe is known before a picture is opened, so that "already built" answers at once.
 """
 
 from __future__ import annotations
@@ -30,12 +30,11 @@ from warehouse.write.bake import BuildPlan, LoadSample, SplitPlan
 
 __all__ = ["make_loader", "make_plan", "recipe_of"]
 
+THRESHOLDS = ("max_invalid", "max_missing", "max_empty_ratio")
+
 
 def recipe_of(listing: SourceListing, settings: BuildSettings) -> dict[str, Any]:
-    """Everything that decides a version's content.
-
-    Its hash is the version's name, so it is known before a picture is decoded.
-    """
+    """Return everything that decides a version's content; its hash is the version's name."""
     recipe = {
         "format_version": FORMAT_VERSION,
         "code_version": code_version(),
@@ -52,7 +51,13 @@ def recipe_of(listing: SourceListing, settings: BuildSettings) -> dict[str, Any]
 
 
 def make_plan(listing: SourceListing, scan: Scan, settings: BuildSettings) -> BuildPlan:
-    """The build of a scanned listing. Raises ThresholdError when nothing is left to bake."""
+    """Plan the build of a scanned listing.
+
+    Raises
+    ------
+    ThresholdError
+        If nothing is left to bake.
+    """
     if not scan.records:
         raise ThresholdError(
             "no picture is left to bake",
@@ -62,70 +67,71 @@ def make_plan(listing: SourceListing, scan: Scan, settings: BuildSettings) -> Bu
         )
     recipe = recipe_of(listing, settings)
     version, key = version_name(recipe)
-    source_format = get_format(listing.format)
-    splits, facts = [], []
+    splits: list[SplitPlan] = []
+    facts: list[PictureFacts] = []
     for name in SPLIT_NAMES:
-        records = permuted(
-            [record for record in scan.records if record.split == name], settings.seed
-        )
-        if not records:
-            continue
-        known = [_facts(record, settings) for record in records]
-        facts += known
-        rows = tuple(_row(record, fact) for record, fact in zip(records, known, strict=True))
-        digests = tuple(_digest(record, scan.class_names) for record in records)
-        splits.append(
-            SplitPlan(
-                name,
-                tuple(
-                    picture_arrays(
-                        len(records),
-                        settings,
-                        target=source_format.has_picture_classes,
-                        mask=source_format.has_masks,
-                    )
-                ),
-                tuple(records),
-                digests,
-                rows,
-            )
-        )
+        records = [record for record in scan.records if record.split == name]
+        if records:
+            split, known = _plan_split(name, permuted(records, settings.seed), scan, settings)
+            splits.append(split)
+            facts += known
+
     by_split = summarise_by(facts, scan.class_names, "split")
     summary = {
         "all": summarise(facts, scan.class_names),
         "splits": by_split,
         "folders": summarise_by(facts, scan.class_names, "folder"),
     }
-    thresholds = {
-        key: getattr(settings, key) for key in ("max_invalid", "max_missing", "max_empty_ratio")
-    }
+    thresholds = {name: getattr(settings, name) for name in THRESHOLDS}
     return BuildPlan(
-        version,
-        key,
-        recipe,
-        thresholds,
-        toolchain() | decoder_versions(),
-        tuple(splits),
-        tuple(scan.class_names),
-        scan.found,
-        len(scan.records),
-        tuple(asdict(line) for line in scan.rejected),
-        summary,
-        by_split,
-        tuple(scan.warnings),
+        version=version,
+        key=key,
+        recipe=recipe,
+        thresholds=thresholds,
+        toolchain=toolchain() | decoder_versions(),
+        splits=tuple(splits),
+        class_names=tuple(scan.class_names),
+        found=scan.found,
+        kept=len(scan.records),
+        rejected=tuple(asdict(line) for line in scan.rejected),
+        summary=summary,
+        group_summaries=by_split,
+        warnings=tuple(scan.warnings),
     )
 
 
+def _plan_split(
+    name: str, records: Sequence[PictureRecord], scan: Scan, settings: BuildSettings
+) -> tuple[SplitPlan, list[PictureFacts]]:
+    source_format = get_format(scan.format)
+    arrays = picture_arrays(
+        len(records),
+        settings,
+        target=source_format.has_picture_classes,
+        mask=source_format.has_masks,
+    )
+    facts = [_facts(record, settings) for record in records]
+    split = SplitPlan(
+        name=name,
+        specs=tuple(arrays),
+        payloads=tuple(records),
+        digests=tuple(_digest(record, scan.class_names) for record in records),
+        rows=tuple(_row(record, fact) for record, fact in zip(records, facts, strict=True)),
+    )
+    return split, facts
+
+
 def make_loader(listing: SourceListing, settings: BuildSettings, plan: BuildPlan) -> LoadSample:
+    """Return the function that makes the sample of a record; it travels to worker processes."""
     return partial(
         load_sample, root=listing.root, settings=settings, class_count=len(plan.class_names)
     )
 
 
 def _digest(record: PictureRecord, class_names: Sequence[str]) -> str:
-    """Of the boxes and what their labels mean.
+    """Hash the boxes of a picture and what their labels mean.
 
-    Class ids shift when a class loses its last picture.
+    The names are part of it because class ids shift when a class loses its last picture.
     """
     digest = hashlib.sha256(json.dumps(list(class_names)).encode())
     for array in (record.boxes_xyxy, record.labels, record.flags):
@@ -155,19 +161,18 @@ def _facts(record: PictureRecord, settings: BuildSettings) -> PictureFacts:
     geometry = plan_letterbox(
         record.raw_width, record.raw_height, settings.target_size, settings.resize_mode
     )
-    sides = (record.boxes_xyxy[:, 2:] - record.boxes_xyxy[:, :2]) * np.array(
-        [geometry.scale_x, geometry.scale_y]
-    )
-    counts = dict(record.counts)
-    clipped, duplicates = counts.pop("clipped", 0), counts.pop("duplicate", 0)
-    folder = str(PurePosixPath(record.source).parent)
+    scale = np.array([geometry.scale_x, geometry.scale_y])
+    sides = (record.boxes_xyxy[:, 2:] - record.boxes_xyxy[:, :2]) * scale
+    dropped = dict(record.counts)
+    # A clipped box is kept, and a duplicate loses nothing: neither counts as dropped.
+    clipped, duplicates = dropped.pop("clipped", 0), dropped.pop("duplicate", 0)
     return PictureFacts(
-        record.split,
-        folder,
-        record.labels,
-        np.sqrt(sides.prod(axis=1)),
-        clipped,
-        duplicates,
-        counts,
-        record.target,
+        split=record.split,
+        folder=str(PurePosixPath(record.source).parent),
+        labels=record.labels,
+        box_sizes_px=np.sqrt(sides.prod(axis=1)),
+        clipped=clipped,
+        duplicates=duplicates,
+        dropped=dropped,
+        target=record.target,
     )

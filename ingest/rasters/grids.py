@@ -15,19 +15,28 @@ from typing import Any
 
 from warehouse.errors import ConfigError, SourceError
 
-__all__ = ["Grid", "Window", "grid_of_bounds", "read_extent"]
+__all__ = ["Grid", "Window", "crs_wkt_of", "grid_of_bounds", "read_extent"]
 
 Window = tuple[int, int, int, int]
 """(first row, first column, rows, columns) of a raster."""
-SNAP = 5
+SNAP_DIGITS = 5
 MARGIN = 2
+"""Pixels that a resampling filter reaches beyond what it fills."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """crs_wkt: WKT of the CRS; transform: a, b, c, d, e, f of (column, row) -> (x, y).
+    """A regular grid of pixels.
 
-    Height, width in pixels.
+    Attributes
+    ----------
+    crs_wkt
+        The coordinate reference system as WKT, of any version.
+    transform
+        a, b, c, d, e, f of x = a column + b row + c, y = d column + e row + f, as in Affine and
+        rasterio; columns and rows are those of pixel corners.
+    height, width
+        Numbers of rows and columns.
     """
 
     crs_wkt: str
@@ -37,80 +46,79 @@ class Grid:
 
     @property
     def crs(self) -> Any:
+        """The coordinate reference system, a `rasterio.crs.CRS`."""
         return _crs_of(self.crs_wkt)
 
     @property
     def is_north_up(self) -> bool:
+        """Whether columns run east and rows south, without rotation."""
         a, b, _, d, e, _ = self.transform
         return a > 0 and e < 0 and b == d == 0
 
     @property
     def crs_wkt2(self) -> str:
-        """ISO 19162 (WKT2:2019), which `proj:wkt2` and CF's `crs_wkt` are.
-
-        `crs_wkt` may be older.
-        """
+        """The CRS in WKT2:2019 (ISO 19162), as GeoZarr's `proj:wkt2` and CF's `crs_wkt` have it."""
         return str(self.crs.to_wkt(version="WKT2_2019"))
 
     @property
     def crs_code(self) -> str | None:
-        """Such as EPSG:32633, where the CRS has one."""
+        """Authority and code, such as EPSG:32633; None where the CRS has none."""
         authority = self.crs.to_authority()
         return ":".join(authority) if authority else None
 
     def bounds(self, window: Window | None = None) -> tuple[float, float, float, float]:
-        """left, bottom, right, top of a window, or of all."""
+        """Left, bottom, right and top of a window, or of the whole grid."""
         row, column, rows, columns = window or (0, 0, self.height, self.width)
         corners = [
-            self.place_of(x, y) for x in (column, column + columns) for y in (row, row + rows)
+            self.xy_of(across, down)
+            for across in (column, column + columns)
+            for down in (row, row + rows)
         ]
         xs, ys = [x for x, _ in corners], [y for _, y in corners]
         return min(xs), min(ys), max(xs), max(ys)
 
     def at(self, window: Window) -> Any:
-        """The affine transform of a window."""
+        """The transform of a window, an `affine.Affine`."""
         from affine import Affine
 
         a, b, _, d, e, _ = self.transform
-        c, f = self.place_of(window[1], window[0])
+        c, f = self.xy_of(window[1], window[0])
         return Affine(a, b, c, d, e, f)
 
     def snapped(self, other: Grid) -> Grid:
-        """This raster with its origin a whole number of 1e-5 pixels from that of `other`, where
-        they share a CRS.
+        """Move the origin to a whole number of 1e-5 pixels from that of `other`.
 
-        GDAL's mode counts a pixel that a cell overlaps by 1e-9 to 1e-6 of it, or does not, by the
-        window it is read in.
+        Whether GDAL's mode counts a pixel that a cell overlaps by only 1e-9 to 1e-6 of it depends
+        on the window that is read, and so on how the cube is cut. Grids of different CRS stay.
         """
         if self.crs != other.crs or not self.is_north_up:
             return self
         a, b, c, d, e, f = self.transform
         left, top = other.transform[2], other.transform[5]
-        snapped = (
-            a,
-            b,
-            left + a * round((c - left) / a, SNAP),
-            d,
-            e,
-            top + e * round((f - top) / e, SNAP),
-        )
-        return Grid(self.crs_wkt, snapped, self.height, self.width)
+        near_c = left + a * round((c - left) / a, SNAP_DIGITS)
+        near_f = top + e * round((f - top) / e, SNAP_DIGITS)
+        return Grid(self.crs_wkt, (a, b, near_c, d, e, near_f), self.height, self.width)
 
-    def place_of(self, column: float, row: float) -> tuple[float, float]:
-        """(x, y) of a pixel corner."""
+    def xy_of(self, column: float, row: float) -> tuple[float, float]:
+        """Coordinates x, y of a pixel corner."""
         a, b, c, d, e, f = self.transform
         return a * column + b * row + c, d * column + e * row + f
 
     def pixel_of(self, x: float, y: float) -> tuple[float, float]:
-        """(column, row), the inverse of place_of."""
+        """Column and row of a point, the inverse of `xy_of`."""
         a, b, c, d, e, f = self.transform
         area = a * e - b * d
         return (e * (x - c) - b * (y - f)) / area, (a * (y - f) - d * (x - c)) / area
 
     def window_of(self, other: Grid, window: Window) -> Window | None:
-        """The part of this raster that a window of `other` needs, kernels included.
+        """Return the part of this raster that a window of `other` needs.
 
-        None where they do not meet.
+        It includes the margin that resampling filters reach into.
+
+        Returns
+        -------
+        Window or None
+            None where the two do not overlap.
         """
         from rasterio.errors import CRSError
         from rasterio.warp import transform_bounds
@@ -122,30 +130,25 @@ class Grid:
                     other.crs, self.crs, left, bottom, right, top, densify_pts=21
                 )
             except CRSError:
+                # The window lies outside the area in which the projection is defined.
                 return None
         if not all(map(math.isfinite, (left, bottom, right, top))):
             return None
+
         corners = [self.pixel_of(x, y) for x in (left, right) for y in (bottom, top)]
         columns, rows = [x for x, _ in corners], [y for _, y in corners]
         # Filters reach two target pixels out when they shrink, two source pixels when they enlarge.
         reach_y = MARGIN * (1 + math.ceil((max(rows) - min(rows)) / window[2]))
         reach_x = MARGIN * (1 + math.ceil((max(columns) - min(columns)) / window[3]))
-        if (
-            max(rows) <= 0
-            or max(columns) <= 0
-            or min(rows) >= self.height
-            or min(columns) >= self.width
-        ):
+        if max(rows) <= 0 or min(rows) >= self.height:
             return None
-        first, last = (
-            max(0, math.floor(min(rows)) - reach_y),
-            min(self.height, math.ceil(max(rows)) + reach_y),
-        )
-        start, stop = (
-            max(0, math.floor(min(columns)) - reach_x),
-            min(self.width, math.ceil(max(columns)) + reach_x),
-        )
-        return first, start, last - first, stop - start
+        if max(columns) <= 0 or min(columns) >= self.width:
+            return None
+        top_row = max(0, math.floor(min(rows)) - reach_y)
+        bottom_row = min(self.height, math.ceil(max(rows)) + reach_y)
+        left_column = max(0, math.floor(min(columns)) - reach_x)
+        right_column = min(self.width, math.ceil(max(columns)) + reach_x)
+        return top_row, left_column, bottom_row - top_row, right_column - left_column
 
 
 @lru_cache(maxsize=64)
@@ -156,11 +159,25 @@ def _crs_of(wkt: str) -> Any:
 
 
 def grid_of_bounds(
-    crs_wkt: str, bounds: tuple[float, float, float, float], resolution: float, where: Any
+    crs_wkt: str, bounds: tuple[float, float, float, float], resolution: float, where: object
 ) -> Grid:
-    """Square pixels from the top left corner on.
+    """Make a grid of square pixels, counted from the top left corner.
 
-    The last row and column may reach beyond the bounds. Raises ConfigError.
+    The last row and column may reach beyond the bounds.
+
+    Parameters
+    ----------
+    bounds
+        Left, bottom, right and top in units of the CRS.
+    resolution
+        Side of a pixel in units of the CRS.
+    where
+        The settings or file concerned, for messages.
+
+    Raises
+    ------
+    ConfigError
+        If the bounds are empty.
     """
     left, bottom, right, top = bounds
     if not (left < right and bottom < top):
@@ -170,15 +187,20 @@ def grid_of_bounds(
             expected="left < right and bottom < top",
             found=list(bounds),
         )
-    width, height = (
-        math.ceil((right - left) / resolution - 1e-9),
-        math.ceil((top - bottom) / resolution - 1e-9),
-    )
+    # Rounding of the division must not add a row or column.
+    width = math.ceil((right - left) / resolution - 1e-9)
+    height = math.ceil((top - bottom) / resolution - 1e-9)
     return Grid(crs_wkt, (resolution, 0.0, left, 0.0, -resolution, top), height, width)
 
 
-def crs_wkt_of(text: str, where: Any) -> str:
-    """WKT of "EPSG:32633", a URN or WKT. Raises ConfigError."""
+def crs_wkt_of(text: str, where: object) -> str:
+    """Return the WKT of a CRS that is given as EPSG:32633, as a URN or as WKT.
+
+    Raises
+    ------
+    ConfigError
+        If the CRS is unknown.
+    """
     from rasterio.crs import CRS
     from rasterio.errors import CRSError
 
@@ -194,7 +216,20 @@ def crs_wkt_of(text: str, where: Any) -> str:
 
 
 def read_extent(path: Path) -> tuple[str, tuple[float, float, float, float]]:
-    """(WKT, left bottom right top) of a GeoJSON rectangle with a named CRS. Raises SourceError."""
+    """Read a GeoJSON rectangle with a named CRS.
+
+    The member `crs` comes from the format's version of 2008; RFC 7946 removed it.
+
+    Returns
+    -------
+    tuple
+        The CRS as WKT; left, bottom, right and top.
+
+    Raises
+    ------
+    SourceError
+        For anything else.
+    """
     try:
         data = json.loads(path.read_bytes())
         name = data["crs"]["properties"]["name"]
@@ -212,18 +247,17 @@ def read_extent(path: Path) -> tuple[str, tuple[float, float, float, float]]:
             "the extent is not a GeoJSON polygon with a named CRS",
             where=path,
             found=f"{type(error).__name__}: {error}"[:120],
-            remedy='give {"type": "Polygon", "crs": {"properties": {"name": "EPSG:32633"}}, "coordinates": [...]}',
+            remedy=(
+                'give {"type": "Polygon", "crs": {"properties": {"name": "EPSG:32633"}},'
+                ' "coordinates": [...]}'
+            ),
         ) from None
-    bounds = (min(xs), min(ys), max(xs), max(ys))
-    if (
-        not all(x in bounds[::2] for x in xs)
-        or not all(y in bounds[1::2] for y in ys)
-        or bounds[0] == bounds[2]
-        or bounds[1] == bounds[3]
-    ):
+    left, bottom, right, top = min(xs), min(ys), max(xs), max(ys)
+    is_upright = all(x in (left, right) for x in xs) and all(y in (bottom, top) for y in ys)
+    if not is_upright or left == right or bottom == top:
         raise SourceError(
             "the extent is not an upright rectangle",
             where=path,
             remedy="give its four corners in the CRS of the data",
         )
-    return crs_wkt_of(name, path), bounds
+    return crs_wkt_of(name, path), (left, bottom, right, top)

@@ -1,8 +1,8 @@
 """How a cube is cut: stored chunks, label blocks, and which block is in which split.
 
-Splits are dealt by whole blocks, so that neighbouring pixels stay together; a guard ring of
-left-out inner chunks keeps what is learnt from away from what is tested on, and the last dates may
-be held out. Everything follows from shapes, shares and the seed.
+Whole blocks are assigned to splits, so that neighbouring pixels stay together. A guard ring of
+left-out inner chunks separates what is learnt from what is tested, and the last dates may be held
+out. Everything follows from shapes, shares and the seed.
 """
 
 from __future__ import annotations
@@ -25,11 +25,18 @@ LEAST_BLOCKS = 20
 
 
 def default_shard(inner_grid: Box, inner_bytes: int) -> Box:
-    """Inner chunks of a stored chunk along each axis: at most 128 MiB, at least 8 stored chunks
-    where the cube allows.
+    """Choose how many inner chunks a stored chunk has along each axis.
 
-    Halves the longest side of the whole cube until both hold: stored chunks stay as cubic as they
-    can.
+    A stored chunk has at most 128 MiB, and there are at least 8 of them where the cube allows. The
+    longest side of the whole cube is halved until both hold, so that stored chunks stay as cubic as
+    possible.
+
+    Parameters
+    ----------
+    inner_grid
+        Inner chunks of the cube along time, y and x.
+    inner_bytes
+        Size of an inner chunk in memory.
     """
     shard = list(inner_grid)
 
@@ -45,9 +52,10 @@ def default_shard(inner_grid: Box, inner_bytes: int) -> Box:
 
 
 def default_block(inner_grid: Box) -> Box:
-    """Inner chunks of a block.
+    """Choose how many inner chunks a block has along each axis.
 
-    All dates, and the largest square that gives at least 20 spatial blocks (1 where none does).
+    A block has all dates, and the largest square that gives at least 20 blocks side by side; where
+    no square does, it is a single inner chunk wide and high.
     """
     _, rows, columns = inner_grid
     edge = max(
@@ -70,27 +78,43 @@ def block_labels(
     guard: int = 0,
     held_out: int = 0,
 ) -> tuple[NDArray[np.uint8], Box]:
-    """(labels u1 by block, the block they are by, in inner chunks): 0 train, 1 val, 2 test, 3 left
-    out.
+    """Assign blocks to splits.
 
-    guard: train gives up inner chunks nearer than so many to val or test, val to test. held_out: at
-    the last so many inner chunks of time, everything is test, but for the guard. Both make labels
-    finer than the blocks splits are dealt by.
+    Parameters
+    ----------
+    inner_grid
+        Inner chunks of the cube along time, y and x.
+    block
+        Inner chunks of a block along the same axes.
+    shares
+        The share of each split.
+    guard
+        Training blocks give up inner chunks that are nearer than so many to validation or test
+        blocks, and validation blocks those near test blocks.
+    held_out
+        Everything in the last so many inner chunks of time is for test, but for the guard.
+
+    Returns
+    -------
+    tuple
+        uint8 [time, y, x] of blocks: 0 train, 1 val, 2 test, 3 left out; and the inner chunks of
+        such a block, which a guard or held-out dates make smaller than `block`.
     """
     grid = [-(-count // part) for count, part in zip(inner_grid, block, strict=True)]
     names = {"/".join(map(str, at)): at for at in np.ndindex(*grid)}
     sizes = {
         name: math.prod(
             min(part, count - at * part)
-            for at, part, count in zip(place, block, inner_grid, strict=True)
+            for at, part, count in zip(position, block, inner_grid, strict=True)
         )
-        for name, place in names.items()
+        for name, position in names.items()
     }
     labels = np.empty(grid, np.uint8)
     for name, split in split_by_size(sizes, shares, seed).items():
         labels[names[name]] = SPLIT_NAMES.index(split)
     if not guard and not held_out:
         return labels, block
+
     fine = (1 if held_out else block[0], 1 if guard else block[1], 1 if guard else block[2])
     voxels = CubeLayout((*inner_grid, 1), (1, 1, 1), (1, 1, 1), block).inner_labels(labels)
     if guard:
@@ -103,7 +127,7 @@ def block_labels(
 
 
 def _ring(labels: NDArray[np.uint8], guard: int) -> NDArray[np.uint8]:
-    """Left out: every inner chunk with one of a higher label within `guard` steps along y and x."""
+    """Leave out every inner chunk with one of a higher label within `guard` steps along y and x."""
     _, rows, columns = labels.shape
     highest = labels.copy()
     tall, wide = min(guard, rows - 1), min(guard, columns - 1)

@@ -32,7 +32,7 @@ INDICES: dict[str, tuple[str, ...]] = {
     "cover": ("red", "nir"),
     "classes": ("source",),
 }
-"""index -> the inputs it needs."""
+"""Name of an index -> the inputs it needs."""
 EXACT_INTEGERS = 1 << 24
 """Up to here float32, in which codes are stored, holds every integer."""
 Resampling = Literal["nearest", "mode", "bilinear", "average"]
@@ -40,9 +40,9 @@ QUANTITY, CATEGORY = ("bilinear", "average", "nearest"), ("nearest", "mode")
 
 
 class RasterGrid(Section):
-    """The grid of the cube: one file's, or named.
+    """The grid of the cube: that of a file, or one that is described.
 
-    All null: that of the first source, when all share a CRS.
+    Where every key is null, it is the grid of the first source, provided that all share a CRS.
     """
 
     like: str | None = Field(None, description="Raster below build.input_root whose grid is used.")
@@ -103,9 +103,9 @@ class RasterTime(Section):
 
 
 class RasterFeature(Section):
-    """One feature.
+    """One feature, which is read from `files` or computed as an `index`.
 
-    Read from `files`, or an `index` of bands of `files` (numbers) or of features above it (names).
+    An index takes bands of `files`, as numbers, or features that stand above it, as names.
     """
 
     name: str = Field(min_length=1, max_length=64, description="Name of the feature.")
@@ -154,15 +154,18 @@ class RasterFeature(Section):
 
     @property
     def inputs(self) -> dict[str, int | str]:
-        """role -> band of `files` (int) or feature (str), of an index."""
-        return {role: getattr(self, role) for role in INDICES[self.index]} if self.index else {}
+        """What an index is computed from: role -> band of `files` (int) or feature (str)."""
+        if self.index is None:
+            return {}
+        return {role: getattr(self, role) for role in INDICES[self.index]}
 
     @model_validator(mode="after")
     def _makes_sense(self) -> RasterFeature:
         allowed = CATEGORY if self.kind == "categorical" else QUANTITY
         if self.method not in allowed:
             raise ValueError(
-                f"feature {self.name!r}: a {self.kind} feature is resampled by {' or '.join(allowed)}, not {self.method}"
+                f"feature {self.name!r}: a {self.kind} feature is resampled by"
+                f" {' or '.join(allowed)}, not {self.method}"
             )
         if (self.kind == "categorical") != bool(self.codes):
             raise ValueError(
@@ -172,7 +175,8 @@ class RasterFeature(Section):
             abs(code) > EXACT_INTEGERS for code in self.codes
         ):
             raise ValueError(
-                f"feature {self.name!r}: codes must be distinct and within ±{EXACT_INTEGERS}, where float32 is exact"
+                f"feature {self.name!r}: codes must be distinct and within ±{EXACT_INTEGERS},"
+                " where float32 is exact"
             )
         if self.index is None and self.files is None:
             raise ValueError(f"feature {self.name!r} needs files, or an index of others")
@@ -190,7 +194,8 @@ class RasterFeature(Section):
                 or list(self.breaks) != sorted(set(self.breaks))
             ):
                 raise ValueError(
-                    f"feature {self.name!r}: n ascending breaks make n + 1 codes of a categorical feature"
+                    f"feature {self.name!r}: n ascending breaks make n + 1 codes of a"
+                    " categorical feature"
                 )
         elif self.breaks or (self.index and self.kind == "categorical"):
             raise ValueError(
@@ -200,7 +205,7 @@ class RasterFeature(Section):
 
 
 class Steps(Section):
-    """Voxels along each axis; null: as the table of settings says."""
+    """Voxels along each axis."""
 
     time: int | None = Field(None, ge=1, description="Number of dates; null means automatic.")
     y: int | None = Field(None, ge=1, description="Number of rows; null means automatic.")
@@ -208,7 +213,7 @@ class Steps(Section):
 
 
 class ChunkSteps(Steps):
-    """An inner chunk. feature: features in it; null: all."""
+    """Voxels and features of an inner chunk."""
 
     feature: Annotated[int | None, ADDED_LATER] = Field(
         None,
@@ -279,7 +284,8 @@ class RasterSettings(Section):
             ]
             if unknown:
                 raise ValueError(
-                    f"feature {feature.name!r} is made of {unknown[0]!r}, which no feature above it is named"
+                    f"feature {feature.name!r} is made of {unknown[0]!r}, which no feature"
+                    " above it is named"
                 )
             above.add(feature.name)
         return self

@@ -20,7 +20,7 @@ from ingest.sources.pairing import in_annotation_folder, pair_by_stem
 
 __all__ = ["REGISTERED", "AnnotationFormat", "InputFolder", "files_by_stem", "register"]
 
-# Text files that data sets come with. One with the name of a picture is its annotation all the same.
+# Text files that data sets come with. One with the name of a picture is its annotation anyway.
 NOT_LABELS = re.compile(
     r"^(?:classes|train|val|valid|test|trainval|readme.*|license.*|requirements|notes)\.txt$",
     re.IGNORECASE,

@@ -141,7 +141,7 @@ class PatchCutter:
         values = decode_mask(
             data, parent.source, parent.mask, (parent.width, parent.height), self.max_pixels
         )
-        # The whole mask is here, so that a value is found also where the first patch does not reach.
+        # The whole mask is at hand, so that undeclared values are found wherever they are.
         classes_of(values, self.mask_values, parent.source, parent.mask)
         return Windows(parent.mask, parent.width, parent.height, pixels=values)
 
