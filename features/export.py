@@ -55,6 +55,7 @@ def export_queue(queue: JobQueue, source: Warehouse, version: str, job_size: int
 
     rows = []
     for row in queue.rows():
+        # Jobs keep the order of the source, so a job's images follow one another in its table.
         first = row["chunk"] * job_size
         chunk = f"{version}/{tables.STORE}/{row['split']}/feature/c/{row['chunk']}/0"
         pictures = names[row["split"]][first : first + job_size]
@@ -92,6 +93,7 @@ def export_npz(version: Warehouse, folder: Path) -> int:
             data = io.BytesIO()
             np.savez(data, global_pool=row)
             (out / f"img_{name}_{index:06d}.npz").write_bytes(data.getvalue())
+        # After all files of the split, so that an interrupted export leaves no mark.
         (out / f"{name}.done").write_text(f"{len(features)}\n")
         count += len(features)
     return count

@@ -60,6 +60,7 @@ def read_labels(reader: ChunkReader, indices: NDArray[np.int64], how: str) -> ND
     if "target" in reader.split.specs:
         return read_samples(reader, ["target"], indices)["target"]
     boxes = read_samples(reader, ["box", "box_mask", "box_flags", "label"], indices)
+    # A box that training has to ignore gives an image no class.
     counted = boxes["box_mask"] & ((boxes["box_flags"] & IGNORED) == 0)
     return picture_labels(boxes["box"], boxes["label"], counted, how)
 
@@ -79,6 +80,7 @@ def picture_targets(warehouse: Warehouse, how: str) -> dict[str, Tensor]:
         reader = split.reader(verify="always", keep=4)
         labels = read_labels(reader, np.arange(len(split)), how)
         _check_labels(warehouse, name, labels)
+        # int64 is the type of classes in the losses of PyTorch.
         targets[name] = torch.from_numpy(labels.astype(np.int64))
     return targets
 

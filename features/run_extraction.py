@@ -32,6 +32,7 @@ def extract_features(
     plan, load = plan_features(source, encoder, settings)
     root = Path(settings.output_root)
     open_root(root)
+    # Opened even if the version exists: the exports are made from the queue.
     with open_queue(plan, Path(settings.work)) as queue:
         derived = derive_version(
             plan, load, queue, root, verb=f"encoding with {encoder.name}", limit=settings.jobs

@@ -1,5 +1,5 @@
-"""From the probabilities of patches to what people look at: stitched Zarr groups, PNG masks, sheets,
-scores and a page, one image at a time.
+"""From the probabilities of patches to stitched Zarr groups, PNG masks, sheets, scores and a page,
+one image at a time.
 
     <folder>/<version>/stitched/<picture>.zarr
                        masks/<picture>.png
@@ -178,6 +178,7 @@ def _mask_values(patches: Warehouse) -> NDArray[np.uint8]:
     declared = patches.manifest.recipe["mask_values"]
     values = np.zeros(256, np.uint8)
     for value, index in sorted(declared.items(), key=lambda item: -int(item[0])):
+        # Sorted from the largest value, so that the smallest one is written last.
         values[index] = int(value)
     return values
 
@@ -236,6 +237,7 @@ def _show(
     group = open_stitched(path)
     label, truth = group["label"], group.get("truth")
     mask, sheet = f"masks/{path.stem}.png", f"sheets/{path.stem}.png"
+    # A generator, so that one band of the image is in memory.
     bands = (values[band] for band in _bands(label))
     write_mask(folder / mask, bands, parent.width, parent.height)
 
@@ -267,6 +269,7 @@ def overview(patches: Warehouse, parent: ParentRow, step: int) -> NDArray[np.uin
     grid = patch_boxes(parent.width, parent.height, settings["patch_size"], settings["overlap"])
     boxes = [box for _, _, box in grid]
     out = np.zeros((-(-parent.height // step), -(-parent.width // step), 3), np.uint8)
+    # pread: mapped pages would count as memory of the process.
     reader = patches.split(split).reader(access="pread", keep=4)
     for start in range(0, count, PATCHES_AT_A_TIME):
         end = min(start + PATCHES_AT_A_TIME, count)

@@ -78,6 +78,7 @@ class MaskTally:
         self, own: NDArray[np.bool_], other: NDArray[np.bool_], inside: slice
     ) -> tuple[int, int]:
         """Pixels of `own` near one of `other`, and pixels of `own`, of the lines `inside`."""
+        # Lines outside `inside` are counted in their own band.
         near = own & within(other, self.tolerance)
         return int(near[inside].sum()), int(own[inside].sum())
 

@@ -51,6 +51,7 @@ def write_mask(path: Path, bands: Iterator[NDArray[np.uint8]], width: int, heigh
         for band in bands:
             assert band.shape[1] == width
             rows = np.zeros((len(band), width + 1), np.uint8)
+            # The byte before each row is its filter type.
             rows[:, 1:] = band
             data = squeeze.compress(rows.tobytes())
             # The compressor may keep everything for now.
@@ -113,6 +114,7 @@ def errors(
     """A pale image with wrong pixels coloured, uint8 [h, w, 3]."""
     known = truth != MASK_PADDING
     rarest = int(np.bincount(truth[known], minlength=classes).argmin()) if known.any() else 0
+    # Pale, so that both colours of errors stand out.
     out = (picture // 2 + 96).astype(np.uint8)
     wrong = known & (predicted != truth)
     out[wrong] = WRONG
@@ -146,6 +148,7 @@ def write_page(
         cells = "".join(f"<td>{scores[key][index]:.3f}</td>" for _, key, index in columns)
         rows += f"<tr><th>{html.escape(split)}</th>{cells}</tr>"
     figures = "\n".join(_figure(picture) for picture in pictures)
+    # Not str.format: the CSS is full of braces.
     text = PAGE.replace("{{head}}", head).replace("{{rows}}", rows)
     durable.write_bytes(path, text.replace("{{figures}}", figures).encode())
 
@@ -170,6 +173,7 @@ def draw_curve(history: Sequence[Mapping[str, Any]], path: Path, classes: int) -
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.2), dpi=110, layout="constrained")
+    # Without pyplot, which would look for a display.
     FigureCanvasAgg(figure)
     axis = figure.subplots()
     epochs, losses = [row["epoch"] for row in history], [row["loss"] for row in history]

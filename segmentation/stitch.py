@@ -63,6 +63,7 @@ def axis_weights(
     array
         float32 [patches, size].
     """
+    # In float64, so that float32 weights sum to one as exactly as they can.
     raw = np.ones((len(offsets), size), np.float64)
     if blend == "ramp" and overlap:
         rise = np.minimum(1.0, (np.arange(size) + 1) / (overlap + 1))
@@ -194,6 +195,7 @@ def stitch(
     Only one process at a time may write a target, and the caller sees to that: what another one
     began is removed. `stitch_pictures` holds a lock. For the other parameters see `Stitcher`.
     """
+    # What a killed process left there is of no use: the band it held is gone.
     staging = target.with_name(f".staging-{target.name}")
     durable.remove_tree(staging)
     arrays = _create_arrays(staging, (height, width), classes, truth, attributes or {})

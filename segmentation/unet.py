@@ -91,6 +91,7 @@ class UNet(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits float [B, classes, H, W] of uint8 or float [B, C, H, W] in [0, 255]."""
+        # From [0, 255] to about [-2, 2].
         scaled = image.float() / 64 - 2
         x = functional.pixel_unshuffle(scaled, self.stem)
         x = x.contiguous(memory_format=torch.channels_last)

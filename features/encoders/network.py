@@ -119,6 +119,7 @@ class NetworkEncoder:
         self.random = random
         self.size = size
         self.recipe = recipe or {}
+        # Eval mode: batch norms would mix the images of a batch, and dropout would draw numbers.
         self.network = network.eval().requires_grad_(False)
         self.blocks = list(blocks)
         self.mean = tuple(float(value) for value in mean)
@@ -142,6 +143,7 @@ class NetworkEncoder:
         value = pictures.float()
         if pictures.dtype == torch.uint8:
             value = value.mul_(1 / 255)
+        # Images that were built at the encoder's size are not resampled.
         if self.size is not None and tuple(value.shape[2:]) != self.size:
             value = functional.interpolate(
                 value, self.size, mode="bilinear", antialias=True, align_corners=False
@@ -152,10 +154,12 @@ class NetworkEncoder:
         value = self.resized(pictures)
         mean = torch.tensor(self.mean, device=value.device).view(1, 3, 1, 1)
         std = torch.tensor(self.std, device=value.device).view(1, 3, 1, 1)
+        # Channels last is the faster memory format for convolutions on CPUs.
         return ((value - mean) / std).contiguous(memory_format=torch.channels_last)
 
     def fingerprint(self) -> dict[str, Any]:
         """JSON of all that decides the numbers; it is part of a feature version's recipe."""
+        # What is left out here could change without a new version of features.
         preprocessing = {
             "size": self.size and list(self.size),
             "resize": RESIZE,
@@ -171,6 +175,7 @@ class NetworkEncoder:
 
     def describe(self) -> dict[str, Any]:
         """JSON that builds the encoder again, without its weights; it includes the fingerprint."""
+        # By name, so that blocks are found again in a network built from the recipe.
         names = {id(module): name for name, module in self.network.named_modules()}
         return {
             **self.fingerprint(),
@@ -218,7 +223,9 @@ def he_init(module: nn.Module, seed: int) -> None:
 def weights_digest(module: nn.Module) -> str:
     """sha256 of every tensor's name, type, shape and bytes, in the order of the names."""
     digest = hashlib.sha256()
+    # Sorted: the order in which modules were registered does not change what they compute.
     for name, value in sorted(module.state_dict().items()):
+        # With type and shape, since tensors of the same bytes may still differ.
         digest.update(f"{name}\0{value.dtype}\0{list(value.shape)}\0".encode())
         flat = value.detach().cpu().contiguous().reshape(-1)
         digest.update(flat.view(torch.uint8).numpy().data)

@@ -1,7 +1,8 @@
 """The encoder that a name stands for.
 
     random:efficientnet_b0   He-normal weights drawn from `seed`; marked random wherever it is named
-    efficientnet_b0          google/efficientnet-b0 from the hub or its cache; other hub names as given
+    efficientnet_b0          google/efficientnet-b0 of the hub or its cache
+    owner/model              any other model of the hub
     a folder                 with config.json: a `transformers` model
                              with checkpoint.json: a model of ours, or a fine-tuned encoder
 
@@ -100,11 +101,14 @@ def _finetuned(
     """The encoder in a fine-tuned checkpoint: architecture by its recipe, averaged weights."""
     try:
         encoder = dict(model["encoder"])
+        # A copy: building takes entries out of the recipe, which goes on with the encoder.
         network = _network_from_recipe(dict(encoder["recipe"]), backbones)
         blocks = [network.get_submodule(str(name)) for name in encoder["blocks"]]
         sides, mean, std = _preprocessing(encoder["preprocessing"])
         name = str(model["name"])
+        # Drawn weights count as trained only if all of them were.
         random = bool(encoder["random"] and model["frozen"])
+    # The JSON may be anything: whatever does not fit is one error of one line.
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise StateError(
             "the checkpoint is not of a fine-tuned encoder",
@@ -114,6 +118,7 @@ def _finetuned(
         ) from None
 
     weights = {
+        # The head that was trained with it is not part of the encoder.
         key.removeprefix(AVERAGED_NETWORK): value
         for key, value in saved.part("average").items()
         if key.startswith(AVERAGED_NETWORK)

@@ -50,6 +50,7 @@ class VisionModel(nn.Module):
         output = self.model(pixel_values=pixels)
         spatial, pooled = output.last_hidden_state, getattr(output, "pooler_output", None)
         if spatial.ndim == 3:
+            # Vision transformers return a sequence without the shape of the grid.
             spatial = spatial.transpose(1, 2).unsqueeze(-1)
         return spatial, None if pooled is None else pooled.flatten(1)
 
@@ -104,6 +105,7 @@ def pretrained_encoder(source: Path | str, size: int | None, offline: bool) -> N
     """
     name = str(source)
     if name in EFFICIENTNETS:
+        # The short names are of this project; the hub knows these models by their owner.
         source = f"google/{name.replace('_', '-')}"
     model = _load(source, name, offline)
     side = size or _side(model.config)
@@ -146,6 +148,7 @@ def _load(source: Path | str, name: str, offline: bool) -> Any:
         model, loading = transformers.AutoModel.from_pretrained(
             str(source),
             local_files_only=offline or isinstance(source, Path),
+            # Pickles and code that comes with a model could run anything.
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
@@ -180,7 +183,7 @@ def _side(config: Any) -> int:
 
 
 def _normalisation(source: Path | str, offline: bool) -> tuple[Sequence[float], Sequence[float]]:
-    """Mean and deviation that a saved model's preprocessor_config.json declares, else ImageNet's."""
+    """Mean and deviation of the model's preprocessor_config.json, else ImageNet's."""
     if isinstance(source, Path):
         path: Path | None = source / PREPROCESSING
     else:
@@ -227,6 +230,7 @@ def _transformers() -> Any:
             remedy="pip install 'tensor-warehouse[encoders]'",
         ) from None
     library: Any = transformers
+    # Its warnings and bars would appear between those of the command.
     library.logging.set_verbosity_error()
     library.logging.disable_progress_bar()
     return library

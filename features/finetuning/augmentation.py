@@ -47,6 +47,7 @@ def augment_pictures(
         shares = picture.new_tensor([settings.flip_x, settings.flip_y]).view(2, 1)
         picture = affine_warp(
             picture,
+            # A power: enlarging and reducing by the same factor are equally likely.
             scale=(1 + settings.zoom) ** (1 - 2 * zoom),
             angle=math.radians(settings.rotate) * (2 * turn - 1),
             flips=torch.where(draw(FLIP_X, FLIP_Y) < shares, -1.0, 1.0),

@@ -27,6 +27,7 @@ class FinetuneNet(nn.Module):
         super().__init__()
         self.encoder, self.network = encoder, encoder.network
         self.norm, self.head = nn.LayerNorm(encoder.width), nn.Linear(encoder.width, classes)
+        # Empty while the head learns alone: frozen blocks keep their statistics.
         self.moving: list[nn.Module] = []
         """Batch norms whose statistics follow the training batches."""
 
@@ -56,6 +57,7 @@ class Recomputed:
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
         forward = type(self.block).forward
+        # Without gradients nothing is kept, and there is nothing to recompute.
         if not torch.is_grad_enabled():
             return forward(self.block, *inputs, **named)
         return checkpoint(

@@ -104,14 +104,15 @@ class FinetuneTask(Task):
         self.name = f"fine-tuning {encoder.name}"
         # Before training: later its digest would be of other weights.
         self.started = encoder.describe()
+        # The step at which the blocks join in, with a warm-up of their own.
         self.start = settings.head_epochs * steps
         with seeded(settings.seed):
             self.model = FinetuneNet(encoder, len(self.class_names))
 
         self.levels = trained_levels(encoder, settings.blocks)
         self.tuned = [parameter for level in self.levels for parameter in level]
-        # With frozen statistics a step is the same however its batch is divided. But those of random
-        # weights describe no images, so they have to follow the batches.
+        # With frozen statistics a step is the same however its batch is divided. But those of
+        # random weights describe no images, so they have to follow the batches.
         norms = settings.norms or ("trained" if encoder.random else "frozen")
         if save_memory and norms == "trained":
             raise ConfigError(
@@ -136,6 +137,7 @@ class FinetuneTask(Task):
 
         groups = []
         for parameters, rate, start in parts:
+            # Decay is for matrices and kernels; biases and norms are left alone.
             matrices = [one for one in parameters if one.ndim > 1]
             others = [one for one in parameters if one.ndim <= 1]
             groups.append(ParameterGroup(matrices, weight_decay, rate, start))
@@ -165,6 +167,7 @@ class FinetuneTask(Task):
             losses = functional.cross_entropy(
                 logits.float(),
                 target,
+                # Images without a class are part of a batch, but not of the loss.
                 ignore_index=-1,
                 reduction="none",
                 label_smoothing=self.settings.label_smoothing,
@@ -226,6 +229,7 @@ class FinetuneTask(Task):
 
     def draw(self, history: list[dict[str, Any]], path: Path) -> None:
         """Draw loss and accuracy by epoch as a PNG."""
+        # Without pyplot, which would look for a display; imported here since it takes long.
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(7, 3.5), layout="constrained")

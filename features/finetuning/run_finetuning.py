@@ -91,6 +91,7 @@ def finetune(
 
 def _one_process(device: str) -> Ranks:
     ranks = Ranks.start(device)
+    # The budget counts one process; every rank would hold a model of its own.
     if ranks.count > 1:
         raise ConfigError(
             "fine-tuning on a budget runs in one process", where="WORLD_SIZE", found=ranks.count

@@ -115,6 +115,7 @@ def read_cached(warehouse: Warehouse, *, spatial: bool = False) -> Cached:
         warehouse.version,
         manifest.recipe["encoder"],
         tuple(manifest.class_names),
+        # Stored as float16, which is too coarse for sums over features.
         {name: value.float() for name, value in found["feature"].items()},
         {name: value.long() for name, value in found["target"].items()},
         found.get("feature_map", {}),
@@ -141,6 +142,7 @@ def _labelled_rows(
 ) -> dict[str, NDArray[Any]] | None:
     """The samples of a split that have a class; None where no sample has one."""
     split = warehouse.split(split_name)
+    # Every chunk is checked: it is read once, and all heads depend on it.
     reader = split.reader(verify="always", keep=4)
     rows = read_samples(reader, wanted, np.arange(len(split)))
     labelled = rows["target"] >= 0

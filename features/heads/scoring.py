@@ -47,6 +47,7 @@ def restore_head(checkpoint: Checkpoint) -> Head:
             remedy=REMEDY,
         ) from None
     kind = str(model["kind"]).removeprefix("head-")
+    # Dropout is for training only, so a checkpoint does not record its rate.
     head = Head(kind, shape["width"], classes, shape["hidden"], 0.0)
     load_module(head, checkpoint.part("head"), checkpoint.path)
     head.eval()

@@ -131,6 +131,7 @@ def _best_weights(
 ) -> tuple[float, int]:
     """Train `head` and leave it with the weights of its best epoch; that accuracy and epoch."""
     selection = cached.selection
+    # A copy: a state dict shares memory with the weights, which are trained further.
     best, best_epoch, weights = -1.0, 0, copy.deepcopy(head.state_dict())
     optimizer = torch.optim.AdamW(
         head.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
@@ -150,6 +151,7 @@ def _best_weights(
         figures = score(head, inputs[selection], cached.target[selection])[0]
         if log_epoch is not None:
             log_epoch(epoch, {"loss": loss, **figures})
+        # Of equal epochs the first one, from which `patience` counts.
         if figures["accuracy"] > best:
             best, best_epoch, weights = figures["accuracy"], epoch, copy.deepcopy(head.state_dict())
         elif settings.patience is not None and epoch - best_epoch >= settings.patience:
@@ -211,6 +213,7 @@ def _one_epoch(
     rng = np.random.default_rng([settings.seed, epoch])
     weights = torch.ones(classes)
     if settings.class_weights:
+        # Inverse frequency: all samples of a rare class weigh as much as those of a common one.
         counts = target.bincount(minlength=classes).float()
         weights = counts.sum() / (classes * counts)
 
@@ -218,6 +221,7 @@ def _one_epoch(
     total = 0.0
     steps = list(_steps(rng.permutation(len(target)), settings))
     with torch.random.fork_rng(devices=[]):
+        # Dropout draws from the global generator, which is put back afterwards.
         torch.manual_seed(int(rng.integers(2**62)))
         for batches in steps:
             count = sum(len(rows) for rows in batches)
@@ -246,6 +250,7 @@ def _mixed(
         noise = rng.standard_normal(scaled.shape, dtype=np.float32)
         scaled = scaled + settings.noise * torch.from_numpy(noise)
     if settings.mixup:
+        # One share for the batch, as in the code of the paper.
         share = float(rng.beta(settings.mixup, settings.mixup))
         other = torch.from_numpy(rng.permutation(len(scaled)))
         scaled = share * scaled + (1 - share) * scaled[other]
