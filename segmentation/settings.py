@@ -181,8 +181,8 @@ class SegmentSettings(SegmentTraining):
         multiple = self.stem * 2 ** (self.levels - 1)
         if self.patch_size % multiple:
             raise ValueError(
-                f"patch_size {self.patch_size} must be a multiple of {multiple}, "
-                "which is stem x 2^(levels - 1)"
+                f"patch_size {self.patch_size} must be a multiple of {multiple} "
+                "(stem x 2^(levels - 1))"
             )
         if self.classes < 2:
             raise ValueError(
