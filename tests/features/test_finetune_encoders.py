@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from finetune_fakes import OURS, make_task, make_trainer, pictures, toy_encoder
-from test_features_sources import baked, class_folders
+from folder_fakes import baked, class_folders
 from vqvae_fakes import FEATURES, SHAPE
 
 from detector.backbone import detector_trunk

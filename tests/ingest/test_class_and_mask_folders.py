@@ -5,6 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
+from folder_fakes import baked, class_folders, masked
 from ingest_fakes import DATA
 from PIL import Image
 
@@ -14,49 +15,14 @@ from ingest.sources.pairing import is_mask, pairing_key
 from ingest.sources.splits import assign_splits
 from ingest.synthetic.make import make_sample
 from ingest.synthetic.settings import SampleSettings
-from warehouse import Warehouse
 from warehouse.errors import PictureError, ThresholdError
 from warehouse.inspect.verify import verify
 from warehouse.settings import BuildSettings
-from warehouse.write.publish import bake
 
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-def baked(source, output, **options):
-    settings = BuildSettings(
-        input_root=str(source), output_root=str(output), **{"target_size": (32, 32), **options}
-    )
-    output.mkdir()
-    job = open_job(settings, RasterSettings())
-    bake(job.plan, job.loader, output, workers=0, cluster=None, trace=False, on_plan=lambda _: None)
-    return Warehouse.open(output)
-
-
-def class_folders(root, names=("9", "10", "cat"), each=10):
-    rng = np.random.default_rng(0)
-    for name in names:
-        (root / name).mkdir(parents=True)
-        for at in range(each):
-            Image.fromarray(rng.integers(0, 256, (20, 24, 3), np.uint8)).save(
-                root / name / f"{at}.png"
-            )
-
-
-def masked(root, values=(0, 255), count=10, size=(40, 24)):
-    rng = np.random.default_rng(1)
-    for folder in ("image", "label"):
-        (root / folder).mkdir(parents=True)
-    for at in range(count):
-        Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), np.uint8)).save(
-            root / "image" / f"{at}.png"
-        )
-        Image.fromarray(rng.choice(np.array(values, np.uint8), (size[1], size[0]))).save(
-            root / "label" / f"{at}.png"
-        )
 
 
 def test_a_picture_s_class_is_its_folder_and_numbers_are_sorted_as_numbers(tmp_path):
