@@ -436,6 +436,20 @@ def test_a_sample_of_the_wrong_shape_stops_the_build(tmp_path: Path) -> None:
         )
 
 
+def test_worker_processes_leave_the_environment_as_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Dask sets its workers' variables here. OMP_NUM_THREADS=1 would reach whatever is loaded or
+    started after a build.
+    """
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("MKL_NUM_THREADS", "3")
+    before = dict(os.environ)
+    with task_runner(1, None) as run_all:
+        assert list(run_all(os.getenv, ["OMP_NUM_THREADS"])) == [("OMP_NUM_THREADS", "1")]
+    assert dict(os.environ) == before
+
+
 def test_what_tasks_need_is_imported_here_before_a_worker_starts() -> None:
     """A worker that starts while OpenCV is being imported inherits a sys.path on which `typing` is
     OpenCV's, and dies.

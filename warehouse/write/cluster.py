@@ -10,6 +10,7 @@ them. Given up: workers that start for a build that turns out to have nothing to
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import tempfile
@@ -31,20 +32,23 @@ GIL, and two Dask processes take a second of two cores to start. The share of a 
 GIL, about a tenth, is why more of them are processes."""
 FIRST_WORKERS = 2
 """Started before the number of tasks is known; the others follow with the first tasks."""
+WORKER_ENVIRONMENT = {
+    # Dask's own threshold of 64 KiB gives every picture's memory back to the kernel, and each page
+    # of the next one is a fault: half of a build's decoding. A worker keeps at most so much that is
+    # free; what is larger than 32 MiB still goes back at once.
+    "MALLOC_TRIM_THRESHOLD_": 64 << 20,
+    "MALLOC_MMAP_THRESHOLD_": 32 << 20,
+    **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), 1),
+}
+SET_BY_DASK = (*WORKER_ENVIRONMENT, "PYTHONHASHSEED", "__DASK_PARENT_PID")
+"""Environment variables that Dask sets in this process, for its workers to inherit."""
 OPTIONS = {
     "distributed.worker.daemon": True,
     "distributed.worker.profile.enabled": False,
     "distributed.comm.timeouts.connect": "30s",
     "distributed.scheduler.allowed-failures": 1,
     "distributed.worker.multiprocessing-method": "spawn",
-    # Dask's own threshold of 64 KiB gives every picture's memory back to the kernel, and each page
-    # of the next one is a fault: half of a build's decoding. A worker keeps at most so much that is
-    # free; what is larger than 32 MiB still goes back at once.
-    "distributed.nanny.pre-spawn-environ": {
-        "MALLOC_TRIM_THRESHOLD_": 64 << 20,
-        "MALLOC_MMAP_THRESHOLD_": 32 << 20,
-        **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), 1),
-    },
+    "distributed.nanny.pre-spawn-environ": WORKER_ENVIRONMENT,
 }
 
 
@@ -144,6 +148,7 @@ class TaskRunner:
         # nothing to a user.
         logging.getLogger("distributed").setLevel(logging.CRITICAL)
         self.stack.enter_context(dask.config.set(OPTIONS))
+        self.stack.enter_context(_restored_environment(SET_BY_DASK))
         try:
             if self.cluster is None:
                 scratch = self.stack.enter_context(
@@ -202,6 +207,24 @@ def task_runner(
         yield runner
     finally:
         runner.close()
+
+
+@contextmanager
+def _restored_environment(names: Sequence[str]) -> Iterator[None]:
+    """On the way out, give the environment variables `names` the values they had on entry.
+
+    Dask leaves its workers' variables behind. A program that builds a version and then trains would
+    load PyTorch, or start loader processes, with OMP_NUM_THREADS=1.
+    """
+    before = {name: os.environ.get(name) for name in names}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 @contextmanager
