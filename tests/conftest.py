@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,3 +33,18 @@ def shared_data() -> Path:
     if not DATA.is_dir():
         pytest.skip("the folder of real data (../shared/data) is not here")
     return DATA
+
+
+@pytest.fixture
+def one_torch_thread() -> Iterator[None]:
+    """Compute on one PyTorch thread, as a process started with OMP_NUM_THREADS=1 does.
+
+    The number of threads decides how a sum is rounded, and a rounding decides which of two equally
+    near codes a vector gets. Two runs are comparable only if both have the same number.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

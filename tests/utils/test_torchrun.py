@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +65,11 @@ def state_of(output: Path) -> dict[str, torch.Tensor]:
     return load_file(output / json.loads((output / "checkpoint.json").read_text())["file"])
 
 
-def test_two_ranks_print_one_result_and_learn_the_codebooks_of_one_process(tmp_path: Path) -> None:
-    store = tmp_path / "store"
-    build_cube(write_series(tmp_path / "in"), store)
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
+    """The folder with `store` and the run `two` of two ranks; their stdout and stderr."""
+    folder = tmp_path_factory.mktemp("ranks")
+    build_cube(write_series(folder / "in"), folder / "store")
     torchrun = [
         sys.executable,
         "-m",
@@ -78,31 +81,46 @@ def test_two_ranks_print_one_result_and_learn_the_codebooks_of_one_process(tmp_p
         "scripts.train_vqvae",
     ]
     two = subprocess.run(
-        [*torchrun, *words(store, tmp_path / "two")],
+        [*torchrun, *words(folder / "store", folder / "two")],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        timeout=600,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
     )
     assert two.returncode == 0, two.stderr
+    return folder, two.stdout, two.stderr
+
+
+@pytest.fixture(params=[1, 4])
+def threads_left_by_other_tests(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads_left_by_other_tests", "one_torch_thread")
+def test_two_ranks_print_one_result_and_learn_the_codebooks_of_one_process(
+    two_ranks: tuple[Path, str, str], tmp_path: Path
+) -> None:
+    folder, stdout, stderr = two_ranks
     # The same batches: two ranks take every other one of the order, one process takes them two at a
     # time.
-    one = main(
-        load_settings(Settings, None, [*words(store, tmp_path / "one"), "--vqvae.accumulate", "2"])
-    )
-    assert len(two.stdout.splitlines()) == 1
-    assert json.loads(two.stdout)["steps"] == one["steps"]
-    assert two.stderr.count("next: python -m scripts.compress_zarr") == 1
+    arguments = [*words(folder / "store", tmp_path / "one"), "--vqvae.accumulate", "2"]
+    one = main(load_settings(Settings, None, arguments))
+    assert len(stdout.splitlines()) == 1
+    assert json.loads(stdout)["steps"] == one["steps"]
+    assert stderr.count("next: python -m scripts.compress_zarr") == 1
 
-    left, right = steps_of(tmp_path / "one"), steps_of(tmp_path / "two")
+    left, right = steps_of(tmp_path / "one"), steps_of(folder / "two")
     assert [row["samples"] for row in left] == [row["samples"] for row in right]
     for name in ("total", "vq", "pplx", "usage", "pplx_2"):
         assert [row[name] for row in right] == pytest.approx(
             [row[name] for row in left], rel=1e-4, abs=1e-4
         ), name
-    one_state, two_state = state_of(tmp_path / "one"), state_of(tmp_path / "two")
+    one_state, two_state = state_of(tmp_path / "one"), state_of(folder / "two")
     statistics = [name for name in one_state if "quantizer" in name]
     assert any("count" in name for name in statistics)
     for name in statistics:

@@ -443,6 +443,7 @@ def free_port() -> int:
         return int(one.getsockname()[1])
 
 
+@pytest.mark.usefixtures("one_torch_thread")
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_two_gloo_ranks_agree_and_equal_one_process_with_the_same_global_batch(
     tmp_path, accumulate
@@ -464,7 +465,7 @@ def test_two_gloo_ranks_agree_and_equal_one_process_with_the_same_global_batch(
         )
         for rank in range(2)
     ]
-    assert [process.wait(timeout=150) for process in started] == [0, 0]
+    assert [process.wait(timeout=600) for process in started] == [0, 0]
     one, two = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2))
     assert one["score"] == two["score"]
     assert all(torch.equal(value, two["weights"][name]) for name, value in one["weights"].items())
