@@ -18,6 +18,7 @@ os.environ["WAREHOUSE_EXPERIMENTS__DB"] = os.path.join(
 )
 
 from fakes import DATA, build
+from process_state import restored_commands, shared_state
 
 from warehouse import Warehouse
 
@@ -33,6 +34,19 @@ def shared_data() -> Path:
     if not DATA.is_dir():
         pytest.skip("the folder of real data (../shared/data) is not here")
     return DATA
+
+
+@pytest.fixture(autouse=True)
+def _process_as_found() -> Iterator[None]:
+    """Tests share one process: what a test leaves behind decides over those that run after it."""
+    before = shared_state()
+    with restored_commands():
+        yield
+    after = shared_state()
+    # A test may be the first to import PyTorch.
+    before.setdefault("PyTorch threads", after.get("PyTorch threads"))
+    after.setdefault("PyTorch threads", None)
+    assert after == before, "the test left something changed behind"
 
 
 @pytest.fixture

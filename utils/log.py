@@ -25,7 +25,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 __all__ = ["Progress", "get_log", "progress", "start_logging"]
 
@@ -47,7 +47,7 @@ def get_log(name: str) -> logging.Logger:
 
 def start_logging(level: int = logging.INFO) -> None:
     """Send the root logger's lines to stderr. Called once, by a command, never by a library."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _StderrHandler()
     handler.setFormatter(_Short())
     root = logging.getLogger()
     root.handlers[:] = [handler]
@@ -63,6 +63,18 @@ def start_logging(level: int = logging.INFO) -> None:
     ):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     logging.captureWarnings(True)
+
+
+class _StderrHandler(logging.StreamHandler[TextIO]):
+    """Write to what `sys.stderr` is now, not to what it was when logging started.
+
+    A notebook or a test runner may have replaced and closed that stream; each line would then be
+    answered by "Logging error: I/O operation on closed file" and a traceback.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
 
 
 class _Short(logging.Formatter):

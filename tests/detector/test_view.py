@@ -4,7 +4,6 @@ Overlays, the page (self-contained, safe with any name), the curve, and `infer_v
 """
 
 import json
-import logging
 import re
 from pathlib import Path
 
@@ -209,24 +208,12 @@ def test_another_max_boxes_than_the_store_s_is_an_error_that_names_both(small):
         data_facts(small.split("train"), DetectorSettings(max_boxes=9))
 
 
-@pytest.fixture
-def own_logging():
-    """`run` points the root logger at this test's stderr: put back what was there."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    logging.captureWarnings(False)
-
-
 def command(module, capsys, *argv):
     code = run(module.main, module.Settings, module.__doc__, argv)
     captured = capsys.readouterr()
     return code, (json.loads(captured.out.splitlines()[-1]) if captured.out else None), captured.err
 
 
-@pytest.mark.usefixtures("own_logging")
 def test_the_commands_train_and_look_on_a_real_version(small, tmp_path, capsys):
     def train(folder, *more):
         return command(
@@ -307,7 +294,6 @@ def test_the_commands_train_and_look_on_a_real_version(small, tmp_path, capsys):
     assert "--infer.threshold" in err
 
 
-@pytest.mark.usefixtures("own_logging")
 def test_training_without_a_warehouse_names_build_zarr(tmp_path, capsys):
     code, _, err = command(
         train_detector,

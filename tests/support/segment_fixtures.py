@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,8 @@ from ingest.synthetic.settings import SampleSettings
 
 
 @pytest.fixture
-def segment(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Outcome]]:
+def segment(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     """The command as its command line would run it: (exit code, result, last line of stderr)."""
-    former = signal.getsignal(signal.SIGTERM)
 
     def once(folder: Path, output: Path, **more: Any) -> Outcome:
         capsys.readouterr()
@@ -32,8 +30,7 @@ def segment(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Outcom
         lines = out.strip().splitlines()
         return code, json.loads(lines[-1]) if lines else None, err.strip().splitlines()[-1]
 
-    yield once
-    signal.signal(signal.SIGTERM, former)
+    return once
 
 
 @pytest.fixture(scope="module")
