@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -223,6 +224,23 @@ def test_kill_9_at_many_moments_then_the_same_command_gives_the_same_bytes(
         shutil.rmtree(root)
 
 
+# A process inherits an ignored SIGINT, as under nohup or from a background job of a shell, and Python
+# then does not answer it. What a terminal starts does not ignore it, and that is what is tested.
+INTERRUPTIBLE = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+
+
+@pytest.fixture
+def _parent_ignores_sigint() -> Iterator[None]:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_parent_ignores_sigint")
 @pytest.mark.parametrize("signal_name", ["SIGINT", "SIGTERM"])
 def test_ctrl_c_leaves_staging_and_no_process(tmp_path: Path, signal_name: str) -> None:
     import psutil
@@ -260,7 +278,11 @@ def test_ctrl_c_leaves_staging_and_no_process(tmp_path: Path, signal_name: str) 
         "64",
     ]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, "-c", INTERRUPTIBLE, *command[1:]],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     deadline = time.monotonic() + 60
     while (
