@@ -13,10 +13,9 @@ not depend on who ran it. Memory: the encoder, `batch_size` pictures on their wa
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,12 +30,11 @@ from warehouse.errors import TrainingError
 from warehouse.format import manifest as tables
 from warehouse.format.manifest import code_version, toolchain, version_name
 from warehouse.format.schema import FORMAT_VERSION, ArraySpec, Codec
-from warehouse.inspect.summary import SAMPLES_SCHEMA
-from warehouse.layouts.metadata import consolidated, create_array
-from warehouse.layouts.pictures import Contents, array_info
+from warehouse.layouts.plan import Block, BuildPlan, SplitPlan
+from warehouse.layouts.rows import Rows
+from warehouse.read.chunks import ChunkReader
 from warehouse.read.memory import read_samples
-from warehouse.read.version import ChunkReader, Warehouse
-from warehouse.write.bake import Block, BuildPlan, SplitPlan
+from warehouse.read.version import Warehouse
 
 __all__ = ["FeatureLoader", "plan_features"]
 
@@ -79,39 +77,24 @@ def plan_features(
         total += samples
         chunks = -(-samples // settings.job_size)
         specs = _arrays(samples, settings.job_size, encoder.width, grid)
-        splits.append(
-            SplitPlan(
-                name,
-                specs,
-                tuple((name, at) for at in range(chunks)),
-                ("",) * chunks,
-                ({},) * chunks,
-                whole_chunks=True,
-            )
-        )
+        splits.append(SplitPlan.of_chunks(name, specs, [(name, at) for at in range(chunks)]))
     manifest = warehouse.manifest
     summary = manifest.summary | {"encoder": fingerprint, "source": warehouse.version}
     rows = warehouse.table(tables.SAMPLES).to_pylist()
 
-    def contents(plan: BuildPlan, results: Sequence[Any], store: Path) -> Contents:
-        return _contents(plan, results, store, rows)
-
     plan = BuildPlan(
-        version,
-        key,
-        recipe,
-        {},
-        toolchain() | {"torch": torch.__version__},
-        tuple(splits),
-        tuple(manifest.class_names),
-        total,
-        total,
-        (),
-        summary,
-        {},
-        tuple(manifest.warnings)
+        version=version,
+        key=key,
+        recipe=recipe,
+        toolchain=toolchain() | {"torch": torch.__version__},
+        splits=tuple(splits),
+        class_names=tuple(manifest.class_names),
+        found=total,
+        kept=total,
+        summary=summary,
+        warnings=tuple(manifest.warnings)
         + (("random features: the encoder was never trained",) if encoder.random else ()),
-        contents=contents,
+        layout=FeatureRows(kind="features", source_rows=rows),
     )
     return plan, FeatureLoader(warehouse, encoder, settings)
 
@@ -192,7 +175,7 @@ class FeatureLoader:
 
 
 def _grid(warehouse: Warehouse, encoder: Encoder) -> tuple[int, int]:
-    height, width = warehouse.manifest.arrays["image"]["row"][1:]
+    height, width = warehouse.manifest.arrays["image"].row[1:]
     with torch.inference_mode():
         shape = encoder(torch.zeros(1, 3, height, width, dtype=torch.uint8)).spatial.shape
     return int(shape[2]), int(shape[3])
@@ -241,48 +224,23 @@ def _arrays(
     return tuple(specs)
 
 
-def _contents(
-    plan: BuildPlan, results: Sequence[Any], store: Path, rows: Sequence[dict[str, Any]]
-) -> Contents:
-    """What a version of features says about itself.
+class FeatureRows(Rows):
+    """The layout of features: the source's rows, under the features' own digests."""
 
-    The source's rows under the features' own digests.
-    """
-    shared = {
-        "class_names": list(plan.class_names),
-        "layout": "features",
-        "version": plan.version,
-        "encoder": plan.recipe["encoder"],
-    }
-    with consolidated(
-        store, [split.name for split in plan.splits], shared | {"summary": plan.summary}
-    ) as groups:
-        for split in plan.splits:
-            groups[split.name].attrs.update(shared | {"split": split.name})
-            for spec in split.specs:
-                create_array(groups[split.name], spec)
-    digests = [digest for result in results for digest in result.samples]
-    lines = [row | {"sha256": digest} for row, digest in zip(rows, digests, strict=True)]
-    arrays = array_info(plan.splits[0].specs)
-    splits = {
-        split.name: {
-            "samples": split.specs[0].shape[0],
-            "shard_samples": split.shard_samples,
-            "chunks": len(split.payloads),
-        }
-        for split in plan.splits
-    }
-    digested = [
-        plan.recipe["encoder"],
-        plan.recipe["source"]["digest"],
-        [[name, info["samples"]] for name, info in splits.items()],
-        digests,
-    ]
-    return Contents(
-        {key: [row[key] for row in lines] for key in SAMPLES_SCHEMA.names},
-        SAMPLES_SCHEMA,
-        digested,
-        splits,
-        arrays,
-        plan.summary,
-    )
+    def root_attributes(self, plan: BuildPlan) -> dict[str, Any]:
+        shared = super().root_attributes(plan)
+        return shared | {"encoder": plan.recipe["encoder"], "summary": plan.summary}
+
+    def group_attributes(
+        self, plan: BuildPlan, split: SplitPlan, summary: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        shared = super().root_attributes(plan)
+        return shared | {"encoder": plan.recipe["encoder"], "split": split.name}
+
+    def digested(self, plan: BuildPlan, digests: Mapping[str, Sequence[str]]) -> list[Any]:
+        return [
+            plan.recipe["encoder"],
+            plan.recipe["source"]["digest"],
+            [[name, len(part)] for name, part in digests.items()],
+            [digest for part in digests.values() for digest in part],
+        ]

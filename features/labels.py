@@ -10,8 +10,9 @@ from torch import Tensor
 from utils.log import get_log
 from warehouse.errors import TrainingError
 from warehouse.format.schema import IGNORED
+from warehouse.read.chunks import ChunkReader
 from warehouse.read.memory import read_samples
-from warehouse.read.version import ChunkReader, Warehouse
+from warehouse.read.version import Warehouse
 
 __all__ = ["picture_labels", "picture_targets", "read_labels"]
 

@@ -10,7 +10,7 @@ import logging
 import os
 
 from ingest.jobs import Job
-from warehouse.inspect.report import rejected_lines, summary_lines
+from warehouse.inspect.report import rejected_lines
 from warehouse.settings import BuildSettings
 from warehouse.write.bake import estimate
 
@@ -38,7 +38,7 @@ def dry_run(job: Job, build: BuildSettings) -> dict[str, object]:
         The result of `build_zarr` without path and digest, and with the estimated `bytes`.
     """
     plan = job.plan({})
-    for line in (*summary_lines(plan.summary), *rejected_lines(plan.rejected)):
+    for line in (*plan.layout.summary_lines(plan.summary), *rejected_lines(plan.rejected)):
         log.info("%s", line)
     guess = estimate(plan, job.loader(plan), workers=max(1, worker_count(build)))
     log.info(

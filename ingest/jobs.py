@@ -12,8 +12,8 @@ from typing import Any, Protocol
 from ingest.rasters.settings import RasterSettings
 from ingest.records.formats import AUTO, RASTER, get_format
 from warehouse.errors import PictureError
+from warehouse.layouts.plan import BuildPlan, LoadSample
 from warehouse.settings import BuildSettings
-from warehouse.write.bake import BuildPlan, LoadSample
 
 __all__ = ["CubeJob", "Job", "PictureJob", "open_job"]
 

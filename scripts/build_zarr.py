@@ -27,7 +27,6 @@ def main(settings: Settings) -> dict[str, object]:
     from ingest.jobs import open_job
     from utils.jobs.bake import bake_with_progress
     from warehouse.format.manifest import version_name
-    from warehouse.inspect.report import summary_lines
     from warehouse.write.publish import open_root, published
 
     build, start = settings.build, time.monotonic()
@@ -49,7 +48,7 @@ def main(settings: Settings) -> dict[str, object]:
             job.loader,
             root,
             noun=job.noun,
-            describe=lambda plan: summary_lines(plan.summary),
+            describe=lambda plan: plan.layout.summary_lines(plan.summary),
             workers=worker_count(build),
             cluster=build.cluster,
             trace=build.trace,
@@ -66,7 +65,7 @@ def main(settings: Settings) -> dict[str, object]:
         "found": manifest.found,
         "kept": manifest.kept,
         "rejected": manifest.rejected,
-        "splits": {name: info["samples"] for name, info in manifest.splits.items()},
+        "splits": {name: info.samples for name, info in manifest.splits.items()},
         "digest": manifest.digest,
         "seconds": round(time.monotonic() - start, 3),
     }

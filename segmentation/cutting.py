@@ -15,8 +15,8 @@ from segmentation.settings import SegmentSettings
 from utils.jobs.bake import bake_once
 from utils.log import get_log
 from warehouse.errors import PictureError
+from warehouse.layouts.plan import BuildPlan, LoadSample
 from warehouse.read.version import Warehouse
-from warehouse.write.bake import BuildPlan, LoadSample
 
 __all__ = ["PictureSource", "cut_patches"]
 

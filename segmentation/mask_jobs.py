@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -27,12 +26,12 @@ from warehouse.errors import StateError
 from warehouse.format import manifest as tables
 from warehouse.format.manifest import code_version, toolchain, version_name
 from warehouse.format.schema import FORMAT_VERSION, ArraySpec, Codec
-from warehouse.inspect.summary import SAMPLES_SCHEMA
-from warehouse.layouts.metadata import consolidated, create_array
-from warehouse.layouts.pictures import Contents, array_info
+from warehouse.layouts.pictures import SAMPLES_SCHEMA
+from warehouse.layouts.plan import Block, BuildPlan, SplitPlan
+from warehouse.layouts.rows import Rows
+from warehouse.read.chunks import ChunkReader
 from warehouse.read.memory import read_samples
-from warehouse.read.version import ChunkReader, Warehouse
-from warehouse.write.bake import Block, BuildPlan, SplitPlan
+from warehouse.read.version import Warehouse
 
 __all__ = ["ProbabilityLoader", "patches_of", "place_of", "plan_probabilities"]
 
@@ -50,7 +49,7 @@ def plan_probabilities(
     device: None is the CPU. Its type is part of the recipe: another one rounds otherwise.
     """
     device = device or torch.device("cpu")
-    channels, height, width = patches.manifest.arrays["image"]["row"]
+    channels, height, width = patches.manifest.arrays["image"].row
     classes = len(patches.manifest.class_names)
     for what, of_patches, of_model in (
         ("channels", channels, model.channels),
@@ -95,34 +94,22 @@ def plan_probabilities(
             Codec("lz4", 1, True, 2),
             {"long_name": "probability of each class"},
         )
-        splits.append(
-            SplitPlan(
-                name,
-                (spec,),
-                tuple((name, at) for at in range(chunks)),
-                ("",) * chunks,
-                ({},) * chunks,
-                whole_chunks=True,
-            )
-        )
+        splits.append(SplitPlan.of_chunks(name, [spec], [(name, at) for at in range(chunks)]))
     manifest = patches.manifest
     total = sum(len(patches.split(name)) for name in patches.splits)
     rows = patches.table(tables.SAMPLES, list(SAMPLES_SCHEMA.names)).to_pylist()
     plan = BuildPlan(
-        version,
-        key,
-        recipe,
-        {},
-        toolchain() | {"torch": torch.__version__},
-        tuple(splits),
-        tuple(manifest.class_names),
-        total,
-        total,
-        (),
-        manifest.summary,
-        {},
-        tuple(manifest.warnings),
-        contents=partial(_contents, rows=rows),
+        version=version,
+        key=key,
+        recipe=recipe,
+        toolchain=toolchain() | {"torch": torch.__version__},
+        splits=tuple(splits),
+        class_names=tuple(manifest.class_names),
+        found=total,
+        kept=total,
+        summary=manifest.summary,
+        warnings=tuple(manifest.warnings),
+        layout=ProbabilityRows(kind="probabilities", source_rows=rows),
     )
     return plan, ProbabilityLoader(patches, model.to(device), batch_size, device)
 
@@ -158,7 +145,7 @@ class ProbabilityLoader:
     def __call__(self, payload: tuple[str, int]) -> Block:
         name, chunk = payload
         reader = self._readers[name]
-        size = reader.split.shard_samples
+        size = self.patches.split(name).shard_samples
         indices = np.arange(chunk * size, min((chunk + 1) * size, len(reader.split)))
         found, decode, forward = [], 0.0, 0.0
         for start in range(0, len(indices), self.batch_size):
@@ -204,36 +191,12 @@ def place_of(patches: Warehouse, source: str) -> tuple[str, int, int]:
     return str(table["split"][int(at[0])]), int(table["index"][int(at[0])].as_py()), len(at)
 
 
-def _contents(
-    plan: BuildPlan, results: Sequence[Any], store: Path, *, rows: Sequence[dict[str, Any]]
-) -> Contents:
-    """The patches' rows under the probabilities' own digests."""
-    shared = {
-        "class_names": list(plan.class_names),
-        "layout": "probabilities",
-        "version": plan.version,
-    }
-    with consolidated(store, [split.name for split in plan.splits], shared) as groups:
-        for split in plan.splits:
-            groups[split.name].attrs.update(shared | {"split": split.name})
-            for spec in split.specs:
-                create_array(groups[split.name], spec)
-    digests = [digest for result in results for digest in result.samples]
-    lines = [row | {"sha256": digest} for row, digest in zip(rows, digests, strict=True)]
-    splits = {
-        split.name: {
-            "samples": split.specs[0].shape[0],
-            "shard_samples": split.shard_samples,
-            "chunks": len(split.payloads),
-        }
-        for split in plan.splits
-    }
-    digested = [plan.recipe["model"], plan.recipe["source"]["digest"], digests]
-    return Contents(
-        {key: [row[key] for row in lines] for key in SAMPLES_SCHEMA.names},
-        SAMPLES_SCHEMA,
-        digested,
-        splits,
-        array_info(plan.splits[0].specs),
-        plan.summary,
-    )
+class ProbabilityRows(Rows):
+    """The layout of probabilities: the patches' rows, under the probabilities' own digests."""
+
+    def digested(self, plan: BuildPlan, digests: Mapping[str, Sequence[str]]) -> list[Any]:
+        return [
+            plan.recipe["model"],
+            plan.recipe["source"]["digest"],
+            [digest for part in digests.values() for digest in part],
+        ]

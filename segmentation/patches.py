@@ -17,7 +17,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,11 +31,11 @@ from warehouse.format import durable
 from warehouse.format import manifest as tables
 from warehouse.format.manifest import code_version, toolchain, version_name
 from warehouse.format.schema import FORMAT_VERSION, ArraySpec, Codec
-from warehouse.inspect.summary import SAMPLES_SCHEMA, PictureFacts, summarise
-from warehouse.layouts.pictures import Contents, picture_contents
+from warehouse.layouts.picture_summary import PictureFacts, summarise
+from warehouse.layouts.pictures import SAMPLES_SCHEMA, Pictures
+from warehouse.layouts.plan import BuildPlan, SplitPlan
 from warehouse.read.version import Warehouse
 from warehouse.settings import MASK_PADDING, SPLIT_NAMES
-from warehouse.write.bake import BuildPlan, SplitPlan
 
 __all__ = [
     "PREDICT",
@@ -182,11 +182,11 @@ def plan_patches(
         }
         splits.append(
             SplitPlan(
-                name,
-                patch_arrays(len(samples), chunk, channels, size),
-                tuple((parent, box) for parent, _, _, box in samples),
-                tuple(digest[id(parent)] for parent, _, _, _ in samples),
-                tuple(_row(*sample) for sample in samples),
+                name=name,
+                specs=patch_arrays(len(samples), chunk, channels, size),
+                payloads=tuple((parent, box) for parent, _, _, box in samples),
+                digests=tuple(digest[id(parent)] for parent, _, _, _ in samples),
+                rows=tuple(_row(*sample) for sample in samples),
             )
         )
         facts = [
@@ -202,20 +202,19 @@ def plan_patches(
     }
     summary = {"all": summarise(every, classes), "splits": summaries, "folders": by_folder}
     return BuildPlan(
-        version,
-        key,
-        recipe,
-        {},
-        toolchain() | recipe["decoder"],
-        tuple(splits),
-        classes,
-        found,
-        len(parents),
-        tuple(asdict(line) for line in rejected),
-        summary,
-        summaries,
-        tuple(warnings),
-        contents=_contents,
+        version=version,
+        key=key,
+        recipe=recipe,
+        toolchain=toolchain() | recipe["decoder"],
+        splits=tuple(splits),
+        class_names=classes,
+        found=found,
+        kept=len(parents),
+        rejected=tuple(asdict(line) for line in rejected),
+        summary=summary,
+        group_summaries=summaries,
+        warnings=tuple(warnings),
+        layout=Pictures(PATCH_SCHEMA),
     )
 
 
@@ -317,13 +316,3 @@ def _row(parent: ParentLike, row: int, column: int, box: Box) -> dict[str, Any]:
         "x2": box[2],
         "y2": box[3],
     }
-
-
-def _contents(plan: BuildPlan, results: Sequence[Any], store: Path) -> Contents:
-    """As of pictures, with each patch's place in its parent."""
-    contents = picture_contents(plan, results, store)
-    rows = [row for split in plan.splits for row in split.rows]
-    places = {
-        name: [row[name] for row in rows] for name in ("row", "column", "x1", "y1", "x2", "y2")
-    }
-    return replace(contents, samples={**contents.samples, **places}, schema=PATCH_SCHEMA)

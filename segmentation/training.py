@@ -57,7 +57,7 @@ def train_unet(
     mixed = {"chunks_per_batch": max(settings.chunks_per_batch, loader.chunks_per_batch)}
     scored_size = min(settings.batch_size, max(held_out.chunk_sizes))
     training = settings.training()
-    channels = patches.manifest.arrays["image"]["row"][0]
+    channels = patches.manifest.arrays["image"].row[0]
     task = SegmentTask(training, channels=channels, classes=settings.classes)
     with (
         ChunkLoader(train, settings.batch_size, seed=settings.seed, **options | mixed) as batches,

@@ -33,7 +33,8 @@ from utils.loading.stores import choose_store
 from utils.log import get_log
 from utils.samplers import BatchPlan, BatchSampler, ChunkBatchSampler
 from warehouse.errors import ConfigError, StateError
-from warehouse.read.version import Split, Verify
+from warehouse.read.chunks import Verify
+from warehouse.read.version import Split
 
 __all__ = ["ChunkLoader", "LoaderStats"]
 

@@ -28,7 +28,7 @@ from utils.loader import ChunkLoader
 from utils.log import get_log
 from utils.samplers import BatchSampler, ChunkBatchSampler, RandomBatchSampler
 from warehouse.errors import ConfigError, TrainingError
-from warehouse.layouts.cube_geometry import Feature
+from warehouse.layouts.features import Feature
 from warehouse.read.version import Split
 
 __all__ = ["cube_features", "cut", "drawn_blocks", "make_sampler", "sample_depth"]

@@ -24,7 +24,7 @@ from vqvae.quantizers.codebook import CodebookRules
 from vqvae.settings import VqvaeSettings
 from vqvae.training_plots import draw_curve, draw_sheet
 from warehouse.errors import TrainingError
-from warehouse.layouts.cube_geometry import Feature
+from warehouse.layouts.features import Feature
 
 __all__ = ["VqvaeTask", "codebook_rules", "loss_weights", "model_shape"]
 

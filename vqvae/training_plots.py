@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from warehouse.layouts.cube_geometry import Feature
+from warehouse.layouts.features import Feature
 
 __all__ = ["draw_curve", "draw_sheet"]
 

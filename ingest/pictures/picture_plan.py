@@ -24,9 +24,10 @@ from ingest.sources.splits import permuted
 from warehouse.errors import ThresholdError
 from warehouse.format.manifest import code_version, toolchain, version_name
 from warehouse.format.schema import FORMAT_VERSION, picture_arrays
-from warehouse.inspect.summary import PictureFacts, summarise, summarise_by
+from warehouse.layouts.picture_summary import PictureFacts, summarise, summarise_by
+from warehouse.layouts.pictures import Pictures
+from warehouse.layouts.plan import BuildPlan, LoadSample, SplitPlan
 from warehouse.settings import SPLIT_NAMES, BuildSettings
-from warehouse.write.bake import BuildPlan, LoadSample, SplitPlan
 
 __all__ = ["make_loader", "make_plan", "recipe_of"]
 
@@ -97,6 +98,7 @@ def make_plan(listing: SourceListing, scan: Scan, settings: BuildSettings) -> Bu
         summary=summary,
         group_summaries=by_split,
         warnings=tuple(scan.warnings),
+        layout=Pictures(),
     )
 
 

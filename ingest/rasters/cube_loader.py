@@ -24,9 +24,10 @@ from ingest.rasters.readers import RasterSource, missing_at, open_raster
 from ingest.rasters.resample import Plane, warp
 from ingest.rasters.settings import RasterFeature
 from warehouse.errors import SourceError
-from warehouse.layouts.cube_geometry import CubeLayout, Feature
+from warehouse.layouts.cube_geometry import CubeChunking
 from warehouse.layouts.cube_stats import block_facts
-from warehouse.write.bake import Block
+from warehouse.layouts.features import Feature
+from warehouse.layouts.plan import Block
 
 __all__ = ["CubeLoader"]
 
@@ -57,7 +58,7 @@ class CubeLoader:
 
     root: Path
     grid: Grid
-    layout: CubeLayout
+    layout: CubeChunking
     settings: tuple[RasterFeature, ...]
     features: tuple[Feature, ...]
     layers: Mapping[LayerKey, Layer]

@@ -24,9 +24,11 @@ from ingest.rasters.settings import RasterFeature, RasterSettings, Steps
 from ingest.sources.listing import SourceListing
 from warehouse.errors import ConfigError, SourceError
 from warehouse.format.manifest import toolchain, version_name
-from warehouse.layouts.cube_geometry import Cube, CubeLayout, CubePlan, Feature, cube_arrays
+from warehouse.layouts.cube import Cube
+from warehouse.layouts.cube_geometry import CubeChunking, CubeGeometry, cube_arrays
+from warehouse.layouts.features import Feature
+from warehouse.layouts.plan import BuildPlan, SplitPlan
 from warehouse.settings import BuildSettings
-from warehouse.write.bake import BuildPlan, SplitPlan
 
 __all__ = ["plan_cube"]
 
@@ -65,7 +67,7 @@ def plan_cube(
         Feature(each.name, each.kind, each.codes, static=each.static, units=each.units)
         for each in raster.features
     )
-    cube = Cube(
+    cube = CubeGeometry(
         layout,
         features,
         tuple(str(time) for time in times),
@@ -82,14 +84,15 @@ def plan_cube(
         recipe=recipe,
         thresholds={"empty_dates": raster.empty_dates},
         toolchain=toolchain() | {"rasterio": recipe["decoder"]["rasterio"]},
-        splits=(_split_plan(layout, build),),
-        class_names=(),
+        splits=(
+            SplitPlan.of_chunks(
+                "cube", cube_arrays(layout, build.compressor), range(layout.stored_chunks)
+            ),
+        ),
         found=len(listing.pictures),
         kept=len(listing.pictures),
-        rejected=(),
         summary=_summary(listing, raster, grid, layout, times),
-        group_summaries={},
-        cube=CubePlan(
+        layout=Cube(
             cube,
             labels,
             tuple(_first_source(layers, at) for at in range(len(times))),
@@ -102,21 +105,8 @@ def plan_cube(
     return plan, loader
 
 
-def _split_plan(layout: CubeLayout, build: BuildSettings) -> SplitPlan:
-    numbers = tuple(range(layout.stored_chunks))
-    rows: tuple[dict[str, Any], ...] = ({},) * len(numbers)
-    return SplitPlan(
-        name="cube",
-        specs=tuple(cube_arrays(layout, build.compressor)),
-        payloads=numbers,
-        digests=("",) * len(numbers),
-        rows=rows,
-        whole_chunks=True,
-    )
-
-
 def _summary(
-    listing: SourceListing, raster: RasterSettings, grid: Grid, layout: CubeLayout, times: Times
+    listing: SourceListing, raster: RasterSettings, grid: Grid, layout: CubeChunking, times: Times
 ) -> dict[str, Any]:
     extended = Grid(grid.crs_wkt, grid.transform, layout.shape[1], layout.shape[2])
     return {
@@ -216,7 +206,7 @@ def _check_frame(root: Path, grid: Grid, frame: Frame) -> None:
 
 def _cut(
     grid: Grid, dates: int, build: BuildSettings, raster: RasterSettings
-) -> tuple[CubeLayout, NDArray[np.uint8]]:
+) -> tuple[CubeChunking, NDArray[np.uint8]]:
     """Cut the cube into inner chunks, stored chunks and label blocks.
 
     Returns
@@ -246,7 +236,7 @@ def _cut(
 
     shape = (dates, inner_grid[1] * inner[1], inner_grid[2] * inner[2], features)
     stored, labelled = _voxels(shard, inner), _voxels(fine, inner)
-    return CubeLayout(shape, inner, stored, labelled, raster.chunk.feature), labels
+    return CubeChunking(shape, inner, stored, labelled, raster.chunk.feature), labels
 
 
 def _check_size(extent: Parts, inner: Parts) -> None:

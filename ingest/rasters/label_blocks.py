@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ingest.sources.splits import split_by_size
-from warehouse.layouts.cube_geometry import LEFT_OUT, CubeLayout
+from warehouse.layouts.cube_geometry import LEFT_OUT, CubeChunking
 from warehouse.settings import SPLIT_NAMES
 
 __all__ = ["block_labels", "default_block", "default_shard"]
@@ -116,7 +116,7 @@ def block_labels(
         return labels, block
 
     fine = (1 if held_out else block[0], 1 if guard else block[1], 1 if guard else block[2])
-    voxels = CubeLayout((*inner_grid, 1), (1, 1, 1), (1, 1, 1), block).inner_labels(labels)
+    voxels = CubeChunking((*inner_grid, 1), (1, 1, 1), (1, 1, 1), block).inner_labels(labels)
     if guard:
         voxels = _ring(voxels, guard)
     if held_out:

@@ -32,7 +32,7 @@ from vqvae.image_encoder import ImageMap, vqvae_trunk
 from vqvae.network.model import VQVAE, Shape, space_to_depth
 from warehouse.errors import ConfigError, CorruptError, StateError
 from warehouse.format.location import Remote
-from warehouse.layouts.cube_geometry import Feature
+from warehouse.layouts.features import Feature
 
 ALL = {**OURS, "tiny": detector_trunk, "big": detector_trunk, "vqvae": vqvae_trunk}
 

@@ -14,9 +14,10 @@ from warehouse import Warehouse
 from warehouse.errors import PictureError
 from warehouse.format.manifest import toolchain, version_name
 from warehouse.format.schema import FORMAT_VERSION, picture_arrays
-from warehouse.inspect.summary import PictureFacts, summarise, summarise_by
+from warehouse.layouts.picture_summary import PictureFacts, summarise, summarise_by
+from warehouse.layouts.pictures import Pictures
+from warehouse.layouts.plan import BuildPlan, SplitPlan
 from warehouse.settings import BuildSettings
-from warehouse.write.bake import BuildPlan, SplitPlan
 from warehouse.write.publish import bake, open_root
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -100,11 +101,11 @@ def plan_of(
         ]
         splits.append(
             SplitPlan(
-                name,
-                tuple(picture_arrays(len(payloads), settings)),
-                tuple(payloads),
-                tuple(map(str, payloads)),
-                rows,
+                name=name,
+                specs=tuple(picture_arrays(len(payloads), settings)),
+                payloads=tuple(payloads),
+                digests=tuple(map(str, payloads)),
+                rows=rows,
             )
         )
     full = {
@@ -121,18 +122,17 @@ def plan_of(
     }
     total = sum(counts.values())
     return BuildPlan(
-        version,
-        key,
-        full,
-        {},
-        toolchain(),
-        tuple(splits),
-        ("a", "b"),
-        total,
-        total - len(leave_out),
-        (),
-        summary,
-        by_split,
+        version=version,
+        key=key,
+        recipe=full,
+        toolchain=toolchain(),
+        splits=tuple(splits),
+        class_names=("a", "b"),
+        found=total,
+        kept=total - len(leave_out),
+        summary=summary,
+        group_summaries=by_split,
+        layout=Pictures(),
     )
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from vqvae.network.model import Shape
-from warehouse.layouts.cube_geometry import Feature
+from warehouse.layouts.features import Feature
 
 RED = Feature("red", "continuous", mean=90.0, std=30.0, minimum=0.0, maximum=255.0)
 NDVI = Feature("ndvi", "continuous", mean=0.2, std=0.3, minimum=-1.0, maximum=1.0)

@@ -25,7 +25,8 @@ from utils.loader import ChunkLoader
 from utils.samplers import ChunkBatchSampler
 from warehouse import Warehouse
 from warehouse.errors import WorkerError
-from warehouse.read.version import ChunkReader, Split
+from warehouse.read.chunks import ChunkReader
+from warehouse.read.version import Split
 
 pytestmark = pytest.mark.filterwarnings("ignore:batch_size")
 
@@ -41,16 +42,20 @@ class BrokenSplit(Split):
         self.how = how
 
     def reader(self, **options: Any) -> ChunkReader:
-        return BrokenReader(self, access="mmap", verify="first_touch", keep=8)
+        reader = BrokenReader(self.source, access="mmap", verify="first_touch", keep=8)
+        reader.how = self.how
+        return reader
 
     def __reduce__(self) -> tuple[Any, ...]:
         return BrokenSplit, (self.warehouse, self.how)
 
 
 class BrokenReader(ChunkReader):
+    how: str
+
     def fill(self, names: Any, indices: Any, out: Any) -> tuple[int, int]:
         if (indices >= 16).any():
-            if self.split.how == "raise":  # type: ignore[attr-defined]
+            if self.how == "raise":
                 raise ZeroDivisionError("nobody\nthought of this")
             os._exit(3)
         return super().fill(names, indices, out)

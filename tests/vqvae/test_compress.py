@@ -33,7 +33,7 @@ from vqvae.rate.distortion import packed_bytes
 from vqvae.settings import CompressSettings
 from warehouse import Warehouse
 from warehouse.errors import BuildError, ConfigError, StateError, StoreError, TrainingError
-from warehouse.format.schema import ArraySpec, Codec
+from warehouse.format.schema import ArraySpec
 from warehouse.inspect.report import write_contact_sheet
 from warehouse.inspect.summary import export
 from warehouse.inspect.verify import verify
@@ -390,12 +390,12 @@ def test_packed_bytes_are_those_on_disk(made: tuple[Warehouse, str, Warehouse]) 
     raw = codes.manifest.arrays["codes"]
     spec = ArraySpec(
         "codes",
-        (len(split), *raw["row"]),
-        raw["dtype"],
-        tuple(raw["dims"]),
-        (16, *raw["row"]),
+        (len(split), *raw.row),
+        raw.dtype,
+        raw.dims,
+        (16, *raw.row),
         None,
-        Codec(**raw["codec"]),
+        raw.codec,
     )
     assert packed_bytes(split.array("codes")[:], spec) == int(files.sum())
 

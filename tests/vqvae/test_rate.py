@@ -44,7 +44,7 @@ from vqvae.rate.markdown import table_of
 from vqvae.rate.mosaic import Mosaic, filled
 from vqvae.rate.plot import draw
 from vqvae.rate.seams import seam_steps
-from warehouse.layouts.cube_geometry import Feature
+from warehouse.layouts.features import Feature
 
 
 def landscape(seed: int = 0, blocks: int = 8) -> np.ndarray:

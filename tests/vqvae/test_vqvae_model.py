@@ -19,7 +19,7 @@ from vqvae.network.layers import depth_to_space, space_to_depth
 from vqvae.network.linear_start import linear_start
 from vqvae.network.model import VQVAE, Reconstruction, Shape
 from warehouse.errors import StateError, TrainingError
-from warehouse.layouts.cube_geometry import Feature
+from warehouse.layouts.features import Feature
 
 
 def model(shape: Shape = SHAPE, features: tuple[Feature, ...] = FEATURES) -> VQVAE:

@@ -25,7 +25,7 @@ from fakes import SMALL, Load, build, numbers, plan_of, sample
 from warehouse import Warehouse
 from warehouse.errors import BuildError, CorruptError, LockedError, SpaceError
 from warehouse.format import durable
-from warehouse.format.manifest import read_manifest
+from warehouse.format.manifest import SplitInfo, read_manifest
 from warehouse.format.schema import shard_samples
 from warehouse.inspect.verify import verify
 from warehouse.settings import BuildSettings
@@ -404,8 +404,8 @@ def test_nothing_in_the_manifest_and_tables_is_absolute_or_of_this_run(tmp_path:
         for path in pq.read_table(warehouse.folder / "files.parquet")["path"].to_pylist()
     )
     assert read_manifest(warehouse.folder).splits == {
-        "train": {"samples": 29, "shard_samples": 8, "chunks": 4},
-        "val": {"samples": 9, "shard_samples": 8, "chunks": 2},
+        "train": SplitInfo(samples=29, shard_samples=8, chunks=4),
+        "val": SplitInfo(samples=9, shard_samples=8, chunks=2),
     }
 
 

@@ -42,8 +42,9 @@ from warehouse.errors import CorruptError, StoreError
 from warehouse.inspect.report import manifest_tables, write_contact_sheet
 from warehouse.inspect.summary import export
 from warehouse.inspect.verify import verify
-from warehouse.layouts.cube_geometry import LEFT_OUT, CubeLayout, CubePlaces, Feature
+from warehouse.layouts.cube_geometry import LEFT_OUT, CubeChunking, CubeSampleIndex
 from warehouse.layouts.cube_stats import block_facts, merge_features
+from warehouse.layouts.features import Feature
 from warehouse.settings import InspectSettings
 from warehouse.write import bake as builder
 
@@ -90,11 +91,11 @@ def test_every_inner_chunk_is_one_sample_of_one_split(
     def times(parts: tuple[int, ...]) -> tuple[int, int, int]:
         return parts[0] * inner[0], parts[1] * inner[1], parts[2] * inner[2]
 
-    layout = CubeLayout((*times(inner_grid), 2), inner, times(shard), times(block))
+    layout = CubeChunking((*times(inner_grid), 2), inner, times(shard), times(block))
     labels = np.random.default_rng(seed).integers(0, 4, layout.block_grid).astype(np.uint8)
     seen: list[tuple[int, ...]] = []
     for label in range(3):
-        places = CubePlaces(layout, labels, label)
+        places = CubeSampleIndex(layout, labels, label)
         index = np.arange(len(places))
         chunks, slots = places.locate(index)
         assert sum(places.chunk_sizes) == len(places)

@@ -39,7 +39,7 @@ from warehouse.format.manifest import (
     write_table,
 )
 from warehouse.read.version import Split
-from warehouse.read.zarr_python import LibraryReader
+from warehouse.read.zarr_python import ZarrPythonReader
 from warehouse.settings import BuildSettings
 
 pytestmark = pytest.mark.filterwarnings("ignore:batch_size")
@@ -108,8 +108,8 @@ def reencode(
     return Warehouse.open(warehouse.folder)
 
 
-def library(split: Split) -> LibraryReader:
-    return LibraryReader(split, verify="first_touch", keep=8)
+def library(split: Split) -> ZarrPythonReader:
+    return ZarrPythonReader(split.source, verify="first_touch", keep=8)
 
 
 def expected(name: str, count: int, chosen: BuildSettings = SMALL) -> np.ndarray:

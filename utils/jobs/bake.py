@@ -17,7 +17,7 @@ from typing import Any
 from utils.log import get_log, progress
 from warehouse.errors import PictureError
 from warehouse.format.manifest import Manifest, version_name
-from warehouse.write.bake import BuildPlan, LoadSample
+from warehouse.layouts.plan import BuildPlan, LoadSample
 from warehouse.write.publish import bake, open_root, published
 
 __all__ = ["bake_once", "bake_with_progress"]

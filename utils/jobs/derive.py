@@ -20,7 +20,7 @@ from utils.jobs.queue import JobQueue
 from utils.jobs.run import recover_jobs, run_jobs
 from utils.log import get_log, progress
 from warehouse.format.manifest import Manifest
-from warehouse.write.bake import Block, BuildPlan
+from warehouse.layouts.plan import Block, BuildPlan
 from warehouse.write.publish import published
 
 __all__ = ["Derived", "derive_version"]

@@ -20,7 +20,8 @@ from utils.log import get_log
 from warehouse.format import durable
 from warehouse.format import manifest as tables
 from warehouse.format.manifest import Manifest
-from warehouse.write.bake import Block, BuildPlan, ChunkTask, plan_tasks, read_marker
+from warehouse.layouts.plan import Block, BuildPlan
+from warehouse.write.bake import ChunkTask, plan_tasks, read_marker
 from warehouse.write.publish import bake, published, staging_folder
 
 __all__ = ["publish_jobs"]

@@ -23,7 +23,8 @@ from utils.log import get_log
 from warehouse.errors import WarehouseError
 from warehouse.format import durable
 from warehouse.format import manifest as tables
-from warehouse.write.bake import Block, BuildPlan, ChunkTask, bake_chunk, plan_tasks, read_marker
+from warehouse.layouts.plan import Block, BuildPlan
+from warehouse.write.bake import ChunkTask, bake_chunk, plan_tasks, read_marker
 from warehouse.write.publish import published, staging_folder
 
 __all__ = ["chunk_digest", "open_queue", "recover_jobs", "run_jobs"]

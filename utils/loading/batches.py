@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from utils.loader_utils import BatchRing
 from utils.loading.orders import BatchPlan
 from warehouse.errors import WarehouseError
-from warehouse.read.version import ChunkReader
+from warehouse.read.chunks import ChunkReader
 
 __all__ = ["Batch", "Engine", "Filled", "LoaderStats"]
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from utils.loader_utils import BatchLayout, BatchRing
 from utils.loading.batches import Batch, Filled
 from utils.loading.orders import BatchPlan
-from warehouse.read.version import ChunkReader
+from warehouse.read.chunks import ChunkReader
 
 __all__ = ["LocalEngine"]
 

@@ -15,7 +15,7 @@ from typing import get_args
 
 from utils.loading.settings import Engine, Store
 from warehouse.errors import ConfigError
-from warehouse.read.version import Verify
+from warehouse.read.chunks import Verify
 
 __all__ = ["LoaderOptions"]
 

@@ -24,9 +24,10 @@ from utils.loading.batch_sampler import BatchSampler
 from utils.loading.options import LoaderOptions
 from utils.loading.stores import Access, ReadPlan
 from warehouse.errors import ConfigError
+from warehouse.read.chunks import ChunkReader, Verify
 from warehouse.read.memory import MemoryReader, decode_split
 from warehouse.read.stream import SharedStreamReader, StreamReader, segment_bytes
-from warehouse.read.version import ChunkReader, Split, Verify
+from warehouse.read.version import Split
 
 __all__ = ["Source", "open_source"]
 
@@ -65,13 +66,14 @@ class Source:
         verify = self.options.verify
         if self.plan.store == "memory":
             assert self.block is not None
-            return MemoryReader(self.split, decoded_views(self.split, self.names, self.block.map))
+            views = decoded_views(self.split, self.names, self.block.map)
+            return MemoryReader(self.split.source, views)
 
         if self.plan.store == "stream":
             assert self.block is not None
             table, buffers = stream_views(self.block.map, self.buffer_bytes)
             return SharedStreamReader(
-                self.split,
+                self.split.source,
                 self.names,
                 buffers,
                 table,
@@ -114,15 +116,15 @@ def _open_memory(source: Source) -> MemoryReader:
         reader = open_reader(split, source.plan.access, "always", 4 * threads * len(names))
         return decode_split(reader, names, views, threads=threads)
 
-    return MemoryReader(split, views, load)
+    return MemoryReader(split.source, views, load)
 
 
 def _open_stream(source: Source, in_turn: int) -> StreamReader:
-    source.buffer_bytes = segment_bytes(source.split, source.names)
+    source.buffer_bytes = segment_bytes(source.split.source, source.names)
     size = TABLE_BYTES + source.buffer_bytes * (source.options.prefetch + in_turn)
     table, buffers = stream_views(_memory(source, size), source.buffer_bytes)
     return StreamReader(
-        source.split,
+        source.split.source,
         source.names,
         buffers,
         table,
@@ -174,7 +176,7 @@ def open_reader(split: Split, access: Access, verify: Verify, keep: int) -> Chun
     """Open a reader; "library" goes through zarr-python, whatever the codecs."""
     if access == "library":
         # Imported here so that reading our own codecs never loads zarr.
-        from warehouse.read.zarr_python import LibraryReader
+        from warehouse.read.zarr_python import ZarrPythonReader
 
-        return LibraryReader(split, verify=verify, keep=keep)
+        return ZarrPythonReader(split.source, verify=verify, keep=keep)
     return split.reader(access=access, verify=verify, keep=keep)

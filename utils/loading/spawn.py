@@ -27,8 +27,8 @@ from utils.loading.batches import Batch, Filled
 from utils.loading.orders import BatchPlan
 from utils.loading.sources import Source
 from warehouse.errors import WarehouseError, WorkerError
+from warehouse.read.chunks import ChunkReader
 from warehouse.read.stream import FetchFailed, StreamReader
-from warehouse.read.version import ChunkReader
 
 __all__ = ["SpawnEngine"]
 

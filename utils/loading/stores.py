@@ -118,7 +118,7 @@ def choose_store(
     ConfigError
         If the store cannot read this split in this order.
     """
-    decoded = split_bytes(split, names)
+    decoded = split_bytes(split.source, names)
     available = free_memory() if available is None else available
     _refuse_impossible(store, split, decoded, sampler.by_chunk, available)
 

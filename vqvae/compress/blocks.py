@@ -6,7 +6,6 @@ Read, cut into the model's blocks, encoded, their codes numbered.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,9 +14,11 @@ from torch import Tensor
 
 from vqvae.compress.codec import CubeCodec
 from vqvae.compress.search import CodeSearch, learn_search
-from warehouse.layouts.cube_geometry import CubePlaces, cube_arrays
+from warehouse.layouts.cube import Cube
+from warehouse.layouts.cube_geometry import cube_arrays
+from warehouse.read.chunks import ChunkReader, SplitSource
 from warehouse.read.memory import read_samples
-from warehouse.read.version import ChunkReader, Warehouse
+from warehouse.read.version import Warehouse
 from warehouse.settings import SPLIT_NAMES
 
 __all__ = [
@@ -41,27 +42,38 @@ class CubePart:
     reads them.
     """
 
-    group = "cube"
-
     def __init__(
         self, warehouse: Warehouse, label: int, labels: NDArray[np.uint8] | None = None
     ) -> None:
-        assert warehouse.cube is not None
+        cube = warehouse.layout
+        assert isinstance(cube, Cube)
         self.warehouse, self.name = warehouse, LABEL_NAMES[label]
-        layout = warehouse.cube.layout
-        self.places = CubePlaces(
-            layout, warehouse.cube_table("split") if labels is None else labels, label
-        )
-        compressor = warehouse.manifest.arrays["data"]["codec"]["cname"] or "none"
-        self.specs = {spec.name: spec for spec in cube_arrays(layout, compressor, len(self.places))}
-        self.info = {"chunks": len(self.places.chunk_sizes)}
+        if labels is None:
+            labels = warehouse.cube_table("split")
+
+        self.sample_index = cube.label_index(label, labels)
+        compressor = warehouse.manifest.arrays["data"].codec.cname or "none"
+        arrays = cube_arrays(cube.geometry.layout, compressor, len(self.sample_index))
+        self.specs = {spec.name: spec for spec in arrays}
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.sample_index)
 
     def reader(self) -> ChunkReader:
-        part: Any = self
-        return ChunkReader(part, access="pread", verify="always", keep=4)
+        """A reader that compares every checksum."""
+        cube = self.warehouse.layout
+        source = SplitSource(
+            files=self.warehouse.stored_files,
+            name=self.name,
+            group=cube.group(self.name),
+            specs=self.specs,
+            stored_specs={name: cube.stored_spec(spec) for name, spec in self.specs.items()},
+            sample_index=self.sample_index,
+            samples=len(self),
+            chunks=len(self.sample_index.chunk_sizes),
+            origins=self.sample_index.origins,
+        )
+        return ChunkReader(source, access="pread", verify="always", keep=4)
 
 
 def read_blocks(

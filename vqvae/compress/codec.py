@@ -21,7 +21,7 @@ from vqvae.compress.search import CodeSearch
 from vqvae.network.model import SCALING, VQVAE, Shape
 from vqvae.quantizers.codebook import CodebookRules
 from warehouse.errors import StateError, WarehouseError
-from warehouse.layouts.cube_geometry import Feature
+from warehouse.layouts.features import Feature
 
 __all__ = ["CubeCodec", "restore_vqvae"]
 

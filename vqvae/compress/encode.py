@@ -18,11 +18,11 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -45,18 +45,18 @@ from vqvae.settings import CompressSettings
 from warehouse.errors import StateError, TrainingError
 from warehouse.format.manifest import code_version, toolchain, version_name
 from warehouse.format.schema import FORMAT_VERSION, ArraySpec, Codec
-from warehouse.layouts.cube_geometry import CubePlaces
-from warehouse.layouts.metadata import consolidated, create_array
-from warehouse.layouts.pictures import Contents, array_info
-from warehouse.read.version import ChunkReader, Warehouse
-from warehouse.write.bake import Block, BuildPlan, SplitPlan
+from warehouse.layouts.cube_geometry import CubeSampleIndex
+from warehouse.layouts.plan import Block, BuildPlan, ChunkResult, SplitPlan
+from warehouse.layouts.rows import Rows
+from warehouse.read.chunks import ChunkReader
+from warehouse.read.version import Warehouse
 
 __all__ = [
     "CODES_SAMPLES_SCHEMA",
     "CodeLoader",
+    "CodeRows",
     "checkpoint_digest",
     "code_arrays",
-    "code_contents",
     "codes_recipe",
     "open_codec",
     "plan_codes",
@@ -169,7 +169,7 @@ class CodeLoader:
     def _rows(
         self, part: CubePart, reader: ChunkReader, codec: CubeCodec, indices: NDArray[np.int64]
     ) -> Iterator[dict[str, NDArray[Any]]]:
-        origins = part.places.origins(indices).astype(np.int32)
+        origins = part.sample_index.origins(indices).astype(np.int32)
         dtype = np.uint8 if codec.codebook_size <= 256 else np.uint16
         for first in range(0, len(indices), BATCH):
             some = indices[first : first + BATCH]
@@ -269,7 +269,7 @@ def plan_codes(warehouse: Warehouse, settings: CompressSettings) -> tuple[BuildP
     labels = warehouse.cube_table("split")
     splits, total = [], 0
     for label, name in enumerate(LABEL_NAMES):
-        samples = len(CubePlaces(cube.layout, labels, label))
+        samples = len(CubeSampleIndex(cube.layout, labels, label))
         if not samples:
             continue
         total += samples
@@ -285,11 +285,7 @@ def plan_codes(warehouse: Warehouse, settings: CompressSettings) -> tuple[BuildP
         payloads = tuple((label, chunk) for chunk in range(chunks))
         # Learned anew by whoever goes on: on another machine a rounding may number codes otherwise,
         # and then no chunk may be kept.
-        splits.append(
-            SplitPlan(
-                name, specs, payloads, (search.digest,) * chunks, ({},) * chunks, whole_chunks=True
-            )
-        )
+        splits.append(SplitPlan.of_chunks(name, specs, payloads, search.digest))
     summary = {
         "source": warehouse.version,
         "checkpoint": digest,
@@ -301,19 +297,15 @@ def plan_codes(warehouse: Warehouse, settings: CompressSettings) -> tuple[BuildP
     }
     tools = toolchain() | {"torch": torch.__version__}
     plan = BuildPlan(
-        version,
-        key,
-        recipe,
-        {},
-        tools,
-        tuple(splits),
-        (),
-        total,
-        total,
-        (),
-        summary,
-        {},
-        contents=code_contents,
+        version=version,
+        key=key,
+        recipe=recipe,
+        toolchain=tools,
+        splits=tuple(splits),
+        found=total,
+        kept=total,
+        summary=summary,
+        layout=CodeRows(kind="codes"),
     )
     loader = CodeLoader(
         warehouse.folder,
@@ -327,52 +319,57 @@ def plan_codes(warehouse: Warehouse, settings: CompressSettings) -> tuple[BuildP
     return plan, loader
 
 
-def code_contents(plan: BuildPlan, results: Sequence[Any], store: Path) -> Contents:
-    """What a version of codes says about itself; writes the groups' metadata."""
-    source = plan.recipe["source"]
-    summary = plan.summary | {
-        "valid": [int(n) for n in np.sum([result.facts["valid"] for result in results], axis=0)]
-    }
-    # In the manifest alone: as attributes of every group they would weigh more than some codes.
-    shown = {key: value for key, value in summary.items() if key != "codebook_rows"}
-    with consolidated(
-        store, [split.name for split in plan.splits], {"layout": "codes", "version": plan.version}
-    ) as groups:
-        for split in plan.splits:
-            groups[split.name].attrs.update(
-                {"class_names": [], "layout": "codes", "split": split.name, "summary": shown}
-            )
-            for spec in split.specs:
-                create_array(groups[split.name], spec)
-    waiting = iter(results)
-    parts, splits = [], {}
-    for split in plan.splits:
-        digests = [digest for _ in split.payloads for digest in next(waiting).samples]
-        origins = _origins(store, split, len(digests))
-        parts.append(
-            {
-                "split": np.full(len(digests), split.name),
-                "index": np.arange(len(digests)),
-                "t": origins[:, 0],
-                "y": origins[:, 1],
-                "x": origins[:, 2],
-                "sha256": np.array(digests),
-            }
-        )
-        splits[split.name] = {
-            "samples": len(digests),
-            "shard_samples": split.shard_samples,
-            "chunks": len(split.payloads),
+class CodeRows(Rows):
+    """The layout of codes: each sample's first voxel in the cube, read back from the codes."""
+
+    schema: ClassVar[pa.Schema] = CODES_SAMPLES_SCHEMA
+
+    def root_attributes(self, plan: BuildPlan) -> dict[str, Any]:
+        return {"layout": self.kind, "version": plan.version}
+
+    def group_attributes(
+        self, plan: BuildPlan, split: SplitPlan, summary: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        # In the manifest alone: as attributes of every group they would weigh more than some codes.
+        shown = {key: value for key, value in summary.items() if key != "codebook_rows"}
+        return {
+            "class_names": [],
+            "layout": self.kind,
+            "split": split.name,
+            "summary": shown,
         }
-    columns = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-    arrays = array_info(plan.splits[0].specs)
-    digested = [
-        plan.recipe["checkpoint"],
-        source["digest"],
-        [split.name for split in plan.splits],
-        [part["sha256"].tolist() for part in parts],
-    ]
-    return Contents(columns, CODES_SAMPLES_SCHEMA, digested, splits, arrays, summary)
+
+    def summary(self, plan: BuildPlan, results: Sequence[ChunkResult]) -> dict[str, Any]:
+        valid = np.sum([result.facts["valid"] for result in results], axis=0)
+        return plan.summary | {"valid": [int(count) for count in valid]}
+
+    def sample_columns(
+        self, plan: BuildPlan, digests: Mapping[str, Sequence[str]], store: Path
+    ) -> dict[str, Any]:
+        parts: list[dict[str, NDArray[Any]]] = []
+        for split in plan.splits:
+            found = digests[split.name]
+            origins = _origins(store, split, len(found))
+            parts.append(
+                {
+                    "split": np.full(len(found), split.name),
+                    "index": np.arange(len(found)),
+                    "t": origins[:, 0],
+                    "y": origins[:, 1],
+                    "x": origins[:, 2],
+                    "sha256": np.array(found),
+                }
+            )
+
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def digested(self, plan: BuildPlan, digests: Mapping[str, Sequence[str]]) -> list[Any]:
+        return [
+            plan.recipe["checkpoint"],
+            plan.recipe["source"]["digest"],
+            list(digests),
+            [list(part) for part in digests.values()],
+        ]
 
 
 def _origins(store: Path, split: SplitPlan, samples: int) -> NDArray[np.int64]:

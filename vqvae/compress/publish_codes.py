@@ -16,8 +16,8 @@ from vqvae.compress.encode import codes_recipe, plan_codes
 from vqvae.compress.reconstruct import plan_reconstruction
 from vqvae.settings import CompressSettings
 from warehouse.format.manifest import Manifest
+from warehouse.layouts.plan import BuildPlan, LoadSample
 from warehouse.read.version import Warehouse
-from warehouse.write.bake import BuildPlan, LoadSample
 
 __all__ = ["publish_codes", "publish_reconstruction"]
 

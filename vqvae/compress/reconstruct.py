@@ -24,11 +24,12 @@ from vqvae.compress.encode import open_codec
 from warehouse.errors import StoreError
 from warehouse.format.manifest import code_version, toolchain, version_name
 from warehouse.format.schema import FORMAT_VERSION
-from warehouse.layouts.cube_geometry import LEFT_OUT, Cube, CubePlan, cube_arrays
+from warehouse.layouts.cube import Cube
+from warehouse.layouts.cube_geometry import LEFT_OUT, CubeGeometry, cube_arrays
 from warehouse.layouts.cube_stats import block_facts
+from warehouse.layouts.plan import Block, BuildPlan, SplitPlan
 from warehouse.read.memory import read_samples
 from warehouse.read.version import Split, Warehouse
-from warehouse.write.bake import Block, BuildPlan, SplitPlan
 
 __all__ = ["CodesOfCube", "decode_blocks", "plan_reconstruction", "reconstruct"]
 
@@ -59,7 +60,7 @@ class CodesOfCube:
                 remedy="make one with python -m scripts.compress_zarr",
             )
         self.codec = open_codec(str(checkpoint), recipe["checkpoint"], device)
-        self.cube, self.source = Cube.of(recipe["source"]["cube"]), recipe["source"]
+        self.cube, self.source = CubeGeometry.of(recipe["source"]["cube"]), recipe["source"]
         self.levels = min(levels or recipe["settings"]["levels"], recipe["settings"]["levels"])
         rows = np.array(self.warehouse.manifest.summary.get("codebook_rows", ()), np.int64)
         if rows.shape != (recipe["settings"]["levels"], self.codec.codebook_size):
@@ -86,7 +87,7 @@ class CodesOfCube:
         part = np.full((layout.stored_chunks, layout.slots), -1, np.int8)
         sample = np.full(part.shape, -1, np.int64)
         for number, (split, reader) in enumerate(zip(self.splits, self.readers, strict=True)):
-            for chunk, first in enumerate(split.places.starts[:-1].tolist()):
+            for chunk, first in enumerate(split.sample_index.starts[:-1].tolist()):
                 grid = reader.small("origin", chunk).astype(np.int64) // np.array(layout.inner)
                 shard = np.ravel_multi_index(tuple((grid // layout.per_shard).T), layout.shard_grid)
                 slot = np.ravel_multi_index(tuple((grid % layout.per_shard).T), layout.per_shard)
@@ -321,30 +322,18 @@ def plan_reconstruction(
     }
     version, key = version_name(recipe)
     numbers = tuple(range(layout.stored_chunks))
-    nothing: tuple[dict[str, Any], ...] = ({},) * len(numbers)
-    split = SplitPlan(
-        "cube",
-        tuple(cube_arrays(layout, compressor)),
-        numbers,
-        ("",) * len(numbers),
-        nothing,
-        whole_chunks=True,
-    )
+    split = SplitPlan.of_chunks("cube", cube_arrays(layout, compressor), numbers)
     summary = {key: value for key, value in codes.source["summary"].items() if key != "samples"}
     summary |= {"codes": codes.warehouse.version}
     plan = BuildPlan(
-        version,
-        key,
-        recipe,
-        {},
-        toolchain() | {"torch": torch.__version__},
-        (split,),
-        (),
-        1,
-        1,
-        (),
-        summary,
-        {},
-        cube=CubePlan(cube, labels, ("",) * len(cube.times), keep_empty_dates=True),
+        version=version,
+        key=key,
+        recipe=recipe,
+        toolchain=toolchain() | {"torch": torch.__version__},
+        splits=(split,),
+        found=1,
+        kept=1,
+        summary=summary,
+        layout=Cube(cube, labels, ("",) * len(cube.times), keep_empty_dates=True),
     )
     return plan, ReconstructionLoader(path, str(checkpoint), codes.levels, device)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from warehouse.errors import TrainingError
-from warehouse.layouts.cube_geometry import Feature
+from warehouse.layouts.features import Feature
 
 __all__ = ["Channels", "Truth", "units"]
 

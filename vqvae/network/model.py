@@ -30,7 +30,7 @@ from vqvae.network.layers import Residual, Triple, depth_to_space, divide, space
 from vqvae.quantizers.codebook import CodebookRules
 from vqvae.quantizers.quantizer import make_quantizer
 from warehouse.errors import TrainingError
-from warehouse.layouts.cube_geometry import Feature
+from warehouse.layouts.features import Feature
 
 __all__ = ["SCALING", "VQVAE", "Reconstruction", "Shape"]
 

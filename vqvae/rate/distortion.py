@@ -24,7 +24,7 @@ from vqvae.rate.points import RatePoint
 from warehouse.format import manifest as tables
 from warehouse.format.inner_chunks import decode_into, encode, padded
 from warehouse.format.schema import ArraySpec
-from warehouse.layouts.cube_geometry import Feature
+from warehouse.layouts.features import Feature
 from warehouse.read.version import Warehouse
 
 __all__ = [

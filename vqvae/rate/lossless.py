@@ -23,7 +23,7 @@ from vqvae.rate.distortion import packed_bytes
 from vqvae.rate.mosaic import Mosaic
 from vqvae.rate.points import Packing, PackingResult
 from warehouse.format.schema import ArraySpec, Codec
-from warehouse.layouts.cube_geometry import Feature
+from warehouse.layouts.features import Feature
 
 __all__ = ["PACKINGS", "class_numbers", "lossless_categories", "unpack_bits"]
 

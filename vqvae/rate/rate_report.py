@@ -35,7 +35,7 @@ from vqvae.rate.seams import seam_steps
 from vqvae.settings import CompressSettings
 from warehouse.errors import BuildError
 from warehouse.format import durable
-from warehouse.layouts.cube_geometry import Feature
+from warehouse.layouts.features import Feature
 from warehouse.read.version import Warehouse
 from warehouse.settings import SPLIT_NAMES
 
@@ -169,7 +169,7 @@ def drawn(cube: Warehouse, split: str, most: int) -> Draw:
     """
     assert cube.cube is not None
     part = CubePart(cube, SPLIT_NAMES.index(split))
-    origins = part.places.origins(np.arange(len(part)))
+    origins = part.sample_index.origins(np.arange(len(part)))
 
     block = np.array(cube.cube.layout.block[1:])
     _, number = np.unique(origins[:, 1:] // block, axis=0, return_inverse=True)

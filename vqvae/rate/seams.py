@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from vqvae.rate.distortion import feature_ranges
 from vqvae.rate.mosaic import Mosaic
-from warehouse.layouts.cube_geometry import Feature
+from warehouse.layouts.features import Feature
 
 __all__ = ["seam_steps"]
 

@@ -18,7 +18,7 @@ from urllib.request import url2pathname
 
 from warehouse.errors import ConfigError, CorruptError, StoreError
 
-__all__ = ["Location", "Remote", "location_of"]
+__all__ = ["Location", "Remote", "location_of", "zarr_store"]
 
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 TIMEOUT_S = 300
@@ -220,6 +220,18 @@ def location_of(path: Any) -> Location:
     if type(path).__module__.startswith("obstore"):
         return Remote(store=path)
     raise ConfigError("a warehouse is opened by path, URL or obstore store", found=repr(path)[:80])
+
+
+def zarr_store(location: Location) -> tuple[Any, str]:
+    """What zarr opens, and the prefix of its keys there.
+
+    That is the folder itself, or zarr's view of an object store.
+    """
+    if not isinstance(location, Remote):
+        return location, ""
+    from zarr.storage import ObjectStore
+
+    return ObjectStore(location.store, read_only=True), f"{location.key}/"
 
 
 def first_line(error: BaseException) -> str:

@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -24,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from warehouse.errors import CorruptError, NotAWarehouseError
 from warehouse.format import durable
 from warehouse.format.location import Location, Remote
-from warehouse.format.schema import FORMAT_VERSION
+from warehouse.format.schema import FORMAT_VERSION, Codec
 
 __all__ = [
     "CURRENT",
@@ -34,7 +35,9 @@ __all__ = [
     "SAMPLES",
     "STORE",
     "TRACE",
+    "ArrayInfo",
     "Manifest",
+    "SplitInfo",
     "canonical",
     "code_version",
     "open_table",
@@ -54,6 +57,49 @@ MAX_MANIFEST_BYTES = 64 << 20
 _REMEDY = "a published version never changes; build it again with --build.if_exists clear"
 
 
+@dataclass(frozen=True, slots=True)
+class SplitInfo:
+    """A split in the manifest.
+
+    Attributes
+    ----------
+    samples
+        Samples of the split.
+    shard_samples
+        Samples that a stored chunk has room for.
+    chunks
+        Stored chunks that hold samples of the split.
+    """
+
+    samples: int
+    shard_samples: int
+    chunks: int
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayInfo:
+    """An array in the manifest; it is the same in every split.
+
+    Attributes
+    ----------
+    row
+        Shape of one sample.
+    dims
+        Names of the dimensions, `sample` first.
+    sharded
+        Whether a stored chunk is a shard with inner chunks of its own.
+    attrs
+        Attributes of the Zarr array.
+    """
+
+    dtype: str
+    row: tuple[int, ...]
+    dims: tuple[str, ...]
+    sharded: bool
+    codec: Codec
+    attrs: dict[str, Any] = field(default_factory=dict)
+
+
 class Manifest(BaseModel):
     """manifest.json. `digest`: sha256 of the decoded content, the same for every codec and stored
     chunk. `cube`: warehouse/layouts/cube_geometry.py."""
@@ -71,8 +117,8 @@ class Manifest(BaseModel):
     kept: int
     rejected: int
     class_names: list[str]
-    splits: dict[str, dict[str, Any]]
-    arrays: dict[str, dict[str, Any]]
+    splits: dict[str, SplitInfo]
+    arrays: dict[str, ArrayInfo]
     summary: dict[str, Any]
     warnings: list[str]
     tables: dict[str, str]

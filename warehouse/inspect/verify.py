@@ -134,7 +134,7 @@ def _check_chunks(
         if name == split.name
     ]
     prefix = f"{tables.STORE}/{split.group}/"
-    starts = split.places.starts.tolist()
+    starts = split.sample_index.starts.tolist()
     for chunk, size in enumerate(split.chunk_sizes):
         start = starts[chunk]
         try:
@@ -153,7 +153,7 @@ def _check_chunks(
                     name: np.empty(split.specs[name].shape[1:], split.specs[name].dtype)
                     for name in stored
                 }
-                rows_in = split.places.locate(np.arange(start, start + size))[1].tolist()
+                rows_in = split.sample_index.locate(np.arange(start, start + size))[1].tolist()
                 for at, row in enumerate(rows_in):
                     digest = hashlib.sha256()
                     for name in split.specs:

@@ -1,24 +1,46 @@
-"""Where a split's samples lie: sample number -> (stored chunk of the split, row in it), and which
-file a stored chunk is.
+"""The protocol of layouts: what a kind of version consists of, for those who write and read it.
 
-A split numbers its stored chunks from 0 in the order of its samples. Pictures fill theirs evenly; a
-cube's stored chunk may hold samples of several splits, or none of one
-(warehouse/layouts/cube_geometry.py). Index arithmetic only, no I/O.
+A layout is the one place that knows which arrays a version has, where its samples lie, which tables
+and metadata it is published with, and how it is shown. The builder, the publisher, the readers and
+the reports ask it. Invariant: index arithmetic and metadata only; a layout opens no file of samples.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
-__all__ = ["EvenPlaces", "Places"]
+from warehouse.format.location import Location, zarr_store
+from warehouse.format.manifest import Manifest
+from warehouse.format.schema import ArraySpec
+from warehouse.layouts.features import Feature
+from warehouse.layouts.plan import BuildPlan, ChunkResult, SplitPlan
+from warehouse.layouts.tables import TextTable, VersionTables, array_spec
+
+if TYPE_CHECKING:
+    import xarray
+
+__all__ = ["EvenSampleIndex", "Layout", "Origins", "ReadArray", "SampleIndex"]
+
+ReadArray = Callable[[str, ArraySpec], NDArray[Any]]
+"""(group, spec) -> the checked values of a small array that is stored in one file."""
+
+Origins = Callable[[NDArray[np.int64]], NDArray[np.int64]]
+"""Sample numbers [n] -> the first element of each in the Zarr array, [n, dimensions]."""
 
 
-class Places(Protocol):
-    """What a reader must know about a split's stored chunks."""
+class SampleIndex(Protocol):
+    """Where the samples of a split lie: sample number -> (stored chunk of the split, row in it).
+
+    A split numbers its stored chunks from 0, in the order of its samples.
+    """
 
     @property
     def chunk_sizes(self) -> list[int]:
@@ -26,7 +48,7 @@ class Places(Protocol):
 
     @property
     def starts(self) -> NDArray[np.int64]:
-        """Number of the first sample of each stored chunk, and of none: [chunks + 1]."""
+        """Number of the first sample of each stored chunk, then that of all: [chunks + 1]."""
 
     def locate(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(stored chunk of the split, row in it) of each sample."""
@@ -35,14 +57,14 @@ class Places(Protocol):
         """The stored chunk's number in the array, by which files.parquet knows its file."""
 
     def present(self, chunk: int) -> int | NDArray[np.int64]:
-        """Rows the file holds: the first so many, or these."""
+        """Rows that the file holds: the first so many, or these."""
 
 
 @dataclass(frozen=True, slots=True)
-class EvenPlaces:
-    """Pictures: `size` samples a stored chunk, the last may hold fewer.
+class EvenSampleIndex:
+    """`size` samples in each stored chunk, except that the last one may hold fewer.
 
-    Files are numbered alike.
+    Files are numbered like the split's stored chunks.
     """
 
     samples: int
@@ -55,9 +77,8 @@ class EvenPlaces:
 
     @property
     def starts(self) -> NDArray[np.int64]:
-        return np.minimum(
-            np.arange(-(-self.samples // self.size) + 1, dtype=np.int64) * self.size, self.samples
-        )
+        chunks = -(-self.samples // self.size)
+        return np.minimum(np.arange(chunks + 1, dtype=np.int64) * self.size, self.samples)
 
     def locate(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         return np.divmod(indices, self.size)
@@ -67,3 +88,111 @@ class EvenPlaces:
 
     def present(self, chunk: int) -> int:
         return min(self.size, self.samples - chunk * self.size)
+
+
+class Layout(ABC):
+    """One kind of version.
+
+    A layout is made in two ways: by whoever plans a build, with what its `version_tables` will need,
+    or by `of` from the manifest of a published version. Methods without a default must be given;
+    the defaults are for versions with one Zarr group a split, whose samples lie one after the other.
+    A new layout is a subclass in a file of its own and an entry in `warehouse.layouts.registry`.
+    """
+
+    name: ClassVar[str]
+    """Of the kind, for messages and for tables keyed by it."""
+
+    @classmethod
+    @abstractmethod
+    def of(cls, manifest: Manifest) -> Self | None:
+        """The layout of a published version, None where it is of another kind."""
+
+    # Building
+
+    def split_sizes(self, plan: BuildPlan) -> dict[str, int]:
+        """Samples of each split that has any."""
+        return {split.name: split.info.samples for split in plan.splits}
+
+    def probe(self, plan: BuildPlan, count: int) -> Sequence[tuple[SplitPlan, Any]]:
+        """The payloads, about `count`, whose cost is scaled up to that of the whole build."""
+        payloads = [(split, payload) for split in plan.splits for payload in split.payloads]
+        step = max(1, len(payloads) // count)
+
+        return payloads[::step][:count]
+
+    @abstractmethod
+    def version_tables(
+        self, plan: BuildPlan, results: Sequence[ChunkResult], store: Path
+    ) -> VersionTables:
+        """Write the Zarr metadata below `store` and return the tables of the version.
+
+        Parameters
+        ----------
+        plan
+            The build, all of whose chunks are baked.
+        results
+            Of each stored chunk, in the order of the plan.
+        store
+            The Zarr store in the staging folder; the chunk files are there already.
+        """
+
+    # Reading
+
+    @property
+    def features(self) -> tuple[Feature, ...]:
+        """The columns of the last axis, where they have names."""
+        return ()
+
+    def group(self, split: str) -> str:
+        """The Zarr group that the arrays of a split lie in."""
+        return split
+
+    def specs(self, manifest: Manifest, split: str) -> dict[str, ArraySpec]:
+        """The arrays of a split, by name, as its readers see them: [sample, ...]."""
+        return {
+            name: array_spec(name, array, manifest.splits[split])
+            for name, array in manifest.arrays.items()
+        }
+
+    def stored_spec(self, spec: ArraySpec) -> ArraySpec:
+        """The Zarr array that holds what readers see as `spec`."""
+        return spec
+
+    def sample_index(self, manifest: Manifest, split: str, read_array: ReadArray) -> SampleIndex:
+        """Where the samples of a split lie. Raises what `read_array` raises."""
+        info = manifest.splits[split]
+        return EvenSampleIndex(info.samples, info.shard_samples)
+
+    def origins(self, index: SampleIndex) -> Origins | None:
+        """Where samples lie in the Zarr array, if they are regions of it.
+
+        None where sample i is row i of the array.
+        """
+        return None
+
+    def xarray(self, manifest: Manifest, store: Location, split: str) -> xarray.Dataset:
+        """A split as a dataset in dask chunks of the size of a stored chunk."""
+        import xarray
+
+        opened, prefix = zarr_store(store)
+
+        return xarray.open_zarr(
+            opened,
+            group=f"{prefix}{self.group(split)}",
+            chunks={"sample": manifest.splits[split].shard_samples},
+            mask_and_scale=False,
+        )
+
+    # Showing
+
+    @abstractmethod
+    def summary_lines(self, summary: Mapping[str, Any]) -> Sequence[str]:
+        """A summary as the few lines that a log shows."""
+
+    @abstractmethod
+    def summary_table(self, manifest: Manifest) -> pa.Table:
+        """The summary as a table to be exported."""
+
+    @abstractmethod
+    def text_tables(self, manifest: Manifest) -> Sequence[TextTable]:
+        """What a terminal shows of a version: itself, its arrays or features, its splits."""

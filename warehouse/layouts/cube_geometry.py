@@ -3,7 +3,7 @@
 A cube is one array [time, y, x, feature] cut into samples (time, y, x, all features), stored chunks
 (one is a file) and label blocks (one belongs to one split). A sample is one inner chunk, or one a
 feature group: splits, sample numbers and shares of valid values know nothing of feature groups.
-`CubeLayout` is the arithmetic between them; `CubePlaces` numbers the samples of a split by (stored
+`CubeChunking` is the arithmetic between them; `CubeSampleIndex` numbers the samples of a split by (stored
 chunk, place in it), C order. Categorical values are stored as their codes (float32, NaN where
 missing); statistics are over valid voxels of the training split. Memory: 16 bytes a sample of the
 split.
@@ -12,69 +12,34 @@ split.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from warehouse.format.schema import ArraySpec, Codec
+from warehouse.layouts.features import Feature
 from warehouse.settings import SPLIT_NAMES
 
 __all__ = [
     "LABELS",
     "LEFT_OUT",
     "VALID_SHARE",
-    "Cube",
-    "CubeLayout",
-    "CubePlaces",
-    "CubePlan",
-    "Feature",
+    "CubeChunking",
+    "CubeGeometry",
+    "CubeSampleIndex",
     "cube_arrays",
 ]
 
-Kind = Literal["continuous", "categorical", "canopy"]
 Box = tuple[int, int, int]
 LEFT_OUT = 3
 """The label of blocks in no split; 0, 1, 2 are train, val, test."""
 
 
-@dataclass(frozen=True, slots=True)
-class Feature:
-    """One feature of a cube. `codes` and `class_counts` (valid training voxels a code, same order)
-    are for categorical ones only.
-
-    mean, std, minimum, maximum: over valid training voxels, in physical units; None where there is
-    none (categorical, or no voxel). valid_share: valid training voxels / all training voxels.
-    static: repeated along time.
-    """
-
-    name: str
-    kind: Kind
-    codes: tuple[int, ...] = ()
-    class_counts: tuple[int, ...] = ()
-    mean: float | None = None
-    std: float | None = None
-    minimum: float | None = None
-    maximum: float | None = None
-    valid_share: float = 1.0
-    static: bool = False
-    units: str | None = None
-
-    @classmethod
-    def of(cls, raw: dict[str, Any]) -> Feature:
-        return cls(
-            **(raw | {"codes": tuple(raw["codes"]), "class_counts": tuple(raw["class_counts"])})
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        raw = asdict(self)
-        return raw | {"codes": list(self.codes), "class_counts": list(self.class_counts)}
-
-
 @dataclass(frozen=True)
-class CubeLayout:
+class CubeChunking:
     """Shapes in voxels. shape: (time, y, x, feature); inner, shard, block: (time, y, x), the last
     two multiples of inner.
 
@@ -179,13 +144,13 @@ class CubeLayout:
         return boxes | {"feature_group": self.group}
 
 
-class CubePlaces:
+class CubeSampleIndex:
     """Places of one split of a cube (see warehouse/layouts/base.py). labels: u1 [block grid].
 
     label: 0 train, 1 val, 2 test.
     """
 
-    def __init__(self, layout: CubeLayout, labels: NDArray[np.uint8], label: int) -> None:
+    def __init__(self, layout: CubeChunking, labels: NDArray[np.uint8], label: int) -> None:
         self.layout = layout
         flat = np.flatnonzero(
             layout.by_chunk(layout.inner_labels(labels), 255).reshape(-1) == label
@@ -209,13 +174,19 @@ class CubePlaces:
     def present(self, chunk: int) -> NDArray[np.int64]:
         return self.layout.present(self.stored(chunk))
 
+    def gather(self, values: NDArray[Any]) -> NDArray[Any]:
+        """One value an inner chunk, [inner grid] -> one a sample of the split, [samples]."""
+        by_chunk = self.layout.by_chunk(values, values.dtype.type(0))
+        chosen: NDArray[Any] = by_chunk[self.numbers[self.chunks], self.slots]
+        return chosen
+
     def origins(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """(t, y, x) voxel offsets of samples in the cube, int64 [n, 3]."""
         return self.layout.origins(self.numbers[self.chunks[indices]], self.slots[indices])
 
 
 @dataclass(frozen=True)
-class Cube:
+class CubeGeometry:
     """A published cube: layout, features, place. times: ISO 8601, one a step; transform: affine a,
     b, c, d, e, f of pixel corners.
 
@@ -223,7 +194,7 @@ class Cube:
     right and down to whole inner chunks, missing there.
     """
 
-    layout: CubeLayout
+    layout: CubeChunking
     features: tuple[Feature, ...]
     times: tuple[str, ...]
     crs_wkt: str
@@ -251,9 +222,9 @@ class Cube:
         }
 
     @classmethod
-    def of(cls, raw: dict[str, Any]) -> Cube:
+    def of(cls, raw: dict[str, Any]) -> CubeGeometry:
         boxes = tuple(raw["shape"]), tuple(raw["inner"]), tuple(raw["shard"]), tuple(raw["block"])
-        layout = CubeLayout(*boxes, raw.get("feature_group"))
+        layout = CubeChunking(*boxes, raw.get("feature_group"))
         features = tuple(Feature.of(each) for each in raw["features"])
         return cls(
             layout,
@@ -266,30 +237,9 @@ class Cube:
         )
 
 
-@dataclass(frozen=True)
-class CubePlan:
-    """A cube to be built. cube: its features without statistics; labels: u1 [block grid];
-    date_sources: what each date was read from.
-
-    keep_empty_dates: a date without any valid value of a time-varying feature is kept instead of
-    refused.
-    """
-
-    cube: Cube
-    labels: NDArray[np.uint8]
-    date_sources: tuple[str, ...]
-    keep_empty_dates: bool = False
-
-    @property
-    def split_sizes(self) -> dict[str, int]:
-        """Samples of each split that has any."""
-        counts = np.bincount(
-            self.cube.layout.inner_labels(self.labels).reshape(-1), minlength=LEFT_OUT + 1
-        )
-        return {name: int(count) for name, count in zip(SPLIT_NAMES, counts, strict=False) if count}
-
-
-def cube_arrays(layout: CubeLayout, compressor: str, samples: int | None = None) -> list[ArraySpec]:
+def cube_arrays(
+    layout: CubeChunking, compressor: str, samples: int | None = None
+) -> list[ArraySpec]:
     """`data` and `valid` as readers and the builder see them, [sample, time, y, x, feature].
 
     `grid` finds the file.
@@ -333,7 +283,7 @@ class SmallArray:
     blocks: bool
     text: str
 
-    def spec(self, layout: CubeLayout) -> ArraySpec:
+    def spec(self, layout: CubeChunking) -> ArraySpec:
         shape = layout.block_grid if self.blocks else layout.inner_grid
         itemsize = np.dtype(self.dtype).itemsize
         codec = Codec("lz4", 9, itemsize > 1, itemsize)

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from warehouse.layouts.cube_geometry import CubeLayout, Feature
+from warehouse.layouts.cube_geometry import CubeChunking
+from warehouse.layouts.features import Feature
 
 __all__ = ["block_facts", "merge_features", "valid_by_date"]
 
@@ -118,7 +119,7 @@ def _merge(feature: Feature, parts: list[dict[str, Any]], voxels: int) -> Featur
     )
 
 
-def valid_by_date(layout: CubeLayout, facts: Sequence[dict[str, Any]]) -> NDArray[np.int64]:
+def valid_by_date(layout: CubeChunking, facts: Sequence[dict[str, Any]]) -> NDArray[np.int64]:
     """Values present of time-varying features at each date of the cube, int64 [time]."""
     total = np.zeros(layout.shape[0], np.int64)
     for each in facts:

@@ -1,93 +1,133 @@
-"""What a version says about itself once its chunks are baked: arrays, splits, a row a sample, the
-digest of it all.
-
-`picture_contents` is for splits of pictures, `cube_contents` (warehouse/layouts/cube.py) for cubes;
-publishing is the same for both.
-"""
+"""Versions of pictures: a Zarr group for each split, one sample after the other, boxes beside them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+import numpy as np
 import pyarrow as pa
 
-from warehouse.format.schema import ArraySpec
-from warehouse.inspect.summary import SAMPLES_SCHEMA
-from warehouse.layouts.metadata import write_pictures
-from warehouse.write.bake import BuildPlan, ChunkResult
+from warehouse.format.location import Location
+from warehouse.format.manifest import Manifest
+from warehouse.layouts.base import Layout
+from warehouse.layouts.metadata import write_split_groups
+from warehouse.layouts.picture_summary import picture_lines, picture_tables, summary_table
+from warehouse.layouts.plan import BuildPlan, ChunkResult, SplitPlan
+from warehouse.layouts.tables import (
+    TextTable,
+    VersionTables,
+    array_info,
+    arrays_table,
+    version_table,
+)
 
-__all__ = ["Contents", "array_info", "picture_contents"]
+if TYPE_CHECKING:
+    import xarray
+
+__all__ = ["SAMPLES_SCHEMA", "Pictures"]
+
+SAMPLES_SCHEMA = pa.schema(
+    [
+        ("split", pa.string()),
+        ("index", pa.int64()),
+        ("source", pa.string()),
+        ("source_sha256", pa.string()),
+        ("raw_width", pa.int32()),
+        ("raw_height", pa.int32()),
+        ("orientation", pa.int8()),
+        ("group", pa.string()),
+        ("folder", pa.string()),
+        ("boxes", pa.int32()),
+        ("clipped", pa.int32()),
+        ("dropped", pa.int32()),
+        ("duplicates", pa.int32()),
+        ("sha256", pa.string()),
+    ]
+)
+"""Columns of samples.parquet.
+
+`sha256` is of the sample's decoded arrays, `source_sha256` of the picture's file.
+"""
 
 
-@dataclass(frozen=True, slots=True)
-class Contents:
-    """samples: columns of samples.parquet; digested: what the content digest is of; files.
+@dataclass(frozen=True)
+class Pictures(Layout):
+    """The layout of pictures.
 
-    Rows of files.parquet beside the chunks'.
+    Parameters
+    ----------
+    schema
+        Columns of samples.parquet; more than `SAMPLES_SCHEMA` where the plan's rows have more.
     """
 
-    samples: Mapping[str, Any]
-    schema: pa.Schema
-    digested: Any
-    splits: dict[str, dict[str, Any]]
-    arrays: dict[str, dict[str, Any]]
-    summary: dict[str, Any]
-    files: list[dict[str, Any]] = field(default_factory=list)
-    cube: dict[str, Any] | None = None
+    schema: pa.Schema = field(default=SAMPLES_SCHEMA)
 
+    name: ClassVar[str] = "pictures"
 
-def array_info(specs: Sequence[ArraySpec]) -> dict[str, dict[str, Any]]:
-    """The manifest's `arrays`."""
-    return {
-        spec.name: {
-            "dtype": spec.dtype,
-            "row": list(spec.shape[1:]),
-            "dims": list(spec.dims),
-            "sharded": spec.inner is not None,
-            "codec": {key: getattr(spec.codec, key) for key in spec.codec.__slots__},
-            "attrs": spec.attrs,
+    @classmethod
+    def of(cls, manifest: Manifest) -> Self | None:
+        return cls() if "image" in manifest.arrays else None
+
+    def version_tables(
+        self, plan: BuildPlan, results: Sequence[ChunkResult], store: Path
+    ) -> VersionTables:
+        """Write a group for each split and return the plan's rows with their content digests."""
+        shared = {
+            "class_names": list(plan.class_names),
+            "layout": self.name,
+            "version": plan.version,
         }
-        for spec in specs
-    }
 
+        def attributes(split: SplitPlan) -> dict[str, Any]:
+            return shared | {"split": split.name, "summary": plan.group_summaries[split.name]}
 
-def picture_contents(
-    plan: BuildPlan, results: Sequence[ChunkResult], staging_store: Path
-) -> Contents:
-    """Writes the groups' metadata too."""
-    write_pictures(plan, staging_store)
-    digests = [digest for result in results for digest in result.samples]
-    rows = [
-        {"split": split.name, "index": at, **row}
-        for split in plan.splits
-        for at, row in enumerate(split.rows)
-    ]
-    rows = [row | {"sha256": digest} for row, digest in zip(rows, digests, strict=True)]
-    arrays = array_info(plan.splits[0].specs)
-    digested = [
-        [
-            {name: [raw["dtype"], raw["row"]] for name, raw in arrays.items()},
-            list(plan.class_names),
-        ],
-        [[split.name, len(split.payloads)] for split in plan.splits],
-        digests,
-    ]
-    splits = {
-        split.name: {
-            "samples": len(split.payloads),
-            "shard_samples": split.shard_samples,
-            "chunks": -(-len(split.payloads) // split.shard_samples),
-        }
-        for split in plan.splits
-    }
-    return Contents(
-        {key: [row[key] for row in rows] for key in rows[0]},
-        SAMPLES_SCHEMA,
-        digested,
-        splits,
-        arrays,
-        plan.summary,
-    )
+        write_split_groups(plan, store, shared | {"summary": plan.summary}, attributes)
+
+        digests = [digest for result in results for digest in result.samples]
+        planned = [
+            {"split": split.name, "index": index, **row}
+            for split in plan.splits
+            for index, row in enumerate(split.rows)
+        ]
+        rows = [row | {"sha256": digest} for row, digest in zip(planned, digests, strict=True)]
+        arrays = array_info(plan.splits[0].specs)
+        splits = {split.name: split.info for split in plan.splits}
+        shapes = {name: [array.dtype, list(array.row)] for name, array in arrays.items()}
+
+        return VersionTables(
+            samples={name: [row[name] for row in rows] for name in self.schema.names},
+            schema=self.schema,
+            digested=[
+                [shapes, list(plan.class_names)],
+                [[name, info.samples] for name, info in splits.items()],
+                digests,
+            ],
+            splits=splits,
+            arrays=arrays,
+            summary=plan.summary,
+        )
+
+    def xarray(self, manifest: Manifest, store: Location, split: str) -> xarray.Dataset:
+        """A split as a dataset; `image` is float32 in [0, 1] for any stored dtype."""
+        dataset = super().xarray(manifest, store, split)
+
+        image = dataset["image"]
+        scale = image.attrs.pop("scale_factor", None)
+        values = image.astype("float32")
+        if scale is not None:
+            values = values * np.float32(scale)
+        dataset["image"] = values.assign_attrs(image.attrs)
+
+        return dataset
+
+    def summary_lines(self, summary: Mapping[str, Any]) -> Sequence[str]:
+        return picture_lines(summary)
+
+    def summary_table(self, manifest: Manifest) -> pa.Table:
+        return summary_table(manifest.summary)
+
+    def text_tables(self, manifest: Manifest) -> Sequence[TextTable]:
+        return [version_table(manifest), arrays_table(manifest), *picture_tables(manifest)]

@@ -16,14 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from warehouse.format.schema import ArraySpec
-from warehouse.read.version import ChunkReader, Split
+from warehouse.read.chunks import ChunkReader, SplitSource
 
 __all__ = ["MemoryReader", "allocate_samples", "decode_split", "read_samples", "split_bytes"]
 
 Plan = TypeVar("Plan")
 
 
-def split_bytes(split: Split, names: Sequence[str]) -> int:
+def split_bytes(split: SplitSource, names: Sequence[str]) -> int:
     """Return the size of the decoded arrays `names` of a split, in bytes."""
     return sum(len(split) * split.specs[name].row_bytes for name in names)
 
@@ -109,7 +109,7 @@ def decode_split(
     CorruptError
         If a file is damaged; the message names it.
     """
-    starts = reader.split.places.starts.tolist()
+    starts = reader.split.sample_index.starts.tolist()
 
     def decode_chunk(chunk: int) -> int:
         samples = slice(starts[chunk], starts[chunk + 1])
@@ -140,7 +140,7 @@ class MemoryReader(ChunkReader):
 
     def __init__(
         self,
-        split: Split,
+        split: SplitSource,
         arrays: Mapping[str, NDArray[Any]],
         load: Callable[[], int] | None = None,
     ) -> None:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from warehouse.errors import CorruptError, WorkerError
 from warehouse.format.location import Location, Remote
 from warehouse.format.stored_chunk import REMEDY, StoredChunk, open_file
-from warehouse.read.version import ChunkReader, Split, Verify
+from warehouse.read.chunks import ChunkReader, SplitSource, Verify
 
 __all__ = ["FetchFailed", "SharedStreamReader", "StreamReader", "segment_bytes"]
 
@@ -32,10 +32,10 @@ __all__ = ["FetchFailed", "SharedStreamReader", "StreamReader", "segment_bytes"]
 EMPTY, READY, FAILED = 0, 1, 2
 
 
-def segment_bytes(split: Split, names: Sequence[str]) -> int:
+def segment_bytes(split: SplitSource, names: Sequence[str]) -> int:
     """The largest buffer a stored chunk's sharded files need."""
     sharded = [name for name in names if split.specs[name].inner is not None]
-    sizes = [split.warehouse.files(f"{split.group}/{name}")[0] for name in sharded]
+    sizes = [split.files.sizes_and_seals(f"{split.group}/{name}")[0] for name in sharded]
     return int(sum(sizes).max()) if sizes else 1  # type: ignore[union-attr]
 
 
@@ -50,7 +50,7 @@ class StreamReader(ChunkReader):
 
     def __init__(
         self,
-        split: Split,
+        split: SplitSource,
         names: Sequence[str],
         buffers: Sequence[memoryview],
         table: NDArray[np.int64],
@@ -91,7 +91,7 @@ class StreamReader(ChunkReader):
             yield window.popleft()
 
     def chunks_of(self, indices: NDArray[np.int64]) -> list[int]:
-        return [int(chunk) for chunk in np.unique(self.split.places.locate(indices)[0])]
+        return [int(chunk) for chunk in np.unique(self.split.sample_index.locate(indices)[0])]
 
     def _wants_more(self) -> bool:
         with self.guard:
@@ -133,7 +133,7 @@ class StreamReader(ChunkReader):
             memory = self.buffers[buffer][offset : offset + expected[0]]
             fetch(path, memory)
             opened[name] = StoredChunk(path, self.split.specs[name], rows, expected, memory=memory)
-        if isinstance(self.split.warehouse.location, Remote):
+        if isinstance(self.split.location, Remote):
             for name in self.plain:
                 super().chunk(name, chunk)  # a request each: made here, not by who decodes
         self.fetches += 1
@@ -220,7 +220,7 @@ class SharedStreamReader(ChunkReader):
 
     def __init__(
         self,
-        split: Split,
+        split: SplitSource,
         names: Sequence[str],
         buffers: Sequence[memoryview],
         table: NDArray[np.int64],

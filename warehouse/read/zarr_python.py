@@ -1,7 +1,7 @@
-"""Reading a split through zarr-python: codecs that shards.py does not know, at some 0.5-1 ms an
-inner chunk instead of 0.1.
+"""Reading a split through zarr-python, for codecs that our own reader does not know.
 
-Zarr decodes, what it is given is checked here: `CheckedStore` compares each object with its row in
+It takes some 0.5-1 ms an inner chunk instead of 0.1. Zarr decodes; what it is given is checked here:
+`CheckedStore` compares each object with its row in
 files.parquet (size always, sha256 when first touched, at every read, or never: `verify`) before a
 byte of it is handed out, and an object that should be there and is not is an error, where zarr
 would answer with fill values. From an object store, objects are fetched whole and the newest kept.
@@ -33,81 +33,89 @@ from zarr.storage import LocalStore, WrapperStore
 
 from warehouse.errors import CorruptError, WarehouseError
 from warehouse.format import manifest as tables
-from warehouse.format.location import Remote, first_line
+from warehouse.format.location import Remote, first_line, zarr_store
 from warehouse.format.stored_chunk import REMEDY
-from warehouse.read.version import ChunkReader, Split, Verify, Warehouse, zarr_store
+from warehouse.read.chunks import ChunkReader, SplitSource, Verify
+from warehouse.read.files import VersionFiles
 
-__all__ = ["CheckedStore", "LibraryReader"]
+__all__ = ["CheckedStore", "ZarrPythonReader"]
 
 
-class LibraryReader(ChunkReader):
-    """A ChunkReader on top of zarr-python: any codecs, nested shards, any chunk grid, local or not.
-    Safe for any number of threads.
+class ZarrPythonReader(ChunkReader):
+    """A reader on top of zarr-python, for any codecs, nested shards and chunk grids, local or not.
 
-    keep: objects of an object store held in memory; local files are read where they lie. `decoded`
-    of `fill` counts the samples of every inner chunk that had to be decoded, so that it exceeds the
-    samples where an inner chunk holds several.
+    It is safe for any number of threads. The number of decoded samples that `fill` returns counts
+    every sample of an inner chunk that had to be decoded, so that it exceeds the number of samples
+    asked for where an inner chunk holds several.
+
+    Parameters
+    ----------
+    split
+        The split to read.
+    verify
+        When an object's sha256 is compared: when it is first touched, always, or never.
+    keep
+        Objects of an object store that are kept in memory; local files are read where they lie.
     """
 
-    def __init__(self, split: Split, *, verify: Verify, keep: int) -> None:
+    def __init__(self, split: SplitSource, *, verify: Verify, keep: int) -> None:
         super().__init__(split, access="pread", verify=verify, keep=keep)
-        self.store = CheckedStore.of(split.warehouse, verify, keep)
-        self._arrays: dict[str, Any] = {}
+        self.store = CheckedStore.of(split.files, verify, keep)
+        self._arrays: dict[str, zarr.Array[Any]] = {}
 
-    def array(self, name: str) -> Any:
-        """The zarr.Array behind checked reads.
+    def array(self, name: str) -> zarr.Array[Any]:
+        """The array behind checked reads.
 
         Raises CorruptError when its metadata are not the published ones.
         """
         with self._lock:
             if name not in self._arrays:
-                try:
-                    opened = zarr.open_array(
-                        self.store,
-                        path=f"{self.store.prefix}{self.split.group}/{name}",
-                        mode="r",
-                        zarr_format=3,
-                    )
-                except WarehouseError:
-                    raise
-                except Exception as error:
-                    raise self._undecodable(name, error) from None
-                spec = self.split.specs[name]
-                # A cube's spec is by sample: of its shape only the features are the array's.
-                shape = (
-                    spec.shape
-                    if self.split.warehouse.cube is None
-                    else (*opened.shape[:-1], spec.shape[-1])
-                )
-                if opened.shape != shape or opened.dtype != np.dtype(spec.dtype):
-                    raise CorruptError(
-                        "an array and the manifest disagree",
-                        where=f"{self.split.warehouse.store}/{self.split.group}/{name}",
-                        expected=f"{spec.dtype} {shape}",
-                        found=f"{opened.dtype} {opened.shape}",
-                        remedy=REMEDY,
-                    )
-                self._arrays[name] = opened
+                self._arrays[name] = self._open_array(name)
             return self._arrays[name]
+
+    def _open_array(self, name: str) -> zarr.Array[Any]:
+        path = f"{self.store.prefix}{self.split.group}/{name}"
+        try:
+            opened = zarr.open_array(self.store, path=path, mode="r", zarr_format=3)
+        except WarehouseError:
+            raise
+        except Exception as error:
+            raise self._undecodable(name, error) from None
+
+        spec = self.split.stored_specs[name]
+        if opened.shape != spec.shape or opened.dtype != np.dtype(spec.dtype):
+            raise CorruptError(
+                "an array and the manifest disagree",
+                where=self.split.where(name),
+                expected=f"{spec.dtype} {spec.shape}",
+                found=f"{opened.dtype} {opened.shape}",
+                remedy=REMEDY,
+            )
+        return opened
 
     @property
     def chunk_sizes(self) -> list[int]:
-        """Samples in each stored chunk of the first sharded array, by its own chunk grid.
+        """Samples in each stored chunk.
 
-        Cubes: the split's.
+        Where a sample is a row of its array, these are by the chunk grid of the first sharded
+        array, which need not be the one in the manifest.
         """
-        if self.split.warehouse.cube is not None:
+        if self.split.origins is not None:
             return self.split.chunk_sizes
+
         sharded = [name for name, spec in self.split.specs.items() if spec.inner is not None]
         array = self.array(sharded[0] if sharded else next(iter(self.split.specs)))
         size = int((array.shards or array.chunks)[0])
         full, rest = divmod(len(self.split), size)
+
         return [size] * full + [rest] * (rest > 0)
 
     def fill(
         self, names: Sequence[str], indices: NDArray[np.int64], out: Mapping[str, NDArray[Any]]
     ) -> tuple[int, int]:
+        """Read samples into out[name], [n, ...]; return (samples decoded, bytes read)."""
         decoded = len(indices)
+
         for name in names:
             array = self.array(name)
             try:
@@ -116,31 +124,39 @@ class LibraryReader(ChunkReader):
                 raise
             except Exception as error:
                 raise self._undecodable(name, error, indices) from None
-            if self.split.warehouse.cube is None and self.split.specs[name].inner is not None:
+
+            if self.split.origins is None and self.split.specs[name].inner is not None:
                 inner = int(array.chunks[0])
                 first = np.unique(indices // inner) * inner
                 decoded = max(decoded, int(np.minimum(inner, len(self.split) - first).sum()))
+
         return decoded, self.store.take_counts(self)
 
-    def _read(self, name: str, array: Any, indices: NDArray[np.int64], out: NDArray[Any]) -> None:
-        if self.split.warehouse.cube is None:
+    def _read(
+        self, name: str, array: zarr.Array[Any], indices: NDArray[np.int64], out: NDArray[Any]
+    ) -> None:
+        if self.split.origins is None:
             out[:] = array.oindex[indices]
             return
-        sides = self.split.specs[name].shape[1:4]
-        for row, origin in enumerate(self.split.origins(indices).tolist()):
-            found = array[
-                tuple(slice(start, start + side) for start, side in zip(origin, sides, strict=True))
-            ]
-            out[row] = array.fill_value  # a sample at the cube's end reaches beyond it
+
+        origins = self.split.origins(indices)
+        sides = self.split.specs[name].shape[1 : 1 + origins.shape[1]]
+        for row, origin in enumerate(origins.tolist()):
+            region = tuple(
+                slice(start, start + side) for start, side in zip(origin, sides, strict=True)
+            )
+            found: Any = array[region]
+            out[row] = array.fill_value  # a sample at the end reaches beyond the array
             out[row][tuple(slice(side) for side in found.shape)] = found
 
-    def _undecodable(self, name: str, error: Exception, indices: Any = None) -> CorruptError:
-        samples = (
-            ""
-            if indices is None
-            else f", a sample of {indices[:8].tolist()}{'...' if len(indices) > 8 else ''}"
-        )
-        where = f"{self.split.warehouse.store}/{self.split.group}/{name}{samples}"
+    def _undecodable(
+        self, name: str, error: Exception, indices: NDArray[np.int64] | None = None
+    ) -> CorruptError:
+        where = self.split.where(name)
+        if indices is not None:
+            more = "..." if len(indices) > 8 else ""
+            where += f", a sample of {indices[:8].tolist()}{more}"
+
         return CorruptError(
             "zarr cannot decode this array",
             where=where,
@@ -149,6 +165,7 @@ class LibraryReader(ChunkReader):
         )
 
     def close(self) -> None:
+        """Let go of all objects."""
         super().close()
         self.store.held.clear()
 
@@ -161,40 +178,25 @@ class CheckedStore(WrapperStore[Store]):
     """
 
     def __init__(
-        self, store: Store, warehouse: Warehouse, prefix: str, verify: Verify, keep: int
+        self, store: Store, files: VersionFiles, prefix: str, verify: Verify, keep: int
     ) -> None:
         super().__init__(store)
-        self.location, self.prefix, self.verify, self.keep = (
-            warehouse.store,
-            prefix,
-            verify,
-            max(1, keep),
-        )
-        table = warehouse.table(tables.FILES, ["path", "size", "sha256"])
-        rows = zip(
-            table["path"].to_pylist(),
-            table["size"].to_pylist(),
-            table["sha256"].to_pylist(),
-            strict=True,
-        )
-        self.expected: dict[str, tuple[int, str]] = {
-            path: (size, digest) for path, size, digest in rows
-        }
+        self.location, self.prefix = files.store, prefix
+        self.verify, self.keep = verify, max(1, keep)
+        self.expected = files.checksums()
         self.checked: set[str] = set()
         self.held: OrderedDict[str, asyncio.Future[Buffer]] = OrderedDict()
         self.lock = threading.Lock()
         self.bytes_read = self.objects_opened = 0
 
     @classmethod
-    def of(cls, warehouse: Warehouse, verify: Verify, keep: int) -> CheckedStore:
-        opened, prefix = zarr_store(warehouse.store)
-        return cls(
-            opened if isinstance(warehouse.store, Remote) else LocalStore(opened, read_only=True),
-            warehouse,
-            prefix,
-            verify,
-            keep,
-        )
+    def of(cls, files: VersionFiles, verify: Verify, keep: int) -> CheckedStore:
+        """The checked store of a version, wherever it lies."""
+        opened, prefix = zarr_store(files.store)
+        local = not isinstance(files.store, Remote)
+        store = LocalStore(opened, read_only=True) if local else opened
+
+        return cls(store, files, prefix, verify, keep)
 
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
@@ -313,7 +315,7 @@ class CheckedStore(WrapperStore[Store]):
                 )
         return found
 
-    def take_counts(self, reader: LibraryReader) -> int:
+    def take_counts(self, reader: ZarrPythonReader) -> int:
         """Bytes read since the last call, whichever thread asked for them.
 
         The reader's count of opened objects is brought up to date.

@@ -17,7 +17,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,17 +31,13 @@ from warehouse.format import manifest as tables
 from warehouse.format.inner_chunks import chunk_key, encode, padded, parts_of
 from warehouse.format.schema import ArraySpec
 from warehouse.format.shards import ShardWriter
-from warehouse.layouts.cube_geometry import CubePlan
+from warehouse.layouts.plan import Block, BuildPlan, ChunkResult, LoadSample
 from warehouse.write.cluster import RunAll, run_here
 
 __all__ = [
     "DONE",
-    "Block",
-    "BuildPlan",
     "ChunkTask",
     "Estimate",
-    "LoadSample",
-    "SplitPlan",
     "bake_chunk",
     "bake_chunks",
     "estimate",
@@ -50,88 +46,8 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
-    """A whole stored chunk from one load call: its samples and their slots, ascending.
-
-    `facts` (JSON) are kept in the marker.
-    """
-
-    slots: Sequence[int]
-    samples: Iterator[Mapping[str, NDArray[Any]]]
-    seconds: Mapping[str, float]
-    facts: dict[str, Any]
-
-
-LoadSample = Callable[[Any], tuple[Mapping[str, NDArray[Any]], Mapping[str, float]] | Block]
-"""payload -> ({array name: one sample's array}, {phase: seconds}), or a Block.
-
-Raises PictureError for a sample that cannot be made.
-"""
 STEPS = ("read", "decode", "letterbox", "encode", "write")
 DONE = "done"
-
-
-@dataclass(frozen=True, slots=True)
-class SplitPlan:
-    """One split: its arrays, and a payload, its digest and a row of samples.parquet for each
-    sample, in stored order.
-
-    digests: of whatever `load` depends on beside the recipe (boxes, labels): an earlier run's chunk
-    is taken only if they agree. whole_chunks: a payload is a stored chunk and `load` gives a Block.
-    """
-
-    name: str
-    specs: tuple[ArraySpec, ...]
-    payloads: tuple[Any, ...]
-    digests: tuple[str, ...]
-    rows: tuple[dict[str, Any], ...]
-    whole_chunks: bool = False
-
-    @property
-    def shard_samples(self) -> int:
-        return self.specs[0].chunk[0]
-
-    @property
-    def payloads_per_chunk(self) -> int:
-        return 1 if self.whole_chunks else self.shard_samples
-
-
-@dataclass(frozen=True, slots=True)
-class BuildPlan:
-    """Everything a version is made of but its pixels. `rejected`: lines of rejected.jsonl.
-
-    contents: (plan, results, store) -> Contents, for a layout that is neither pictures nor a cube;
-    it writes the metadata too.
-    """
-
-    version: str
-    key: str
-    recipe: dict[str, Any]
-    thresholds: dict[str, Any]
-    toolchain: dict[str, str]
-    splits: tuple[SplitPlan, ...]
-    class_names: tuple[str, ...]
-    found: int
-    kept: int
-    rejected: tuple[dict[str, Any], ...]
-    summary: dict[str, Any]
-    group_summaries: dict[str, dict[str, Any]]
-    warnings: tuple[str, ...] = ()
-    cube: CubePlan | None = None
-    contents: Callable[..., Any] | None = None
-
-    @property
-    def split_sizes(self) -> dict[str, int]:
-        """Samples of each split."""
-        if self.cube is not None:
-            return self.cube.split_sizes
-        return {split.name: len(split.payloads) for split in self.splits}
-
-    @property
-    def samples(self) -> int:
-        """What progress counts: samples, or stored chunks of a cube."""
-        return sum(len(split.payloads) for split in self.splits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,18 +75,6 @@ class Estimate:
     samples: int
     bytes: int
     seconds: float
-
-
-@dataclass(slots=True)
-class ChunkResult:
-    """What a finished chunk leaves in its marker; `failures` when it could not be finished."""
-
-    digest: str
-    files: list[dict[str, Any]] = field(default_factory=list)
-    samples: list[str] = field(default_factory=list)
-    trace: dict[str, Any] = field(default_factory=dict)
-    failures: list[PictureError] = field(default_factory=list)
-    facts: dict[str, Any] = field(default_factory=dict)
 
 
 def plan_tasks(plan: BuildPlan) -> Iterator[ChunkTask]:
@@ -390,13 +294,7 @@ def content_digest(specs: Sequence[ArraySpec], arrays: Mapping[str, NDArray[Any]
 
 def estimate(plan: BuildPlan, load: LoadSample, *, workers: int, probe: int = 8) -> Estimate:
     """Bake a few samples in memory and scale up."""
-    payloads = [(split, payload) for split in plan.splits for payload in split.payloads]
-    probe = 1 if plan.cube is not None else probe
-    taken = (
-        payloads[len(payloads) // 2 :][:1]
-        if plan.cube is not None
-        else payloads[:: max(1, len(payloads) // probe)][:probe]
-    )
+    taken = plan.layout.probe(plan, probe)
     start, size = time.perf_counter(), 0
     for split, payload in taken:
         try:
@@ -410,9 +308,9 @@ def estimate(plan: BuildPlan, load: LoadSample, *, workers: int, probe: int = 8)
                 for part in parts_of(arrays[spec.name], spec)
             )
             content_digest(split.specs, arrays)
-    share = len(payloads) / max(1, len(taken))
+    share = plan.samples / max(1, len(taken))
     return Estimate(
-        len(payloads), int(size * share), (time.perf_counter() - start) * share / max(1, workers)
+        plan.samples, int(size * share), (time.perf_counter() - start) * share / max(1, workers)
     )
 
 

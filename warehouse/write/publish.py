@@ -19,13 +19,10 @@ from warehouse.errors import BuildError, PictureError, SpaceError
 from warehouse.format import durable
 from warehouse.format import manifest as tables
 from warehouse.format.manifest import Manifest, read_manifest
-from warehouse.layouts.cube import cube_contents
-from warehouse.layouts.pictures import Contents, picture_contents
+from warehouse.layouts.plan import BuildPlan, ChunkResult, LoadSample
+from warehouse.layouts.tables import VersionTables
 from warehouse.write.bake import (
     DONE,
-    BuildPlan,
-    ChunkResult,
-    LoadSample,
     bake_chunks,
     estimate,
     write_error,
@@ -169,8 +166,7 @@ def _publish(
 ) -> Manifest:
     wanted = {staging / row["path"] for result in results for row in result.files}
     _drop_strays(staging / tables.STORE, wanted)
-    collect = plan.contents or (picture_contents if plan.cube is None else cube_contents)
-    contents = collect(plan, results, staging / tables.STORE)
+    contents = plan.layout.version_tables(plan, results, staging / tables.STORE)
     files = [row for result in results for row in result.files] + contents.files
     for torn in staging.glob(f"*{durable.TEMP_SUFFIX}"):
         torn.unlink()
@@ -252,7 +248,7 @@ def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
     return {key: [row[key] for row in rows] for key in rows[0]}
 
 
-def _manifest(plan: BuildPlan, contents: Contents, hashes: dict[str, str]) -> Manifest:
+def _manifest(plan: BuildPlan, contents: VersionTables, hashes: dict[str, str]) -> Manifest:
     return Manifest(
         format_version=plan.recipe["format_version"],
         version=plan.version,

@@ -1,22 +1,17 @@
-"""A cube for people.
-
-Its numbers as text and tables, and a sheet of its features over time with the splits of its blocks.
-"""
+"""A sheet of a cube: its features over time, and the splits of its blocks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
-
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw
 
-from warehouse.layouts.cube_geometry import Cube, Feature
+from warehouse.layouts.cube import Cube
+from warehouse.layouts.features import Feature
 from warehouse.read.version import Warehouse
 from warehouse.settings import SPLIT_NAMES
 
-__all__ = ["cube_lines", "cube_sheet", "cube_tables", "feature_table"]
+__all__ = ["cube_sheet"]
 
 BACKGROUND, INK, MISSING = (32, 33, 36), "#e8eaed", (70, 20, 70)
 RAMP = np.array(
@@ -43,113 +38,15 @@ SPLIT_COLOURS = np.array([[95, 99, 104], [66, 133, 244], [251, 188, 4], [32, 33,
 LARGEST_SIDE = 2048
 
 
-def cube_lines(summary: dict[str, Any]) -> Iterable[str]:
-    """The log's few lines on what is to be built."""
-    shape = " x ".join(f"{count} {axis}" for axis, count in summary["shape"].items())
-    yield f"cube of {shape}, {summary['first']} to {summary['last']}, from {summary['sources']} rasters"
-    yield "warped by " + ", ".join(
-        f"{name}: {method}" for name, method in summary["resampling"].items()
-    )
-    if summary["static"]:
-        yield f"repeated along time: {', '.join(summary['static'])}"
-
-
-def cube_tables(warehouse: Warehouse) -> Iterable[Any]:
-    """rich tables: the cube, its features, its splits."""
-    from rich.table import Table
-
-    cube, manifest = warehouse.cube, warehouse.manifest
-    assert cube is not None
-    head = Table(title=f"version {manifest.version}", show_header=False)
-    for key, value in (
-        ("digest", manifest.digest),
-        ("shape", " x ".join(map(str, cube.shape)) + " (time, y, x, feature)"),
-        (
-            "declared grid",
-            f"{cube.extent[0]} rows, {cube.extent[1]} columns of {cube.transform[0]:g}",
-        ),
-        ("bounds", manifest.summary["bounds"]),
-        ("CRS", cube.crs_wkt.split('"')[1] if '"' in cube.crs_wkt else cube.crs_wkt),
-        ("dates", f"{len(cube.times)}, {cube.times[0]} to {cube.times[-1]}"),
-        (
-            "sample / stored chunk / block",
-            f"{cube.layout.inner} / {cube.layout.shard} / {cube.layout.block}",
-        ),
-        ("inner chunk", f"{(*cube.layout.inner, cube.layout.group)}"),
-        ("code", manifest.recipe.get("code_version")),
-    ):
-        head.add_row(key, str(value))
-    yield head
-    table = Table(
-        "feature",
-        "kind",
-        "valid",
-        "mean",
-        "std",
-        "min",
-        "max",
-        "codes (training voxels)",
-        title="features, over training voxels",
-    )
-    for feature in cube.features:
-        codes = ", ".join(
-            f"{code} ({count})"
-            for code, count in zip(feature.codes, feature.class_counts, strict=False)
-        )
-        numbers = [
-            f"{value:.4g}" if value is not None else "-"
-            for value in (feature.mean, feature.std, feature.minimum, feature.maximum)
-        ]
-        table.add_row(
-            feature.name,
-            feature.kind + (", static" if feature.static else ""),
-            f"{feature.valid_share:.1%}",
-            *numbers,
-            codes,
-        )
-    yield table
-    splits = Table("split", "samples", "stored chunks it lies in", title="splits by blocks")
-    for name, info in manifest.splits.items():
-        splits.add_row(name, str(info["samples"]), str(info["chunks"]))
-    splits.add_row("left out", str(manifest.summary["samples"]["left_out"]), "-")
-    yield splits
-
-
-FEATURES_SCHEMA = pa.schema(
-    [
-        ("name", pa.string()),
-        ("kind", pa.string()),
-        ("codes", pa.list_(pa.int64())),
-        ("class_counts", pa.list_(pa.int64())),
-        ("mean", pa.float64()),
-        ("std", pa.float64()),
-        ("minimum", pa.float64()),
-        ("maximum", pa.float64()),
-        ("valid_share", pa.float64()),
-        ("static", pa.bool_()),
-        ("units", pa.string()),
-    ]
-)
-
-
-def feature_table(cube: Cube) -> pa.Table:
-    """The feature table, a row a feature."""
-    return pa.Table.from_pylist(
-        [feature.to_json() for feature in cube.features], schema=FEATURES_SCHEMA
-    )
-
-
-def cube_sheet(warehouse: Warehouse, pictures: int = 24, *, tile: int = 256) -> Any:
+def cube_sheet(warehouse: Warehouse, pictures: int = 24, *, tile: int = 256) -> Image.Image:
     """A PIL picture: features down, dates across (spread evenly), each feature in one colour scale;
     last, the split of every block.
 
     pictures: tiles at most. Large cubes are shown every n-th row and column. Memory: one date,
     thinned.
     """
-    from PIL import Image, ImageDraw
-
-    cube = warehouse.cube
-    assert cube is not None
+    assert isinstance(warehouse.layout, Cube)
+    cube = warehouse.layout.geometry
     rows = len(cube.features)
     times, height, width, _ = cube.shape
     dates = np.unique(

@@ -1,0 +1,196 @@
+"""The Zarr group of a baked cube: coordinates, georeference, feature table and small arrays.
+
+The group reads with xarray as it is (CF time, named coordinates, `spatial_ref`), and carries
+`proj:` and `spatial:` attributes: https://github.com/zarr-conventions/proj,
+https://github.com/zarr-conventions/spatial, v0.1 of both, registered in `zarr_conventions` as
+https://github.com/zarr-conventions/zarr-conventions-spec asks.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from warehouse.format import durable
+from warehouse.format import manifest as tables
+from warehouse.format.inner_chunks import chunk_key, encode
+from warehouse.format.schema import ArraySpec
+from warehouse.layouts.cube_geometry import LABELS, VALID_SHARE, CubeGeometry
+from warehouse.layouts.metadata import consolidated, create_array
+
+__all__ = ["georeference", "on_disk", "write_cube_group"]
+
+
+def _convention(name: str, uuid: str, text: str) -> dict[str, str]:
+    return {
+        "schema_url": f"https://raw.githubusercontent.com/zarr-conventions/{name}/refs/tags/v0.1/schema.json",
+        "spec_url": f"https://github.com/zarr-conventions/{name}/blob/v0.1/README.md",
+        "uuid": uuid,
+        "name": name,
+        "description": text,
+    }
+
+
+CONVENTIONS = [
+    _convention(
+        "proj",
+        "f17cb550-5864-4468-aeb7-f3180cfb622f",
+        "Coordinate reference system information for geospatial data",
+    ),
+    _convention(
+        "spatial", "689b58e2-cf7b-45e0-9fff-9cfc0883d6b4", "Spatial coordinate information"
+    ),
+]
+
+
+def write_cube_group(
+    store: Path,
+    geometry: CubeGeometry,
+    specs: Sequence[ArraySpec],
+    labels: NDArray[np.uint8],
+    shares: NDArray[np.float32],
+    *,
+    version: str,
+    summary: dict[str, Any],
+) -> list[dict[str, Any]]:
+    """Write metadata, coordinates, labels and shares of valid values.
+
+    Parameters
+    ----------
+    specs
+        `data` and `valid` as readers see them, by sample.
+    labels
+        Split of each label block, uint8 [block grid].
+    shares
+        Share of valid values of each inner chunk, float32 [inner grid].
+
+    Returns
+    -------
+    Rows of files.parquet for what is not a zarr.json.
+    """
+    layout = geometry.layout
+    shared = {"class_names": [], "layout": "cube", "version": version, "summary": summary}
+    rows = []
+    with consolidated(store, ["cube"], shared) as groups:
+        group = groups["cube"]
+        group.attrs.update(
+            shared
+            | georeference(geometry)
+            | {"features": [feature.to_json() for feature in geometry.features]}
+        )
+        for spec in specs:
+            create_array(group, on_disk(spec, geometry))
+        for small, values in ((LABELS, labels), (VALID_SHARE, shares)):
+            spec = small.spec(layout)
+            create_array(group, spec)
+            data = encode(values, spec.codec)
+            path = store / "cube" / spec.name / chunk_key(spec, 0)
+            durable.write_bytes(path, data)
+            rows.append(
+                _row(store, path)
+                | {
+                    "array": f"cube/{spec.name}",
+                    "chunk": 0,
+                    "seal": int.from_bytes(data[-4:], "little"),
+                }
+            )
+        for name in _write_coordinates(group, geometry):
+            for path in sorted((store / "cube" / name).rglob("*")):
+                if path.is_file() and path.name != "zarr.json":
+                    durable.write_bytes(path, path.read_bytes())  # zarr does not fsync
+                    rows.append(_row(store, path))
+    return rows
+
+
+def _row(store: Path, path: Path) -> dict[str, Any]:
+    name = path.relative_to(store.parent).as_posix()
+    return {
+        "path": name,
+        "size": path.stat().st_size,
+        "sha256": tables.sha256_file(path),
+        "array": None,
+        "chunk": None,
+        "seal": None,
+    }
+
+
+def on_disk(spec: ArraySpec, cube: CubeGeometry) -> ArraySpec:
+    """The Zarr array behind a by-sample spec."""
+    assert spec.inner is not None
+    layout = cube.layout
+    group = layout.group
+    # Properties of a group hold for the arrays in it, but a reader that opens an array alone does
+    # not look up.
+    attrs: dict[str, Any] = {"grid_mapping": "spatial_ref"} | georeference(cube)
+    if spec.name == "data":
+        attrs |= {"long_name": "values, NaN where missing; categories as their codes"}
+    else:
+        attrs |= {"long_name": "true where data holds a value"}
+    dims = ("time", "y", "x", "feature")
+    stored, inner = (*layout.shard, spec.parts * group), (*layout.inner, group)
+    return ArraySpec(spec.name, layout.shape, spec.dtype, dims, stored, inner, spec.codec, attrs)
+
+
+def _write_coordinates(group: Any, cube: CubeGeometry) -> list[str]:
+    a, _, c, _, e, f = cube.transform
+    _, height, width, _ = cube.shape
+    projected = cube.crs_wkt.startswith("PROJ")  # PROJCS in WKT1, PROJCRS in WKT2
+    place = (
+        ("projection_x_coordinate", "projection_y_coordinate")
+        if projected
+        else ("longitude", "latitude")
+    )
+    epoch = {
+        "standard_name": "time",
+        "units": "seconds since 1970-01-01",
+        "calendar": "proleptic_gregorian",
+    }
+    columns: dict[str, tuple[Any, dict[str, Any]]] = {
+        "time": (cube.dates.astype(np.int64), epoch),
+        "y": (f + e * (np.arange(height) + 0.5), {"standard_name": place[1], "axis": "Y"}),
+        "x": (c + a * (np.arange(width) + 0.5), {"standard_name": place[0], "axis": "X"}),
+        "feature": (np.array([feature.name for feature in cube.features], dtype=object), {}),
+    }
+    for name, (values, attrs) in columns.items():
+        array = group.create_array(
+            name,
+            shape=values.shape,
+            dtype=str if values.dtype == object else values.dtype,
+            dimension_names=(name,),
+            attributes=attrs,
+            compressors=None,
+            chunks=values.shape,
+        )
+        array[:] = values
+    transform = f"{c} {a} 0.0 {f} 0.0 {e}"
+    place_attrs = {"crs_wkt": cube.crs_wkt, "spatial_ref": cube.crs_wkt, "GeoTransform": transform}
+    group.create_array(
+        "spatial_ref", shape=(), dtype="int64", attributes=place_attrs, compressors=None
+    )[...] = 0
+    return [*columns, "spatial_ref"]
+
+
+def georeference(cube: CubeGeometry) -> dict[str, Any]:
+    """`proj:` and `spatial:` attributes of the group and of `data` and `valid`. proj:code is left
+    out where the CRS has none.
+    """
+    a, b, c, d, e, f = cube.transform
+    _, height, width, _ = cube.shape
+    code = (
+        {"proj:code": cube.crs_code} if re.fullmatch("[A-Z]+:[0-9]+", cube.crs_code or "") else {}
+    )
+    return code | {
+        "zarr_conventions": CONVENTIONS,
+        "proj:wkt2": cube.crs_wkt,
+        "spatial:dimensions": ["y", "x"],
+        "spatial:transform_type": "affine",
+        "spatial:transform": [a, b, c, d, e, f],
+        "spatial:shape": [height, width],
+        "spatial:bbox": [c, f + e * height, c + a * width, f],
+        "spatial:registration": "pixel",
+    }

@@ -1,0 +1,39 @@
+"""The known layouts, and which of them a published version has.
+
+A new layout is a subclass of `Layout` in a file of its own and an entry here.
+"""
+
+from __future__ import annotations
+
+from warehouse.errors import CorruptError
+from warehouse.format.manifest import Manifest
+from warehouse.layouts.base import Layout
+from warehouse.layouts.cube import Cube
+from warehouse.layouts.pictures import Pictures
+from warehouse.layouts.rows import Rows
+
+__all__ = ["LAYOUTS", "layout_of"]
+
+LAYOUTS: dict[str, type[Layout]] = {each.name: each for each in (Cube, Pictures, Rows)}
+"""Layouts by name. The first that recognises a manifest is taken, so `Rows`, which takes any, is last."""
+
+
+def layout_of(manifest: Manifest) -> Layout:
+    """The layout of a published version.
+
+    Raises
+    ------
+    CorruptError
+        If no layout recognises the manifest.
+    """
+    for layout in LAYOUTS.values():
+        found = layout.of(manifest)
+        if found is not None:
+            return found
+
+    raise CorruptError(
+        "no known layout fits this version",
+        where=manifest.version,
+        expected=f"one of {', '.join(LAYOUTS)}",
+        remedy="open it with the release that built it",
+    )
