@@ -327,7 +327,7 @@ def files_of(version: Path) -> dict[str, bytes | dict[str, Any]]:
 
 def name_of_cube(build: BuildSettings | None = None, **changed: Any) -> str:
     values = {"features": ({"name": "a", "files": "*.tif"},), **changed}
-    listing: Any = SimpleNamespace(fingerprint="of the sources")
+    listing: Any = SimpleNamespace(fingerprint="of the sources", format="raster")
     raster = RasterSettings(**values)
     return version_name(cube_recipe(listing, build or BuildSettings(), raster))[0]
 
