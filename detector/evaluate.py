@@ -103,14 +103,16 @@ class DetectionTally:
         categories = [
             {"id": at, "name": str(at)} for at in range(self.class_count if by_class else 1)
         ]
+        annotations = _annotations(table, by_class)
+        if all(row["iscrowd"] for row in annotations):
+            return 0.0, 0.0
+
         ground = {
             "info": {},
             "images": [{"id": at, "width": 1, "height": 1} for at in range(pictures)],
             "categories": categories,
-            "annotations": _annotations(table, by_class),
+            "annotations": annotations,
         }
-        if not any(not row["iscrowd"] for row in ground["annotations"]):
-            return 0.0, 0.0
         with contextlib.redirect_stdout(io.StringIO()):
             truth = COCO(ground)
             evaluation = COCOeval_faster(

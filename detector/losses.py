@@ -66,12 +66,11 @@ def largest_box(truth: Truth) -> Truth:
     area = box_area(truth.box_xyxy).masked_fill(~truth.mask, -1.0)
     at = area.argmax(dim=1, keepdim=True)
     corner = at.unsqueeze(-1).expand(-1, -1, 4)
-    pick = lambda values: values.gather(1, at)  # noqa: E731
     return Truth(
         truth.box_xyxy.gather(1, corner),
-        pick(truth.mask),
-        pick(truth.ignored),
-        pick(truth.label),
+        truth.mask.gather(1, at),
+        truth.ignored.gather(1, at),
+        truth.label.gather(1, at),
         truth.real,
     )
 

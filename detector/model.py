@@ -106,7 +106,8 @@ class Residual(nn.Module):
         self.body = nn.Sequential(Conv(width, width), Conv(width, width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.body(x)
+        change: Tensor = self.body(x)
+        return x + change
 
 
 class Trunk(nn.Module):
@@ -128,7 +129,10 @@ class Trunk(nn.Module):
         middle = self.down16(fine)
         coarse = self.down32(middle)
         middle = self.join16(middle + functional.interpolate(self.from32(coarse), scale_factor=2.0))
-        return self.join8(fine + functional.interpolate(self.from16(middle), scale_factor=2.0))
+        joined: Tensor = self.join8(
+            fine + functional.interpolate(self.from16(middle), scale_factor=2.0)
+        )
+        return joined
 
 
 class Grid(nn.Module):
@@ -139,10 +143,12 @@ class Grid(nn.Module):
         self.trunk = Trunk(width)
         self.head = nn.Conv2d(2 * width, channels, 1)
         nn.init.normal_(self.head.weight, std=0.01)
-        nn.init.constant_(self.head.bias, 0.0)
+        bias = self.head.bias
+        assert bias is not None
+        nn.init.constant_(bias, 0.0)
         # Start from "nothing here" and boxes of a tenth of the canvas.
-        nn.init.constant_(self.head.bias[4:6], prior)
-        nn.init.constant_(self.head.bias[2:4], -2.3)
+        nn.init.constant_(bias[4:6], prior)
+        nn.init.constant_(bias[2:4], -2.3)
 
     def forward(self, picture: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """float [B, 3, H, W] -> box_xyxy [B, N, 4], the other channels [B, N, K], cell_xy [N, 2].

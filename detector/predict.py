@@ -33,11 +33,11 @@ class Predictor:
     """A detector in eval mode on a device."""
 
     def __init__(self, model: BigDet | TinyDet, facts: DataFacts, device: torch.device) -> None:
-        self.model, self.facts, self.device = (
-            model.to(device, memory_format=torch.channels_last).eval(),
-            facts,
-            device,
-        )
+        self.model = model.to(device).eval()
+        # The weights in the order of `to_float`'s images, so that no layer reorders either.
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # no stub
+        self.facts = facts
+        self.device = device
 
     @torch.inference_mode()
     def look(

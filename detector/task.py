@@ -117,9 +117,10 @@ class DetectorTask(Task):
             return big_loss(said, truth, self.weights)
 
     def evaluate(self, model: nn.Module, batches: Iterator[dict[str, Tensor]]) -> dict[str, float]:
-        tally = DetectionTally(
-            len(self.facts.class_names) if self.settings.model == "big" else 1, self.model.max_boxes
-        )
+        # The loop passes its averaged copy, whose class is that of `self.model`.
+        assert isinstance(model, (BigDet, TinyDet))
+        class_count = len(self.facts.class_names) if self.settings.model == "big" else 1
+        tally = DetectionTally(class_count, self.model.max_boxes)
         with torch.inference_mode():
             for batch in batches:
                 tally.add(model.slots(model(to_float(batch["image"]))), batch)
