@@ -252,7 +252,7 @@ class TinyDet(nn.Module):
 def make_model(
     *, kind: str, max_boxes: int = 1, class_count: int = 1, width: int | None = None
 ) -> BigDet | TinyDet:
-    """The model that `describe` wrote down, with fresh weights from the caller's generator state."""
+    """Return the model that `describe` wrote down, with fresh weights of the global generator."""
     if kind == "tiny":
         return TinyDet(width or 24)
     return BigDet(max_boxes, class_count, width or 32)

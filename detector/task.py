@@ -140,7 +140,7 @@ class DetectorTask(Task):
         }
 
     def draw(self, history: list[dict[str, Any]], path: Path) -> None:
-        from detector.view import draw_curve
+        from detector.training_curve import draw_curve
 
         draw_curve(history, path, title=self.name)
 

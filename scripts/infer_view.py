@@ -24,10 +24,16 @@ class Settings(CommandSettings):
 
 
 def main(settings: Settings) -> dict[str, object]:
-    from detector.looking import count_boxes, decoded_batches, is_warehouse, warehouse_batches
-    from detector.predict import Predictor
+    from detector.inference.batches import (
+        count_boxes,
+        decoded_batches,
+        is_warehouse,
+        warehouse_batches,
+    )
+    from detector.inference.overlay import DetectedImage
+    from detector.inference.page import write_view
+    from detector.inference.predictor import Predictor
     from detector.task import restore_detector
-    from detector.view import Shown, write_view
     from ingest.pictures.show import Canvas, read_pictures
     from utils.training.checkpoint import load_checkpoint
     from utils.training.ranks import choose_device
@@ -49,16 +55,16 @@ def main(settings: Settings) -> dict[str, object]:
         )
         batches = decoded_batches(decoded)
 
-    shown: list[Shown] = []
+    detected: list[DetectedImage] = []
     with progress(None, "pictures", "detecting") as bar:
         for batch, names, pictures in batches:
-            shown += predictor.look(batch, names, pictures)
+            detected += predictor.predict(batch, names, pictures)
             bar.advance(len(names))
-    boxes = count_boxes(shown, infer.threshold)
-    title = f"{source.name or source}: {len(shown)} pictures"
-    page = write_view(shown, facts.class_names, infer.threshold, Path(infer.output), title)
+    boxes = count_boxes(detected, infer.threshold)
+    title = f"{source.name or source}: {len(detected)} pictures"
+    page = write_view(detected, facts.class_names, infer.threshold, Path(infer.output), title)
     log.info("open %s in a browser", page)
-    return {"pictures": len(shown), "boxes": boxes, "path": str(page)}
+    return {"pictures": len(detected), "boxes": boxes, "path": str(page)}
 
 
 if __name__ == "__main__":

@@ -13,11 +13,13 @@ import torch
 from fakes import SMALL
 from PIL import Image
 
+from detector.inference.overlay import FOUND, TRUTH, DetectedImage, draw_overlay
+from detector.inference.page import write_page, write_view
+from detector.inference.predictor import Predictor
 from detector.model import make_model, to_float
-from detector.predict import Predictor
 from detector.settings import DetectorSettings
 from detector.task import DataFacts, DetectorTask, data_facts, restore_detector
-from detector.view import FOUND, TRUTH, Shown, draw_curve, draw_overlay, write_page, write_view
+from detector.training_curve import draw_curve
 from scripts import infer_view, train_detector
 from scripts._command import run
 from utils.loader import ChunkLoader
@@ -31,7 +33,7 @@ NASTY = "</script><script>alert(1)</script>&\"'\u2028é.jpg"
 def shown(name="a.jpg", side=700, scores=(0.9, 0.2)):
     boxes = np.array([[100.0, 120.0, 300.0, 330.0], [400.0, 420.0, 500.0, 520.0]])[: len(scores)]
     truth = np.array([[90.0, 110.0, 310.0, 340.0]])
-    return Shown(
+    return DetectedImage(
         name,
         np.full((side, side, 3), 128, np.uint8),
         boxes,
@@ -138,13 +140,13 @@ def test_boxes_are_shown_on_the_part_of_the_canvas_that_is_picture():
     image = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
     image[:, :, 16:48] = 200
     batch = {"image": image, "letterbox": torch.tensor([[0.32, 0.32, 0, 16, 200, 100]])}
-    one = Predictor(Fixed(), DataFacts(1, ("a",), (64, 64)), torch.device("cpu")).look(
+    one = Predictor(Fixed(), DataFacts(1, ("a",), (64, 64)), torch.device("cpu")).predict(
         batch, ["a.png"]
     )[0]
     assert one.picture.shape == (32, 64, 3)
     assert one.picture.min() == 200
     np.testing.assert_allclose(one.box_xyxy, [[16, 16, 48, 32]], atol=1e-4)
-    source = Predictor(Fixed(), DataFacts(1, ("a",), (64, 64)), torch.device("cpu")).look(
+    source = Predictor(Fixed(), DataFacts(1, ("a",), (64, 64)), torch.device("cpu")).predict(
         batch, ["a.png"], [np.zeros((100, 200, 3), np.uint8)]
     )[0]
     np.testing.assert_allclose(source.box_xyxy, [[50, 50, 150, 100]], atol=1e-3)

@@ -1,7 +1,7 @@
-"""Applying a detector to the pictures of a warehouse or of files, batch by batch.
+"""Batches for inference, from the images of a warehouse or from decoded files.
 
-Decoding files is the business of `ingest`, which this package does not import: the command passes
-decoded batches in.
+Files are decoded by `ingest`, which this package does not import: the command passes decoded
+batches in.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from detector.inference.overlay import DetectedImage
 from detector.settings import InferSettings
-from detector.view import Shown
 from utils.loader import ChunkLoader
 from utils.loading.settings import LoaderSettings
 from utils.log import get_log
@@ -27,11 +27,11 @@ __all__ = ["count_boxes", "decoded_batches", "is_warehouse", "warehouse_batches"
 
 log = get_log(__name__)
 Batch = tuple[dict[str, Tensor], list[str], list[NDArray[np.uint8]] | None]
-"""Arrays by name, the names of the pictures, and the pictures to draw on where they are at hand."""
+"""Arrays by name, the names of the images, and the images to draw on where they are at hand."""
 
 
 class DecodedBatch(Protocol):
-    """Pictures that were decoded and letterboxed together; see `ingest.pictures.show`."""
+    """Images that were decoded and letterboxed together; see `ingest.pictures.show`."""
 
     @property
     def names(self) -> list[str]: ...
@@ -44,7 +44,10 @@ class DecodedBatch(Protocol):
 
 
 def is_warehouse(source: Path) -> bool:
-    """Whether a path is a warehouse, a version or a manifest, not a picture or a folder of them."""
+    """Return whether a path is a warehouse, a version or a manifest.
+
+    Anything else is an image or a folder of images.
+    """
     if source.name == tables.MANIFEST:
         return True
     return any((source / name).is_file() for name in (tables.CURRENT, tables.MANIFEST))
@@ -53,7 +56,17 @@ def is_warehouse(source: Path) -> bool:
 def warehouse_batches(
     source: Path, settings: InferSettings, loader: LoaderSettings
 ) -> Iterator[Batch]:
-    """The first pictures of a split in stored order, with the names of their source files."""
+    """Yield the first images of a split in stored order, with the names of their source files.
+
+    Parameters
+    ----------
+    source
+        A warehouse, one of its versions, or a manifest.
+    settings
+        Names the split, the number of images and the size of a batch.
+    loader
+        Settings of the loader that reads them.
+    """
     warehouse = Warehouse.open(source)
     split = warehouse.split(settings.split)
     rows = warehouse.table(tables.SAMPLES, ["split", "index", "source"]).to_pylist()
@@ -63,10 +76,11 @@ def warehouse_batches(
         log.warning(
             "showing the first %d of %d pictures; --infer.limit shows more", left, len(split)
         )
+    # A loader refuses batches larger than every chunk of its split.
     batch_size = min(settings.batch_size, max(split.chunk_sizes))
     with ChunkLoader(split, batch_size, shuffle=False, **loader.model_dump()) as batches:
-        for whole in batches:
-            batch = {key: value[:left] for key, value in whole.items()}
+        for full in batches:
+            batch = {key: value[:left] for key, value in full.items()}
             yield batch, [names[int(at)] for at in batch["index"]], None
             left -= len(batch["index"])
             if left <= 0:
@@ -74,7 +88,7 @@ def warehouse_batches(
 
 
 def decoded_batches(batches: Iterable[DecodedBatch]) -> Iterator[Batch]:
-    """Decoded pictures as the arrays that a detector takes."""
+    """Yield decoded images as the arrays that a detector takes."""
     for batch in batches:
         arrays = {
             "image": torch.from_numpy(np.stack(batch.canvases)),
@@ -83,11 +97,15 @@ def decoded_batches(batches: Iterable[DecodedBatch]) -> Iterator[Batch]:
         yield arrays, batch.names, batch.pictures
 
 
-def count_boxes(shown: Sequence[Shown], threshold: float) -> int:
-    """Boxes that score at least the threshold; warns where there are none."""
-    count = sum(int((one.score >= threshold).sum()) for one in shown)
+def count_boxes(detected: Sequence[DetectedImage], threshold: float) -> int:
+    """Return the number of boxes that score at least `threshold`; log a warning if it is 0."""
+    count = sum(int((image.score >= threshold).sum()) for image in detected)
     if not count:
-        best = max((float(one.score.max()) for one in shown if len(one.score)), default=0.0)
+        # A page without boxes looks like a failure. The best score tells an untrained model from a
+        # threshold that is too high.
+        best = max(
+            (float(image.score.max()) for image in detected if len(image.score)), default=0.0
+        )
         log.warning(
             "no box scores %g or more; the best score is %.3f: lower --infer.threshold, or train"
             " longer",
