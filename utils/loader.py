@@ -1,8 +1,9 @@
 """Batches of a split as tensors: `ChunkLoader`.
 
 Purpose: the one way from a published split to a training step.
-Used by: benchmarks.ours, benchmarks.scale, benchmarks.shuffle, detector.looking, detector.training,
-  features.finetuning.run_finetuning, segmentation.training, vqvae.block_sampling, vqvae.training
+Used by: benchmarks.ours, benchmarks.scale, benchmarks.shuffle, detector.inference.batches,
+  detector.training, features.finetuning.run_finetuning, segmentation.training,
+  vqvae.block_sampling, vqvae.training
 Design notes: batches are issued in order and delivered in order, so that the order never depends on
   who decoded what. The state counts delivered batches, whatever was fetched ahead. A batch lives in
   a ring buffer that comes back when nothing refers to it.

@@ -1,7 +1,7 @@
 """Short log lines and progress bars on stderr; stdout stays free for the result.
 
 Purpose: one way for every command to speak while it works.
-Used by: detector.looking, detector.training, features.encoders.pretrained,
+Used by: detector.inference.batches, detector.training, features.encoders.pretrained,
   features.finetuning.run_finetuning, features.heads.cached, features.heads.run_heads,
   features.jobs, features.labels, features.run_extraction, scripts.bench_loader, scripts.build_zarr,
   scripts.compress_zarr, scripts.export_summary, scripts.infer_view, scripts.inspect_runs,

@@ -2,7 +2,7 @@
 
 Purpose: device, precision, process group, DDP wrapping, sums and maxima over ranks. With one
   process everything here is a no-op.
-Used by: detector.predict, detector.training, features.finetuning.finetune_task,
+Used by: detector.inference.predictor, detector.training, features.finetuning.finetune_task,
   features.finetuning.run_finetuning, scripts.infer_view, scripts.train_detector,
   scripts.train_vqvae, segmentation.prediction, utils.training.held_out, utils.training.loop,
   utils.training.run.schedule, utils.training.run.step, vqvae.compress.codec, vqvae.training
