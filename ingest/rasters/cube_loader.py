@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from ingest.rasters.grids import Grid, Window
 from ingest.rasters.indices import compute
 from ingest.rasters.layers import Frame, Layer, LayerKey
-from ingest.rasters.readers import RasterSource, missing_at, open_raster
+from ingest.rasters.readers.opening import open_raster
+from ingest.rasters.readers.source import RasterSource, missing_at
 from ingest.rasters.resample import Plane, warp
 from ingest.rasters.settings import RasterFeature
 from warehouse.errors import SourceError

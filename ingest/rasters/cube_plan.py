@@ -19,7 +19,7 @@ from ingest.rasters.grids import Grid, crs_wkt_of, grid_of_bounds, read_extent
 from ingest.rasters.label_blocks import block_labels, default_block, default_shard
 from ingest.rasters.layers import Frame, Layer, LayerKey
 from ingest.rasters.raster_listing import cube_recipe, matching_files
-from ingest.rasters.readers import open_raster
+from ingest.rasters.readers.opening import open_raster
 from ingest.rasters.settings import RasterFeature, RasterSettings, Steps
 from ingest.sources.listing import SourceListing
 from warehouse.errors import ConfigError, SourceError
@@ -47,7 +47,7 @@ def plan_cube(
     Returns
     -------
     tuple
-        The plan, and the function that makes its stored chunks.
+        The plan, and the callable that makes its stored chunks.
 
     Raises
     ------
@@ -63,6 +63,7 @@ def plan_cube(
     _check_overlap(root, grid, frames)
     times, layers = make_layers(root, raster, frames)
     layout, labels = _cut(grid, len(times), build, raster)
+
     features = tuple(
         Feature(each.name, each.kind, each.codes, static=each.static, units=each.units)
         for each in raster.features
@@ -76,6 +77,10 @@ def plan_cube(
         grid.transform,
         (grid.height, grid.width),
     )
+    first_sources = tuple(_first_source(layers, date) for date in range(len(times)))
+    splits = SplitPlan.of_chunks(
+        "cube", cube_arrays(layout, build.compressor), range(layout.stored_chunks)
+    )
     recipe = cube_recipe(listing, build, raster)
     version, key = version_name(recipe)
     plan = BuildPlan(
@@ -84,23 +89,16 @@ def plan_cube(
         recipe=recipe,
         thresholds={"empty_dates": raster.empty_dates},
         toolchain=toolchain() | {"rasterio": recipe["decoder"]["rasterio"]},
-        splits=(
-            SplitPlan.of_chunks(
-                "cube", cube_arrays(layout, build.compressor), range(layout.stored_chunks)
-            ),
-        ),
+        splits=(splits,),
         found=len(listing.pictures),
         kept=len(listing.pictures),
         summary=_summary(listing, raster, grid, layout, times),
-        layout=Cube(
-            cube,
-            labels,
-            tuple(_first_source(layers, at) for at in range(len(times))),
-            raster.empty_dates == "keep",
-        ),
+        layout=Cube(cube, labels, first_sources, raster.empty_dates == "keep"),
     )
-    stamps = {file.path: (file.size, file.mtime_ns) for file in listing.files}
+
+    # Only training chunks enter the statistics: those of held-out blocks would leak into training.
     train = (layout.inner_labels(labels) == TRAIN).astype(np.uint8)
+    stamps = {file.path: (file.size, file.mtime_ns) for file in listing.files}
     loader = CubeLoader(root, grid, layout, raster.features, features, layers, stamps, train)
     return plan, loader
 

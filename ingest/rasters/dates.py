@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from ingest.rasters.layers import Frame, Layer, LayerKey
 from ingest.rasters.raster_listing import matching_files
-from ingest.rasters.readers import RasterSource, open_raster
+from ingest.rasters.readers.opening import open_raster
+from ingest.rasters.readers.source import RasterSource
 from ingest.rasters.settings import RasterFeature, RasterSettings
 from warehouse.errors import SourceError
 

@@ -26,7 +26,7 @@ from cube_fakes import (
 )
 
 from ingest.rasters.grids import read_extent
-from ingest.rasters.readers import open_raster
+from ingest.rasters.readers.opening import open_raster
 from ingest.rasters.settings import RasterSettings
 from warehouse import WarehouseError
 from warehouse.errors import ConfigError, SourceError
