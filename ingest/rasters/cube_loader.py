@@ -35,9 +35,9 @@ __all__ = ["CubeLoader"]
 
 @dataclass(frozen=True)
 class CubeLoader:
-    """The `load` function of a cube's build: number of a stored chunk -> its inner chunks.
+    """The callable of a cube's build that turns the number of a stored chunk into its inner chunks.
 
-    It travels to worker processes and opens files there.
+    It is pickled for the worker processes, and opens files there.
 
     Attributes
     ----------
@@ -46,7 +46,7 @@ class CubeLoader:
     grid
         The grid of the cube, as declared.
     layout
-        How the cube is cut.
+        How the cube is divided into stored and inner chunks.
     settings, features
         The features as declared and as stored, in the same order.
     layers
@@ -79,14 +79,17 @@ class CubeLoader:
         seconds = dict.fromkeys(("read", "warp"), 0.0)
         layout, features = self.layout, len(self.features)
         per, inner = layout.per_shard, layout.inner
+        # Of the stored chunk: its first inner chunk, and how many it has along each axis.
         corner = np.array(np.unravel_index(chunk, layout.shard_grid)) * per
         counts = np.minimum(per, np.array(layout.inner_grid) - corner)
         t0, y0, x0 = (corner * inner).tolist()
         size = (counts * inner).tolist()
+
         # Rows and columns beyond the declared grid, and dates beyond the last, stay missing.
         dates = min(size[0], layout.shape[0] - t0)
         rows, columns = min(size[1], self.grid.height - y0), min(size[2], self.grid.width - x0)
 
+        # One date at a time: of the files only the windows of a single date are in memory.
         data = np.full((*size, features), np.nan, np.float32)
         for date in range(dates):
             planes = self._planes(t0 + date, (y0, x0, rows, columns), seconds)
@@ -96,23 +99,26 @@ class CubeLoader:
         present = data[:dates, :rows, :columns]
         train = self._train_mask(corner, counts)[:dates, :rows, :columns]
         facts = block_facts(present, train, t0, self.features)
-        cut = (counts[0], inner[0], counts[1], inner[1], counts[2], inner[2], features)
-        chunks, valid = data.reshape(cut), ~np.isnan(data).reshape(cut)
+
+        # Seven axes, in which each inner chunk is a view: nothing is copied but what is stored.
+        divided = (counts[0], inner[0], counts[1], inner[1], counts[2], inner[2], features)
+        chunks, valid = data.reshape(divided), ~np.isnan(data).reshape(divided)
         shares = valid.mean(axis=(1, 3, 5, 6), dtype=np.float64).astype(np.float32)
         facts["valid_share"] = shares.reshape(-1).tolist()
-        slots = layout.present(chunk).tolist()
-        return Block(slots, _inner_chunks(chunks, valid), seconds, facts)
+        positions = layout.present(chunk).tolist()
+        return Block(positions, _inner_chunks(chunks, valid), seconds, facts)
 
     def _train_mask(self, corner: NDArray[Any], counts: NDArray[Any]) -> NDArray[np.bool_]:
-        """bool [time, y, x] of a stored chunk's voxels: whether they count in statistics."""
+        """Return bool [time, y, x] of a stored chunk's voxels: whether statistics count them."""
         t, y, x = (slice(start, start + count) for start, count in zip(corner, counts, strict=True))
         inner = self.layout.inner
         train = self.train[t, y, x].astype(bool)
         return train.repeat(inner[0], 0).repeat(inner[1], 1).repeat(inner[2], 2)
 
     def _planes(self, date: int, window: Window, seconds: dict[str, float]) -> Iterator[Plane]:
-        """Each feature's values of a date in a window of the grid, in the order of the features."""
+        """Yield each feature's values of a date in a window of the grid, in order of features."""
         warped = self._warped(date, window, seconds)
+        # An index may name features before it as its inputs.
         done: dict[str, Plane] = {}
         for spec, feature in zip(self.settings, self.features, strict=True):
             if spec.index is None:
@@ -132,7 +138,8 @@ class CubeLoader:
     def _warped(
         self, date: int, window: Window, seconds: dict[str, float]
     ) -> dict[LayerKey, Plane]:
-        """Every layer of a date on the grid; all missing where there is no frame."""
+        """Return every layer of a date on the grid, all missing where there is no frame."""
+        # Layers of one file together, so that the file is read once for all its bands.
         keys_of: dict[Frame | None, list[LayerKey]] = defaultdict(list)
         for key, layer in self.layers.items():
             keys_of[layer.frame(date)].append(key)
@@ -148,7 +155,7 @@ class CubeLoader:
     def _read(
         self, frame: Frame, layers: Sequence[Layer], window: Window, seconds: dict[str, float]
     ) -> list[Plane] | None:
-        """The layers of one frame on the grid; None where the file does not reach."""
+        """Return the layers of one frame on the grid; None where the file does not reach."""
         start = time.perf_counter()
         self._check_unchanged(frame.path)
         extent = self.root / frame.extent if frame.extent else None
@@ -156,21 +163,22 @@ class CubeLoader:
         part = source.grid.window_of(self.grid, window)
         if part is None:
             return None
+
         bands = sorted({layer.band for layer in layers}, key=str)
         raw = dict(zip(bands, source.read(frame.step, bands, part), strict=True))
         read = time.perf_counter()
 
         out = []
-        # Several indices may need the same band.
+        # Several indices may need the same band, which is then warped once.
         known: dict[tuple[int | str, str, float | None], Plane] = {}
         for layer in layers:
             values = raw[layer.band]
             self._refuse_undeclared_nan(frame, layer, source, values)
-            same = (layer.band, layer.method, layer.nodata)
-            if same not in known:
+            request = (layer.band, layer.method, layer.nodata)
+            if request not in known:
                 plane = missing_at(values, layer.nodata)
-                known[same] = warp(plane, source.grid, part, self.grid, window, layer.method)
-            out.append(known[same])
+                known[request] = warp(plane, source.grid, part, self.grid, window, layer.method)
+            out.append(known[request])
         seconds["read"] += read - start
         seconds["warp"] += time.perf_counter() - read
         return out
@@ -178,6 +186,7 @@ class CubeLoader:
     def _refuse_undeclared_nan(
         self, frame: Frame, layer: Layer, source: RasterSource, values: Plane
     ) -> None:
+        # NaN among codes may mean missing values or a conversion that failed: only the user knows.
         if not layer.integers or layer.nodata is not None or source.declares_nan(layer.band):
             return
         if np.isnan(values).any():
@@ -188,7 +197,10 @@ class CubeLoader:
             )
 
     def _check_unchanged(self, path: str) -> None:
-        """Raise where a file is no longer what was hashed. Each process looks once."""
+        """Raise SourceError if a file is no longer what was hashed.
+
+        Each process looks once, when it first reads the file.
+        """
         if path in self._checked:
             return
         for name in self._files.get(path, [path]):
@@ -235,7 +247,7 @@ class CubeLoader:
 
     @cached_property
     def _files(self) -> dict[str, list[str]]:
-        """The files of each source that is a folder (Zarr)."""
+        """The files of each source that is a folder, as Zarr stores are."""
         folders = {
             frame.path
             for layer in self.layers.values()
@@ -252,7 +264,7 @@ class CubeLoader:
         return {feature.name: np.array(feature.codes, np.float32) for feature in self.features}
 
     def _where(self, name: str, date: int) -> str:
-        """The file that a feature's values of a date come from, for messages."""
+        """Return the file that a feature's values of a date come from, for messages."""
         frames = [
             layer.frame(date) for (feature, _), layer in self.layers.items() if feature == name
         ]
@@ -264,7 +276,7 @@ class CubeLoader:
 def _inner_chunks(
     data: NDArray[np.float32], valid: NDArray[np.bool_]
 ) -> Iterator[dict[str, NDArray[Any]]]:
-    """The inner chunks of a stored chunk in C order.
+    """Yield the inner chunks of a stored chunk in C order.
 
     Parameters
     ----------

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,20 +62,7 @@ def plan_cube(
     _check_overlap(root, grid, frames)
     times, layers = make_layers(root, raster, frames)
     layout, labels = _cut(grid, len(times), build, raster)
-
-    features = tuple(
-        Feature(each.name, each.kind, each.codes, static=each.static, units=each.units)
-        for each in raster.features
-    )
-    cube = CubeGeometry(
-        layout,
-        features,
-        tuple(str(time) for time in times),
-        grid.crs_wkt2,
-        grid.crs_code,
-        grid.transform,
-        (grid.height, grid.width),
-    )
+    cube = _geometry(raster, grid, layout, times)
     first_sources = tuple(_first_source(layers, date) for date in range(len(times)))
     splits = SplitPlan.of_chunks(
         "cube", cube_arrays(layout, build.compressor), range(layout.stored_chunks)
@@ -99,13 +85,32 @@ def plan_cube(
     # Only training chunks enter the statistics: those of held-out blocks would leak into training.
     train = (layout.inner_labels(labels) == TRAIN).astype(np.uint8)
     stamps = {file.path: (file.size, file.mtime_ns) for file in listing.files}
-    loader = CubeLoader(root, grid, layout, raster.features, features, layers, stamps, train)
+    loader = CubeLoader(root, grid, layout, raster.features, cube.features, layers, stamps, train)
     return plan, loader
+
+
+def _geometry(
+    raster: RasterSettings, grid: Grid, layout: CubeChunking, times: Times
+) -> CubeGeometry:
+    features = tuple(
+        Feature(each.name, each.kind, each.codes, static=each.static, units=each.units)
+        for each in raster.features
+    )
+    return CubeGeometry(
+        layout,
+        features,
+        tuple(str(time) for time in times),
+        grid.crs_wkt2,
+        grid.crs_code,
+        grid.transform,
+        (grid.height, grid.width),
+    )
 
 
 def _summary(
     listing: SourceListing, raster: RasterSettings, grid: Grid, layout: CubeChunking, times: Times
-) -> dict[str, Any]:
+) -> dict[str, object]:
+    # The cube is filled up to whole inner chunks, and so are the bounds that are published.
     extended = Grid(grid.crs_wkt, grid.transform, layout.shape[1], layout.shape[2])
     return {
         "shape": dict(zip(("time", "y", "x", "feature"), layout.shape, strict=True)),
@@ -124,7 +129,7 @@ def _summary(
 
 
 def _first_source(layers: Mapping[LayerKey, Layer], date: int) -> str:
-    """The first file that shows a date; an empty text where only static features do."""
+    """Return the first file that shows a date; the empty string where only static features do."""
     frames = [layer.frame(date) for layer in layers.values() if not layer.static]
     return next((frame.path for frame in frames if frame is not None), "")
 
@@ -143,6 +148,7 @@ def _grid(root: Path, raster: RasterSettings) -> Grid:
         grid = grid_of_bounds(wkt, declared.bounds, declared.resolution, "raster.grid")
     else:
         grid = _first_grid(root, raster)
+    # Stored coordinates are one axis of x and one of y, which a rotated grid does not have.
     if not grid.is_north_up:
         raise ConfigError(
             "the grid is turned or upside down",
@@ -154,7 +160,11 @@ def _grid(root: Path, raster: RasterSettings) -> Grid:
 
 
 def _first_grid(root: Path, raster: RasterSettings) -> Grid:
-    """Return the grid of the first source, provided that all share its CRS."""
+    """Return the grid of the first source, provided that all share its CRS.
+
+    Sources of different grids in one CRS are common (Sentinel-2 has 10, 20 and 60 m), and the first
+    is as good as any. Across CRS there is no obvious choice, so the user has to make it.
+    """
     first: tuple[str, Grid] | None = None
     for feature in raster.features:
         for path in matching_files(root, feature.files) if feature.files else ():
@@ -178,14 +188,16 @@ def _first_grid(root: Path, raster: RasterSettings) -> Grid:
 
 
 def _extent(root: Path, raster: RasterSettings, feature: RasterFeature | None) -> Path | None:
-    name = (feature.extent if feature else None) or raster.grid.geojson
+    """Return the file with the rectangle of a feature's .npy: its own, or that of the grid."""
+    name = feature.extent if feature else None
+    name = name or raster.grid.geojson
     return root / name if name else None
 
 
 def _check_overlap(root: Path, grid: Grid, frames: Mapping[str, Sequence[DatedFrame]]) -> None:
     for found in frames.values():
         for frame, _ in found:
-            # All steps of a file share its grid.
+            # All steps of a file share its grid, and a NetCDF may have thousands of them.
             if frame.step in {None, 0}:
                 _check_frame(root, grid, frame)
 
@@ -221,6 +233,8 @@ def _cut(
 
     shard = _chosen(raster.shard, inner, inner_grid, default_shard(inner_grid, inner_bytes))
     block = _chosen(raster.block, inner, inner_grid, default_block(inner_grid))
+    # Rounded up to whole inner chunks: one that holds both kinds of dates would show the model some
+    # of those it is tested on.
     held_out = -(-raster.held_out_dates // inner[0])
     labels, fine = block_labels(
         inner_grid, block, build.splits, build.seed, guard=raster.guard, held_out=held_out
@@ -250,7 +264,7 @@ def _check_size(extent: Parts, inner: Parts) -> None:
 
 
 def _chosen(wanted: Steps, inner: Parts, inner_grid: Parts, default: Parts) -> Parts:
-    """The size that the settings ask for, in inner chunks and at most the whole cube."""
+    """Return the size that the settings ask for, in inner chunks and at most the whole cube."""
     sizes = wanted.time, wanted.y, wanted.x
     time, y, x = (
         part if size is None else min(size // step, count)

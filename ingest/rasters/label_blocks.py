@@ -1,8 +1,8 @@
-"""How a cube is cut: stored chunks, label blocks, and which block is in which split.
+"""The sizes of stored chunks and of label blocks, and the split of each block.
 
 Whole blocks are assigned to splits, so that neighbouring pixels stay together. A guard ring of
-left-out inner chunks separates what is learnt from what is tested, and the last dates may be held
-out. Everything follows from shapes, shares and the seed.
+left-out inner chunks separates training from test blocks, and the last dates may be held out. The
+result depends on shapes, shares and the seed alone.
 """
 
 from __future__ import annotations
@@ -20,8 +20,11 @@ __all__ = ["block_labels", "default_block", "default_shard"]
 
 Box = tuple[int, int, int]
 STORED_CHUNK_BYTES = 128 << 20
+"""Most bytes of a stored chunk, which each build worker holds in memory, uncompressed."""
 LEAST_STORED_CHUNKS = 8
+"""Stored chunks that also a small cube is divided into, as far as its inner chunks suffice."""
 LEAST_BLOCKS = 20
+"""A share of 0.1 is then at least two blocks."""
 
 
 def default_shard(inner_grid: Box, inner_bytes: int) -> Box:
@@ -115,11 +118,13 @@ def block_labels(
     if not guard and not held_out:
         return labels, block
 
+    # An axis on which nothing is cut off keeps its blocks, and the stored labels stay few.
     fine = (1 if held_out else block[0], 1 if guard else block[1], 1 if guard else block[2])
     voxels = CubeChunking((*inner_grid, 1), (1, 1, 1), (1, 1, 1), block).inner_labels(labels)
     if guard:
         voxels = _ring(voxels, guard)
     if held_out:
+        # The guard stays left out: on earlier dates its pixels border on training blocks.
         voxels[-held_out:] = np.where(
             voxels[-held_out:] == LEFT_OUT, LEFT_OUT, SPLIT_NAMES.index("test")
         )
@@ -130,6 +135,7 @@ def _ring(labels: NDArray[np.uint8], guard: int) -> NDArray[np.uint8]:
     """Leave out every inner chunk with one of a higher label within `guard` steps along y and x."""
     _, rows, columns = labels.shape
     highest = labels.copy()
+    # A guard wider than the cube reaches its edge, and a slice beyond it would be empty.
     tall, wide = min(guard, rows - 1), min(guard, columns - 1)
     for down in range(-tall, tall + 1):
         for right in range(-wide, wide + 1):
