@@ -51,10 +51,14 @@ def dated_frames(
     """
     if pattern is None:
         return []
+
+    # The bands of an index belong to the feature's own files; a mask has only its first band read.
     bands: list[int | str] = _bands(feature) if pattern == feature.files else [1]
     found: list[DatedFrame] = []
     for path in matching_files(root, pattern):
         found += _frames_of_file(root, path, bands, feature, raster)
+
+    # Nothing says which of two files a feature without dates would show.
     if feature.static and len(found) > 1:
         raise SourceError(
             "a static feature has more than one file",
@@ -84,6 +88,7 @@ def _frames_of_file(
     source = open_raster(root / path, root / extent if extent else None)
     for band in bands:
         source.check(band)
+
     if feature.static:
         return [(Frame(path, None if source.steps is None else 0, extent), None)]
     if source.steps is None:
@@ -95,6 +100,7 @@ def _frames_of_file(
 def _times_of(
     root: Path, path: str, source: RasterSource, steps: int, raster: RasterSettings
 ) -> Times:
+    # The dates in the file itself win: the one side file of a cube may be about other sources.
     if source.times is not None:
         _check_sorted(source.times, root / path)
         return source.times
@@ -119,6 +125,7 @@ def _refuse_duplicates(root: Path, feature: RasterFeature, found: Sequence[Dated
 def _date_in_name(root: Path, path: str, raster: RasterSettings) -> np.datetime64:
     match = re.search(raster.time.pattern, Path(path).name)
     try:
+        # A name without a date and a date that does not parse are one fault to the user.
         if match is None:
             raise ValueError(f"the name does not match {raster.time.pattern}")
         return _instant(dt.datetime.strptime(match["date"], raster.time.format))
@@ -168,6 +175,8 @@ def _times_in_file(root: Path, raster: RasterSettings, steps: int, path: str) ->
 
 
 def _check_sorted(times: Times, where: Path) -> None:
+    """Raise SourceError unless every step has a date and each is later than the one before."""
+    # NaT compares as neither smaller nor equal, so it would pass the checks below.
     missing = np.isnat(times)
     if missing.any():
         raise SourceError(
@@ -212,6 +221,7 @@ def make_layers(
         static features only has the single date 1970-01-01.
     """
     dates = {time for found in frames.values() for _, time in found if time is not None}
+    # The time axis needs at least one step.
     times = np.array(sorted(dates), "datetime64[s]") if dates else np.array([EPOCH])
 
     layers: dict[LayerKey, Layer] = {}
@@ -228,7 +238,9 @@ def make_layers(
             )
         if feature.mask:
             masks = dated_frames(root, feature, raster, feature.mask)
+            # Dates of masks do not join the axis: a mask alone has nothing to show.
             by_date = _by_date(masks, times, feature.static)
+            # Nearest, since a mask that is averaged would have values between its two.
             layers[feature.name, "mask"] = Layer(by_date, 1, "nearest", static=feature.static)
     return times, layers
 
@@ -241,6 +253,7 @@ def _roles(feature: RasterFeature) -> dict[str, int | str]:
 
 
 def _by_date(frames: Sequence[DatedFrame], times: Times, static: bool) -> tuple[Frame | None, ...]:
+    # One frame for all dates, which `Layer.frame` repeats: a cube may have thousands of dates.
     if static:
         return (frames[0][0],)
     known = {time: frame for frame, time in frames}

@@ -11,15 +11,20 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from warehouse.errors import ConfigError, SourceError
+
+if TYPE_CHECKING:
+    from affine import Affine
+    from rasterio.crs import CRS
 
 __all__ = ["Grid", "Window", "crs_wkt_of", "grid_of_bounds", "read_extent"]
 
 Window = tuple[int, int, int, int]
 """(first row, first column, rows, columns) of a raster."""
 SNAP_DIGITS = 5
+"""Decimal digits of a pixel that an origin keeps; see `Grid.snapped`."""
 MARGIN = 2
 """Pixels that a resampling filter reaches beyond what it fills."""
 
@@ -45,8 +50,8 @@ class Grid:
     width: int
 
     @property
-    def crs(self) -> Any:
-        """The coordinate reference system, a `rasterio.crs.CRS`."""
+    def crs(self) -> CRS:
+        """The coordinate reference system."""
         return _crs_of(self.crs_wkt)
 
     @property
@@ -67,7 +72,8 @@ class Grid:
         return ":".join(authority) if authority else None
 
     def bounds(self, window: Window | None = None) -> tuple[float, float, float, float]:
-        """Left, bottom, right and top of a window, or of the whole grid."""
+        """Return left, bottom, right and top of a window, or of the whole grid."""
+        # All four corners, because a source (unlike the cube) may be rotated.
         row, column, rows, columns = window or (0, 0, self.height, self.width)
         corners = [
             self.xy_of(across, down)
@@ -77,8 +83,8 @@ class Grid:
         xs, ys = [x for x, _ in corners], [y for _, y in corners]
         return min(xs), min(ys), max(xs), max(ys)
 
-    def at(self, window: Window) -> Any:
-        """The transform of a window, an `affine.Affine`."""
+    def at(self, window: Window) -> Affine:
+        """Return the transform of a window."""
         from affine import Affine
 
         a, b, _, d, e, _ = self.transform
@@ -100,12 +106,12 @@ class Grid:
         return Grid(self.crs_wkt, (a, b, near_c, d, e, near_f), self.height, self.width)
 
     def xy_of(self, column: float, row: float) -> tuple[float, float]:
-        """Coordinates x, y of a pixel corner."""
+        """Return the coordinates x and y of a pixel corner."""
         a, b, c, d, e, f = self.transform
         return a * column + b * row + c, d * column + e * row + f
 
     def pixel_of(self, x: float, y: float) -> tuple[float, float]:
-        """Column and row of a point, the inverse of `xy_of`."""
+        """Return the column and row of a point; the inverse of `xy_of`."""
         a, b, c, d, e, f = self.transform
         area = a * e - b * d
         return (e * (x - c) - b * (y - f)) / area, (a * (y - f) - d * (x - c)) / area
@@ -125,6 +131,8 @@ class Grid:
 
         left, bottom, right, top = other.bounds(window)
         if self.crs != other.crs:
+            # The sides of a window are curves in another projection: 21 points on each find how far
+            # they reach, which the corners alone would not.
             try:
                 left, bottom, right, top = transform_bounds(
                     other.crs, self.crs, left, bottom, right, top, densify_pts=21
@@ -132,6 +140,7 @@ class Grid:
             except CRSError:
                 # The window lies outside the area in which the projection is defined.
                 return None
+        # PROJ answers points beyond its projection with infinity instead of an error.
         if not all(map(math.isfinite, (left, bottom, right, top))):
             return None
 
@@ -140,10 +149,12 @@ class Grid:
         # Filters reach two target pixels out when they shrink, two source pixels when they enlarge.
         reach_y = MARGIN * (1 + math.ceil((max(rows) - min(rows)) / window[2]))
         reach_x = MARGIN * (1 + math.ceil((max(columns) - min(columns)) / window[3]))
+
         if max(rows) <= 0 or min(rows) >= self.height:
             return None
         if max(columns) <= 0 or min(columns) >= self.width:
             return None
+
         top_row = max(0, math.floor(min(rows)) - reach_y)
         bottom_row = min(self.height, math.ceil(max(rows)) + reach_y)
         left_column = max(0, math.floor(min(columns)) - reach_x)
@@ -152,7 +163,7 @@ class Grid:
 
 
 @lru_cache(maxsize=64)
-def _crs_of(wkt: str) -> Any:
+def _crs_of(wkt: str) -> CRS:
     from rasterio.crs import CRS
 
     return CRS.from_wkt(wkt)
@@ -252,6 +263,8 @@ def read_extent(path: Path) -> tuple[str, tuple[float, float, float, float]]:
                 ' "coordinates": [...]}'
             ),
         ) from None
+
+    # A polygon with a slanted side would cover only a part of the array.
     left, bottom, right, top = min(xs), min(ys), max(xs), max(ys)
     is_upright = all(x in (left, right) for x in xs) and all(y in (bottom, top) for y in ys)
     if not is_upright or left == right or bottom == top:

@@ -49,6 +49,7 @@ def compute(feature: RasterFeature, inputs: Mapping[str, Plane]) -> Plane:
 
 def _normalised_difference(high: Plane, low: Plane) -> Plane:
     total = high + low
+    # Both bands are zero in the dark and in padding: no value, rather than a division by zero.
     undefined = np.full_like(total, np.nan)
     ratio: Plane = np.divide(high - low, total, out=undefined, where=total != 0)
     return ratio
@@ -57,6 +58,6 @@ def _normalised_difference(high: Plane, low: Plane) -> Plane:
 def _classes(feature: RasterFeature, values: Plane) -> Plane:
     breaks = np.array(feature.breaks, np.float32)
     codes = np.array(feature.codes, np.float32)
-    # searchsorted has no place for NaN.
+    # NaN sorts above every number, so it would become the last class.
     intervals = np.searchsorted(breaks, np.nan_to_num(values), side="right")
     return np.where(np.isnan(values), np.float32(np.nan), codes[intervals])

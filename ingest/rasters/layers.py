@@ -52,6 +52,7 @@ class Layer:
         Whether the values are codes, among which an undeclared NaN would be a mistake.
     """
 
+    # Frames are named, not opened: layers are pickled for the worker processes.
     frames: tuple[Frame | None, ...]
     band: int | str
     method: Resampling
@@ -60,5 +61,5 @@ class Layer:
     integers: bool = False
 
     def frame(self, date: int) -> Frame | None:
-        """The frame of a date, given by its index."""
+        """Return the frame of a date, which is given by its index; None where there is none."""
         return self.frames[0 if self.static else date]

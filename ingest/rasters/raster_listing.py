@@ -1,6 +1,6 @@
 """The files that the `raster` section names, and the recipe of the version made of them.
 
-Only names and bytes are looked at, so that "already built" answers without opening a raster.
+Only names and bytes are read, so that rebuilding unchanged data returns without opening a raster.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ def list_rasters(build: BuildSettings, raster: RasterSettings) -> SourceListing:
             remedy="list them in your config file, as docs/format.md shows",
         )
     root = input_root(build)
+    # A set: one file may hold the bands of several features, and is hashed once.
     named: set[str] = set()
     for feature in raster.features:
         for pattern in (feature.files, feature.mask):
@@ -48,6 +49,7 @@ def list_rasters(build: BuildSettings, raster: RasterSettings) -> SourceListing:
             named.add(feature.extent)
     named.update(path for path in (raster.grid.like, raster.grid.geojson, raster.time.file) if path)
 
+    # Extents and lists of dates are no rasters, but they decide the content, so they are hashed.
     rasters = tuple(sorted(path for path in named if _suffix(path) in RASTER_SUFFIXES))
     listed = [inside for path in sorted(named) for inside in _files_of(root, path)]
     stats = {path: _stat(root, path) for path in listed}
@@ -94,6 +96,7 @@ def _files_of(root: Path, path: str) -> list[str]:
     """Return the file itself, or the files of a Zarr folder."""
     if not (root / path).is_dir():
         return [path]
+    # Sorted, because the order of a folder differs between file systems, and a recipe must not.
     return sorted(
         (Path(folder) / name).relative_to(root).as_posix()
         for folder, _, names in os.walk(root / path)
@@ -102,6 +105,7 @@ def _files_of(root: Path, path: str) -> list[str]:
 
 
 def _stat(root: Path, path: str) -> os.stat_result:
+    # A version must be reproducible from its input root alone.
     real = os.path.realpath(root / path)
     if os.path.commonpath([real, os.path.realpath(root)]) != os.path.realpath(root):
         raise SourceError(
@@ -130,6 +134,8 @@ def cube_recipe(
         "code_version": code_version(),
         "sources": listing.fingerprint,
         "format": listing.format,
+        # Settings of pictures do not change a cube, so its name does not depend on them.
         "settings": build.content(leave_out={PICTURES_ONLY}) | {"raster": raster.content()},
+        # GDAL comes with rasterio, and another release may decode or resample otherwise.
         "decoder": {"rasterio": version("rasterio")},
     }

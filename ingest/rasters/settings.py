@@ -61,6 +61,7 @@ class RasterGrid(Section):
 
     @model_validator(mode="after")
     def _one_way(self) -> RasterGrid:
+        # Two descriptions of one grid could contradict each other, and one would be ignored.
         named = [self.crs, self.resolution, self.bounds]
         if self.like is not None and (
             self.geojson is not None or any(each is not None for each in named)
@@ -93,6 +94,7 @@ class RasterTime(Section):
     @field_validator("pattern")
     @classmethod
     def _has_a_date(cls, value: str) -> str:
+        # Compiled here, so that a mistake is named with its key and not for the first file.
         try:
             groups = re.compile(value).groupindex
         except re.error as error:
@@ -161,12 +163,14 @@ class RasterFeature(Section):
 
     @model_validator(mode="after")
     def _makes_sense(self) -> RasterFeature:
+        # A mean of two codes is a third one, and the most frequent of many quantities is chance.
         allowed = CATEGORY if self.kind == "categorical" else QUANTITY
         if self.method not in allowed:
             raise ValueError(
                 f"feature {self.name!r}: a {self.kind} feature is resampled by"
                 f" {' or '.join(allowed)}, not {self.method}"
             )
+        # Counts by code and the classes of models need the whole list, which no window shows.
         if (self.kind == "categorical") != bool(self.codes):
             raise ValueError(
                 f"feature {self.name!r}: codes belong to categorical features, and those need them"
@@ -188,6 +192,7 @@ class RasterFeature(Section):
         if self.files is None and any(isinstance(value, int) for value in self.inputs.values()):
             raise ValueError(f"feature {self.name!r}: band numbers need files")
         if self.index == "classes":
+            # `indices._classes` finds intervals by binary search, for which breaks must ascend.
             if (
                 self.kind != "categorical"
                 or len(self.breaks) + 1 != len(self.codes)
@@ -258,6 +263,7 @@ class RasterSettings(Section):
     @field_validator("chunk")
     @classmethod
     def _chunk_is_whole(cls, value: ChunkSteps) -> ChunkSteps:
+        # Filled in here, because the recipe holds the sizes that were used.
         default = {"time": 5, "y": 32, "x": 32}
         return ChunkSteps(
             **{axis: getattr(value, axis) or size for axis, size in default.items()},
@@ -266,6 +272,7 @@ class RasterSettings(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> RasterSettings:
+        # An inner chunk is compressed, checked and assigned to a split as a whole.
         for name in ("shard", "block"):
             for axis in ("time", "y", "x"):
                 size, inner = getattr(getattr(self, name), axis), getattr(self.chunk, axis)
@@ -273,6 +280,7 @@ class RasterSettings(Section):
                     raise ValueError(
                         f"{name}.{axis} must be a multiple of chunk.{axis} ({inner}), not {size}"
                     )
+        # Only features above count as inputs, so there are no cycles and one pass computes all.
         above: set[str] = set()
         for feature in self.features:
             if feature.name in above:
