@@ -8,6 +8,7 @@ import signal
 import warnings
 
 import pytest
+from process_state import STOP_SIGNALS, restored_commands
 
 from utils.log import get_log, start_logging
 
@@ -27,15 +28,26 @@ def test_a_line_goes_to_the_stderr_of_the_moment_also_after_the_former_one_was_c
     assert second.getvalue() == "warning: second 2\n"
 
 
-def test_a_command_s_logging_and_signals_are_there_in_its_test() -> None:
-    start_logging(logging.INFO)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    assert logging.getLogger().level == logging.INFO
-
-
-def test_and_not_in_the_next() -> None:
+def logging_and_signals() -> tuple[object, ...]:
     root = logging.getLogger()
-    assert root.level == logging.WARNING
-    assert not [handler for handler in root.handlers if "Stderr" in type(handler).__name__]
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    handlers = [handler for handler in root.handlers if "Stderr" in type(handler).__name__]
+    signals = [signal.getsignal(number) for number in STOP_SIGNALS]
+    return root.level, handlers, signals, warnings.showwarning
+
+
+def test_a_command_s_logging_and_signals_end_with_its_block() -> None:
+    before = logging_and_signals()
+    with restored_commands():
+        start_logging(logging.DEBUG)
+        logging.captureWarnings(True)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        during = logging_and_signals()
+    assert during[0] == logging.DEBUG
+    assert during[1]
+    assert during != before
+    assert logging_and_signals() == before
     assert warnings.showwarning.__module__ != "logging"
+
+
+def test_every_test_runs_in_such_a_block(request: pytest.FixtureRequest) -> None:
+    assert "_process_as_found" in request.fixturenames
