@@ -30,6 +30,7 @@ class RawBox:
         Bits of `warehouse.format.schema`: CROWD, DIFFICULT, TRUNCATED.
     """
 
+    # Not corrected while reading: cleaning counts each kind of fault once, for all formats.
     box_xyxy: tuple[float, float, float, float]
     class_name: str
     flags: int = 0

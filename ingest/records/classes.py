@@ -32,6 +32,7 @@ class ClassFoldersFormat(AnnotationFormat):
         for source in listing.pictures:
             folder = source.rpartition("/")[0]
             name = folder.rpartition("/")[2]
+            # A split folder names no class: `train/1.jpg` would be of the class "train".
             if not name or given_split(f"{name}/") is not None:
                 detail = "lies in no folder that names its class"
                 rejected.append(Rejection(source, "picture", "no_class_folder", detail))
@@ -43,6 +44,7 @@ class ClassFoldersFormat(AnnotationFormat):
 
 
 def _numbers_first(name: str) -> tuple[bool, int, str]:
+    # isdigit alone accepts digits such as "²", which int refuses.
     is_number = name.isascii() and name.isdigit()
     return not is_number, int(name) if is_number else 0, name
 

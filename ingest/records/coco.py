@@ -29,7 +29,8 @@ from warehouse.format.schema import CROWD
 __all__ = ["CocoFormat", "parse_coco"]
 
 MAX_JSON_BYTES = 1 << 30
-LOOKED_AT_BYTES = 1 << 20
+PREFIX_BYTES = 1 << 20
+"""Bytes at the start of a JSON file in which `"images"` is searched."""
 NAN = float("nan")
 COCO_NAME = re.compile(
     r"^(?:(?:.*[._-])?coco(?:[._-].*)?|instances_.+|annotations?|labels)\.json$", re.IGNORECASE
@@ -44,7 +45,7 @@ class CocoFormat(AnnotationFormat):
     expected_files = "_annotations.coco.json beside the pictures or annotations/instances_*.json"
 
     def find_annotations(self, folder: InputFolder) -> tuple[str, ...]:
-        """JSON files of COCO's names; where the user chose COCO, any that looks like it."""
+        """Return JSON files of COCO's names; where the user chose COCO, any that looks like it."""
         named = [path for path in folder.others if COCO_NAME.match(posixpath.basename(path))]
         instances = {posixpath.dirname(path) for path in named if _has_instances(path)}
         # Beside COCO's own instances_*.json lie captions and keypoints of the same pictures.
@@ -53,6 +54,8 @@ class CocoFormat(AnnotationFormat):
             for path in named
             if posixpath.dirname(path) not in instances or _has_instances(path)
         ]
+        # Only if the user chose COCO: reading every JSON file of a folder to recognise a format
+        # would be slow, and many other formats have a list of images.
         if not named and folder.is_chosen:
             named = [
                 path
@@ -62,7 +65,7 @@ class CocoFormat(AnnotationFormat):
         return tuple(named)
 
     def matches(self, folder: InputFolder, annotations: tuple[str, ...]) -> bool:
-        """Always true: the files do not pair with pictures by name."""
+        """Return True: the files do not pair with images by name."""
         return True
 
     def parse(self, listing: SourceListing) -> Parsed:
@@ -77,7 +80,7 @@ def _has_instances(path: str) -> bool:
 def _looks_like_coco(path: Path) -> bool:
     try:
         with path.open("rb") as file:
-            return b'"images"' in file.read(LOOKED_AT_BYTES)
+            return b'"images"' in file.read(PREFIX_BYTES)
     except OSError:
         return False
 
@@ -100,6 +103,7 @@ def parse_coco(listing: SourceListing) -> Parsed:
         categories = _categories(content, path)
         supercategories = {str(entry.get("supercategory")) for entry in content["categories"]}
         for number, name in categories.items():
+            # Files of several splits may number the same categories differently.
             names.setdefault(name, (number, order))
             if number == 0 or name in supercategories:
                 placeholders.add(name)
@@ -111,6 +115,7 @@ def parse_coco(listing: SourceListing) -> Parsed:
             if source is None:
                 rejected.append(Rejection(path, "annotation", "missing_picture", file_name))
             elif source in taken:
+                # Which of the two lists of boxes is complete, nothing in the files tells.
                 raise AnnotationError(
                     "a picture is listed twice",
                     where=f"{path}, {source}",
@@ -133,6 +138,7 @@ def _read(listing: SourceListing, path: str) -> dict[str, Any]:
         raise AnnotationError(
             "JSON does not parse", where=f"{path}, line {error.lineno}", found=error.msg
         ) from None
+    # ValueError also for a number of more than 4,300 digits, which Python refuses to convert.
     except (UnicodeDecodeError, ValueError) as error:
         raise AnnotationError("JSON does not parse", where=path, found=str(error)[:200]) from None
     except RecursionError:
@@ -149,7 +155,7 @@ def _read(listing: SourceListing, path: str) -> dict[str, Any]:
 
 
 def _refuse_lone_surrogates(content: object, data: bytes, path: str) -> None:
-    """JSON may hold half of a surrogate pair, which cannot be written as UTF-8."""
+    """Raise AnnotationError for half of a surrogate pair, which UTF-8 cannot express."""
     # Encoding everything again is slow, so only files that hold such an escape are tried.
     if b"\\ud" not in data.lower():
         return
@@ -165,6 +171,7 @@ def _refuse_lone_surrogates(content: object, data: bytes, path: str) -> None:
 
 
 def _check_ids(images: list[dict[str, Any]], path: str) -> None:
+    # COCO's ids are numbers; some tools write texts, which serve as well.
     ids = [entry.get("id") for entry in images]
     for at, number in enumerate(ids):
         if not isinstance(number, int | str):
@@ -208,6 +215,8 @@ def _boxes(
             detail = f"annotations[{at}]: image_id {image_id!r:.40}"
             rejected.append(Rejection(path, "box", "unknown_picture", detail))
             continue
+
+        # A name that no list of classes has: the box is counted as one of an unknown class.
         name = categories.get(number, "") if isinstance(number, int) else ""
         flags = CROWD if entry.get("iscrowd") in (1, True) else 0
         box = RawBox(_xyxy(entry.get("bbox")), name or f"category id {number!r:.40}", flags)
@@ -222,6 +231,7 @@ def _xyxy(bbox: object) -> tuple[float, float, float, float]:
         return NAN, NAN, NAN, NAN
     try:
         x, y, width, height = (float(value) for value in bbox)
+    # A whole number in JSON may be larger than any float.
     except OverflowError:
         return NAN, NAN, NAN, NAN
     return x, y, x + width, y + height
@@ -233,6 +243,7 @@ def _safe_name(entry: dict[str, Any], path: str) -> str:
         raise AnnotationError(
             "a picture has no file_name", where=f"{path}, image id {entry['id']!r:.40}"
         )
+    # Tools on Windows write backslashes and drive letters.
     plain = name.replace("\\", "/").removeprefix("./")
     parts = plain.split("/")
     if plain.startswith("/") or "\0" in plain or ".." in parts or ":" in parts[0]:
@@ -245,7 +256,7 @@ def _safe_name(entry: dict[str, Any], path: str) -> str:
 
 
 def _candidates(path: str, file_name: str) -> list[str]:
-    """Where a picture of a JSON file may lie, nearest first."""
+    """Return the paths at which an image of a JSON file may lie, nearest first."""
     folder, name = posixpath.split(path)
     parent = posixpath.dirname(folder)
     stem = posixpath.splitext(name)[0].removeprefix(INSTANCES)

@@ -31,12 +31,12 @@ FALLBACK = "folder"
 
 
 def format_names() -> tuple[str, ...]:
-    """All values of `build.format`: `auto`, the annotation formats by name, and `raster`."""
+    """Return all values of `build.format`: `auto`, the annotation formats, and `raster`."""
     return (AUTO, *sorted(REGISTERED), RASTER)
 
 
 def get_format(name: str) -> AnnotationFormat:
-    """The annotation format of a name.
+    """Return the annotation format of a name.
 
     Raises
     ------
@@ -84,6 +84,8 @@ def recognise_format(folder: InputFolder) -> tuple[AnnotationFormat, tuple[str, 
             found=" and ".join(candidates),
             remedy=f"choose one with --build.format {candidates[0]}",
         )
+    # A folder of images without boxes is legitimate, for an encoder for example, but boxes that were
+    # overlooked would be expensive: so it is built with a warning.
     if not candidates:
         warning = (
             "no annotations recognised: taken as a plain folder of pictures without boxes"

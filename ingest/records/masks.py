@@ -26,11 +26,11 @@ class MasksFormat(AnnotationFormat):
     has_masks = True
 
     def is_picture(self, path: str) -> bool:
-        """Whether an image file is a picture by its name, and not a mask."""
+        """Return whether an image file is a picture by its name, and not a mask."""
         return not is_mask(path)
 
     def find_annotations(self, folder: InputFolder) -> tuple[str, ...]:
-        """Every image that is not a picture."""
+        """Return every image that is not a picture."""
         return tuple(path for path in folder.others if path.lower().endswith(PICTURE_EXTENSIONS))
 
     def parse(self, listing: SourceListing) -> Parsed:
@@ -51,6 +51,8 @@ def parse_masks(listing: SourceListing) -> Parsed:
     rejected: list[Rejection] = []
     used: set[str] = set()
     for source in listing.pictures:
+        # A mask that two images share by name belongs to neither for certain: the first has it, the
+        # second is reported.
         found = masks.get(pairing_key(source), [])
         if len(found) == 1 and found[0] not in used:
             pictures.append(RawPicture(source, mask=found[0]))
@@ -66,6 +68,7 @@ def parse_masks(listing: SourceListing) -> Parsed:
         for path in listing.annotations
         if path not in used
     ]
+    # `build.mask_values` names the classes, not the files.
     return Parsed(tuple(pictures), tuple(rejected), class_names=())
 
 

@@ -49,11 +49,14 @@ def parse_paired_files(
             detail = f"{pairs.ambiguous[source]} belongs to another picture of this stem"
             rejected.append(Rejection(source, "picture", "ambiguous_annotation", detail))
             continue
+
+        # Whether a picture without a file is a fault depends on settings, so it is kept here.
         path = pairs.annotation_of.get(source)
         if path is None:
             pictures.append(RawPicture(source, normalised=normalised))
             continue
         data = read_inside(listing.root, path, limit=limit, sha256=listing.sha256_of(path))
+        # One faulty file must not stop a build of thousands: `max_invalid` decides about them all.
         try:
             pictures.append(parse_file(source, path, data))
         except AnnotationError as error:

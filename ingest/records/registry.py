@@ -83,15 +83,15 @@ class AnnotationFormat(ABC):
     has_masks: ClassVar[bool] = False
 
     def is_picture(self, path: str) -> bool:
-        """Whether an image file is a picture, rather than a mask."""
+        """Return whether an image file is a picture, rather than a mask."""
         return True
 
     def find_annotations(self, folder: InputFolder) -> tuple[str, ...]:
-        """The annotation files among `folder.others`, sorted."""
+        """Return the annotation files among `folder.others`, sorted."""
         return ()
 
     def matches(self, folder: InputFolder, annotations: tuple[str, ...]) -> bool:
-        """Whether files that `find_annotations` returned are really of this format.
+        """Return whether files that `find_annotations` found are really of this format.
 
         Called only when formats are being recognised. A text file in `labels/` that belongs to no
         picture, such as a README, does not make a data set YOLO.
@@ -99,7 +99,7 @@ class AnnotationFormat(ABC):
         return bool(pair_by_stem(folder.pictures, annotations).annotation_of)
 
     def names_classes(self, path: str) -> bool:
-        """Whether a file is read for names of classes, and so belongs to the fingerprint."""
+        """Return whether a file is read for names of classes, so that the fingerprint covers it."""
         return False
 
     @abstractmethod
@@ -120,18 +120,20 @@ REGISTERED: dict[str, AnnotationFormat] = {}
 
 def register(annotation_format: AnnotationFormat) -> None:
     """Make a format available as a value of `build.format`."""
+    # A second format of a name would replace the first, and old recipes would mean another reader.
     assert annotation_format.name not in {*REGISTERED, "auto", "raster"}
     REGISTERED[annotation_format.name] = annotation_format
 
 
 def files_by_stem(folder: InputFolder, extension: str) -> tuple[str, ...]:
-    """Files of an extension that lie beside pictures or in a folder such as `labels`.
+    """Return files of an extension that lie beside images or in a folder such as `labels`.
 
     Parameters
     ----------
     extension
         The extension in lower case, with its dot.
     """
+    # Other files of the extension are about something else: requirements.txt, a tool's settings.xml.
     beside = {posixpath.dirname(path) for path in folder.pictures}
     stems = {posixpath.splitext(posixpath.basename(path))[0] for path in folder.pictures}
     chosen = []

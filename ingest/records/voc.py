@@ -36,7 +36,7 @@ class VocFormat(AnnotationFormat):
     expected_files = "*.xml beside the pictures or in Annotations/"
 
     def find_annotations(self, folder: InputFolder) -> tuple[str, ...]:
-        """XML files beside the pictures or in a folder of annotations."""
+        """Return XML files beside the images or in a folder of annotations."""
         return files_by_stem(folder, ".xml")
 
     def parse(self, listing: SourceListing) -> Parsed:
@@ -72,6 +72,8 @@ def read_voc_xml(data: bytes, path: str) -> tuple[tuple[RawBox, ...], tuple[int,
     from defusedxml import DefusedXmlException
     from defusedxml.ElementTree import fromstring
 
+    # Annotations come from the internet: with a DTD a small file can expand to gigabytes or read
+    # other files of the machine.
     try:
         root = fromstring(data, forbid_dtd=True)
     except ParseError as error:
@@ -86,6 +88,7 @@ def read_voc_xml(data: bytes, path: str) -> tuple[tuple[RawBox, ...], tuple[int,
             where=path,
             found=type(error).__name__,
         ) from None
+    # LookupError for an encoding in the declaration that Python does not know.
     except (ValueError, LookupError, RecursionError) as error:
         raise AnnotationError("XML does not parse", where=path, found=str(error)) from None
     if root.tag != "annotation":
@@ -109,6 +112,7 @@ def _box(item: Element, where: str) -> RawBox:
     if box is None:
         raise AnnotationError("an object has no <bndbox>", where=where)
     values = []
+    # By name, because tools write the four in different orders.
     for corner in CORNERS:
         text = box.findtext(corner)
         try:
@@ -126,6 +130,7 @@ def _is_set(item: Element, key: str) -> bool:
 
 
 def _size(root: Element) -> tuple[int, int] | None:
+    # The declared size is only compared with the image, so a missing or odd one is no fault.
     try:
         width = float(root.findtext("size/width") or "")
         height = float(root.findtext("size/height") or "")

@@ -30,6 +30,7 @@ MAX_TEXT_BYTES = 16 << 20
 MAX_YAML_BYTES = 1 << 20
 MAX_YAML_DEPTH = 32
 MAX_CLASSES = 32_767
+"""Labels are stored as int16."""
 NAMES_FILE = re.compile(
     r"^(?:data\.ya?ml|dataset\.ya?ml|classes\.txt|_darknet\.labels|.+\.names)$", re.IGNORECASE
 )
@@ -43,11 +44,12 @@ class YoloFormat(AnnotationFormat):
     expected_files = "*.txt beside the pictures or in labels/"
 
     def find_annotations(self, folder: InputFolder) -> tuple[str, ...]:
-        """Text files beside the pictures or in a folder of labels."""
+        """Return text files beside the images or in a folder of labels."""
         return files_by_stem(folder, ".txt")
 
     def names_classes(self, path: str) -> bool:
-        """Whether a file may hold the names of the classes: any YAML file at the top, for one."""
+        """Return whether a file may hold the names of the classes."""
+        # Ultralytics has names of its own for data.yaml, such as coco128.yaml.
         name = posixpath.basename(path)
         return bool(NAMES_FILE.match(name)) or ("/" not in path and name.lower().endswith(YAML))
 
@@ -74,6 +76,8 @@ class YoloFormat(AnnotationFormat):
         )
         if names is not None:
             return Parsed(pictures, rejected, tuple(names[number] for number in sorted(names)))
+
+        # Up to the largest number in use, so that a label stays the number in the files.
         return Parsed(
             pictures,
             rejected,
@@ -103,6 +107,7 @@ def read_yolo_text(data: bytes, path: str) -> list[tuple[int, tuple[float, float
     AnnotationError
         Naming file and line, for a line that is neither a box nor a polygon.
     """
+    # Editors on Windows begin a text file with a byte order mark.
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -116,6 +121,7 @@ def read_yolo_text(data: bytes, path: str) -> list[tuple[int, tuple[float, float
 
 def _read_line(line: str, where: str) -> tuple[int, tuple[float, float, float, float]]:
     words = line.split()
+    # Some tools write the class number as 0.0.
     try:
         number, values = float(words[0]), [float(word) for word in words[1:]]
     except ValueError:
@@ -129,9 +135,11 @@ def _read_line(line: str, where: str) -> tuple[int, tuple[float, float, float, f
             expected=f"0 to {MAX_CLASSES - 1}",
             found=words[0][:20],
         )
+
     if len(values) == 4:
         x, y, width, height = values
         return int(number), (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+    # Three points or more. Five numbers could be a box with a score, so they are refused.
     if len(values) >= 6 and len(values) % 2 == 0:
         # min and max pass over NaN, which must reach the cleaning.
         if not all(map(math.isfinite, values)):
@@ -147,7 +155,7 @@ def _read_line(line: str, where: str) -> tuple[int, tuple[float, float, float, f
 
 
 def read_class_names(listing: SourceListing) -> dict[int, str] | None:
-    """The names of the classes, of the first file that has any.
+    """Return the names of the classes from the first file that has any.
 
     Returns
     -------
@@ -170,7 +178,7 @@ def read_class_names(listing: SourceListing) -> dict[int, str] | None:
 
 
 def _rank(path: str) -> int:
-    """The order in which files are asked for names: data.yaml, YAML files, classes.txt, others."""
+    """Return the place of a file in the order data.yaml, YAML files, classes.txt, others."""
     name = posixpath.basename(path).lower()
     if name in ("data.yaml", "data.yml"):
         return 0
@@ -195,6 +203,7 @@ def _checked_names(names: Mapping[object, object], path: str) -> dict[int, str]:
             where=path,
             found=ascii(list(checked.values()))[:120],
         )
+    # Two classes of one name would be merged into one without anyone noticing.
     if not checked or not all(checked.values()) or len(set(checked.values())) != len(checked):
         raise AnnotationError(
             "class names must be distinct and not empty",
@@ -243,13 +252,11 @@ def _names_of_yaml(data: bytes, path: str) -> Mapping[object, object] | None:
 
 
 def _refuse_costly_yaml(data: bytes, path: str) -> None:
-    """Look at the events only.
-
-    Once composed, aliases can make a few lines grow without bound, and deep nesting takes quadratic
-    time.
-    """
+    """Raise AnnotationError for YAML that is small on disk and costly in memory."""
     import yaml
 
+    # Of the events only: once composed, aliases can make a few lines grow without bound, and deep
+    # nesting takes quadratic time.
     depth = 0
     for event in yaml.parse(data, Loader=yaml.SafeLoader):
         depth += isinstance(event, yaml.CollectionStartEvent)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -159,3 +160,47 @@ def test_every_format_says_what_it_is():
         assert known.name == name
         assert type(known).__doc__
         assert bool(known.expected_files) == known.needs_annotations
+
+
+ONE_FILE = '''
+from ingest.records.base import Parsed, RawBox, RawPicture
+from ingest.records.registry import AnnotationFormat, register
+
+
+class Centred(AnnotationFormat):
+    """One box in the middle of every picture."""
+
+    name = "centred"
+    is_recognised = False
+    needs_annotations = False
+
+    def parse(self, listing):
+        box = RawBox((8, 8, 40, 30), "thing")
+        pictures = [RawPicture(path, (box,), annotation=path) for path in listing.pictures]
+        return Parsed(tuple(pictures))
+
+
+register(Centred())
+'''
+
+
+def test_a_format_is_one_file_and_one_line_that_imports_it(tmp_path, monkeypatch):
+    (tmp_path / "centred_format.py").write_text(ONE_FILE)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "centred" not in format_names()
+
+    importlib.import_module("centred_format")
+    del sys.modules["centred_format"]
+
+    assert "centred" in format_names()
+    write_picture(tmp_path / "set" / "a.jpg", seed=0)
+    split = build(tmp_path / "set", format="centred").split("train")
+    assert split.class_names == ["thing"]
+    assert split.array("box_mask")[:].sum() == 1
+
+
+def test_the_setting_is_free_text_that_only_the_registry_checks():
+    assert BuildSettings.model_fields["format"].annotation is str
+    assert BuildSettings(format="not registered").format == "not registered"
+    with pytest.raises(ConfigError, match="not registered"):
+        get_format("not registered")
