@@ -45,7 +45,7 @@ SKIPPED_FOLDERS = frozenset({"__MACOSX", "SegmentationClass", "SegmentationObjec
 
 
 def input_root(settings: BuildSettings) -> Path:
-    """The folder that `build.input_root` names.
+    """Return the folder that `build.input_root` names.
 
     Raises
     ------
@@ -103,11 +103,13 @@ def walk_sources(root: Path, output_root: Path) -> Iterator[tuple[str, os.stat_r
         prefix = "" if relative == "." else relative + "/"
         _prune(folder, folders, prefix, real_root, real_output)
         for name in names:
+            # macOS leaves `._a.jpg` beside every `a.jpg` on foreign disks: no image, its extension.
             if name.startswith("."):
                 continue
             info = _stat_of(folder, name, prefix, real_root)
             if stat.S_ISREG(info.st_mode):
                 yield prefix + name, info
+            # Opening a pipe would wait for ever. Under other names it is none of our business.
             elif name.lower().endswith(PICTURE_EXTENSIONS):
                 raise SourceError(
                     "a source is not a regular file",
@@ -126,12 +128,13 @@ def _refuse_folder(error: OSError) -> None:
 
 
 def _prune(folder: str, folders: list[str], prefix: str, real_root: str, real_output: str) -> None:
-    """Take out of `folders`, which os.walk follows, what is not to be followed, and sort it."""
+    """Remove from `folders`, which os.walk follows, what it is not to follow, and sort the rest."""
     for name in list(folders):
         full = os.path.join(folder, name)
         skipped = name.startswith(".") or name in SKIPPED_FOLDERS
         if skipped or os.path.realpath(full) == real_output:
             folders.remove(name)
+        # Two links to each other would be walked for ever.
         elif os.path.islink(full):
             folders.remove(name)
             _check_link(full, real_root)
@@ -141,6 +144,7 @@ def _prune(folder: str, folders: list[str], prefix: str, real_root: str, real_ou
 
 def _stat_of(folder: str, name: str, prefix: str, real_root: str) -> os.stat_result:
     full = os.path.join(folder, name)
+    # Linux allows any bytes in a name; the manifest and its fingerprint are UTF-8.
     try:
         (prefix + name).encode()
     except UnicodeEncodeError:
@@ -172,13 +176,14 @@ def _check_link(full: str, real_root: str) -> None:
 
 
 def path_inside(root: Path, path: str) -> str:
-    """The absolute path of a file below a root, with links resolved.
+    """Return the absolute path of a file below a root, with links resolved.
 
     Raises
     ------
     SourceError
         If the path leads out of the root.
     """
+    # Paths may come from an annotation file, that is from whoever made the data set.
     if path.startswith("/") or "\\" in path or "\0" in path or ".." in path.split("/"):
         raise SourceError("a path leads out of the input folder", where=repr(path))
 
@@ -189,8 +194,8 @@ def path_inside(root: Path, path: str) -> str:
         os.path.islink(os.path.join(real_root, *parts[:count]))
         for count in range(1, len(parts) + 1)
     )
+    # Nearly every path is of this kind, and resolving it would cost several system calls.
     if not linked:
-        # Nearly every path is of this kind, and resolving it would cost several system calls.
         return target
     real = os.path.realpath(target)
     if os.path.commonpath([real, real_root]) != real_root:
@@ -235,6 +240,7 @@ def read_inside(root: Path, path: str, *, limit: int, sha256: str | None = None)
         raise SourceError(
             "a source file cannot be read", where=path, found=error.strerror
         ) from None
+    # The version is named by the listed digests, so it must be made of the bytes that were hashed.
     if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
         raise SourceError(
             "a source file changed while being built",

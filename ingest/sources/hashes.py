@@ -1,4 +1,4 @@
-"""sha256 of source files, remembered between runs so that "already built" answers at once.
+"""sha256 of source files, remembered between runs so that rebuilding unchanged data is quick.
 
 A hash is remembered by (device, inode, size, mtime_ns) outside any version, in the user's cache
 folder. A file touched within the last two seconds is hashed but not remembered: its time stamp
@@ -31,7 +31,7 @@ RECALL = "SELECT sha256 FROM hashes WHERE device=? AND inode=? AND size=? AND mt
 
 
 def cache_path() -> Path:
-    """Where hashes are remembered: below `$XDG_CACHE_HOME`, or `~/.cache` where that is not set."""
+    """Return the file that holds the hashes, below `$XDG_CACHE_HOME` or else `~/.cache`."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     return Path(base) / "tensor-warehouse" / "hashes.sqlite"
 
@@ -82,6 +82,9 @@ def hash_files(
     # hashlib releases the GIL, and slow disks answer several requests at once.
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         fresh = dict(zip(todo, pool.map(hash_one, todo), strict=True))
+
+    # Some file systems count time in steps of up to two seconds: a change within the same step
+    # would leave the key as it is.
     horizon = time.time_ns() - FRESH_NS
     _remember(
         [(*keys[at], digest) for at, digest in fresh.items() if files[at][1].st_mtime_ns < horizon]
@@ -105,6 +108,7 @@ def _hash(path: Path, before: os.stat_result) -> str:
             found=error.strerror,
             remedy="check its permissions",
         ) from None
+    # A digest of two halves of different files would be remembered under the key of the new one.
     if _identity(after) != _identity(before):
         raise SourceError(
             "a source file changed while it was read",

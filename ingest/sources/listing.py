@@ -35,6 +35,7 @@ class SourceFile:
     """
 
     path: str
+    # Size, time and inode are for noticing changes during a build; the fingerprint leaves them out.
     size: int
     mtime_ns: int
     inode: int
@@ -75,17 +76,18 @@ class SourceListing:
     @cached_property
     def fingerprint(self) -> str:
         """The sha256 (hexadecimal) of the format and of every file's name and content."""
+        # No file name holds a zero byte, so two different listings never hash the same bytes.
         digest = hashlib.sha256(f"{self.format}\0".encode())
         for file in sorted(self.files, key=lambda file: file.path):
             digest.update(f"{file.path}\0{file.sha256}\0".encode())
         return digest.hexdigest()
 
     def sha256_of(self, path: str) -> str:
-        """The sha256 (hexadecimal) of a listed file."""
+        """Return the sha256 of a listed file, as hexadecimal digits."""
         return self._by_path[path].sha256
 
     def others(self) -> tuple[str, ...]:
-        """The files that are neither pictures nor annotations, such as lists of class names."""
+        """Return the files that are neither pictures nor annotations: lists of class names."""
         own = {*self.pictures, *self.annotations}
         return tuple(sorted(file.path for file in self.files if file.path not in own))
 

@@ -67,12 +67,12 @@ class Pairs:
 
 
 def in_annotation_folder(path: str) -> bool:
-    """Whether any folder of a relative path is one that holds annotations by its name."""
+    """Return whether any folder of a relative path holds annotations by its name."""
     return any(part.lower() in ANNOTATION_FOLDERS for part in path.split("/")[:-1])
 
 
 def is_mask(path: str) -> bool:
-    """Whether a relative path names a mask: a folder such as `masks`, or a stem on `_mask`."""
+    """Return whether a path names a mask: a folder such as `masks`, or a stem ending in `_mask`."""
     *folders, name = path.split("/")
     if any(part.lower() in MASK_FOLDERS for part in folders):
         return True
@@ -80,7 +80,7 @@ def is_mask(path: str) -> bool:
 
 
 def pairing_key(path: str) -> tuple[str, str]:
-    """What a picture and its mask have in common.
+    """Return what the paths of a picture and its mask have in common.
 
     Returns
     -------
@@ -115,13 +115,14 @@ def pair_by_stem(pictures: Sequence[str], annotations: Iterable[str]) -> Pairs:
     taken: set[str] = set()
     for picture in pictures:
         folder, name = posixpath.split(picture)
+        # Once a folder, not once a picture: a data set has few folders and many pictures.
         if folder not in candidates:
-            # Once a folder, not once a picture: a data set has few folders and many pictures.
             candidates[folder] = [stems[near] for near in _folders_near(folder, stems)]
         stem = posixpath.splitext(name)[0]
         found = next((table[stem] for table in candidates[folder] if stem in table), None)
         if found is None:
             continue
+        # `a.jpg` and `a.png` share a stem: nothing says whose boxes `a.txt` holds.
         if found in taken:
             ambiguous[picture] = found
         else:
@@ -139,6 +140,7 @@ def _folders_near(folder: str, known: Iterable[str]) -> list[str]:
     parts = tuple(folder.split("/")) if folder else ()
     wanted: list[CutPath] = []
     for at in range(len(parts), -1, -1):
+        # The annotation folder stands in place of folder `at`, in front of it, or ends the path.
         tails = [parts[at + 1 :], parts[at:], ()]
         wanted += [(parts[:at], tail) for tail in dict.fromkeys(tails)]
 

@@ -64,7 +64,8 @@ class Assignment:
 
 
 def given_split(source: str) -> str | None:
-    """The split that the first or second folder of a relative path names, or None."""
+    """Return the split that the first or second folder of a path names; None without one."""
+    # Deeper folders are the data's own: a class "test" of photographs of tests is no split.
     for part in source.split("/")[:-1][:2]:
         match = GIVEN.match(part)
         if match:
@@ -92,10 +93,12 @@ def assign_splits(
     """
     groups = group_keys(sources, sha256s, settings.group_pattern)
     given = [given_split(source) for source in sources]
+    # A single split folder is a data set's only part, which still has to be divided.
     if len(set(given) - {None}) >= 2:
         splits = tuple(split or "train" for split in given)
         return Assignment(splits, groups, True, _warnings(given, splits, groups))
 
+    # Each class is divided by itself, so that a rare one is not missing from a split by chance.
     members: dict[int | None, list[str]] = defaultdict(list)
     first: dict[str, int | None] = {}
     for group, stratum in zip(groups, strata or [None] * len(groups), strict=True):
@@ -183,9 +186,10 @@ def split_by_group(groups: Sequence[str], shares: dict[str, float], seed: int) -
 
 
 def split_by_size(sizes: Mapping[str, int], shares: dict[str, float], seed: int) -> dict[str, str]:
-    """As `split_by_group`, for groups whose numbers of samples are known."""
+    """Assign groups as `split_by_group` does, given the number of samples of each."""
     total = sum(sizes.values())
     wanted = {split: shares[split] * total for split in SPLIT_NAMES if shares.get(split, 0.0) > 0}
+    # By hash rather than a random generator: one more group leaves the order of the others.
     order = sorted(sizes, key=lambda group: (_seeded(seed, group), group))
     chosen: dict[str, str] = {}
     for group in order:
@@ -195,6 +199,8 @@ def split_by_size(sizes: Mapping[str, int], shares: dict[str, float], seed: int)
     if len(order) < len(wanted):
         return chosen
 
+    # With few or very unequal groups the greedy choice can leave a split empty, on which nothing
+    # could then be scored.
     for split in wanted:
         held = Counter(chosen.values())
         if not held[split]:
