@@ -1,9 +1,8 @@
-"""Box algebra on tensors: conversions, overlap and the way from the canvas back to the source
-picture.
+"""Box algebra on tensors: conversions, overlap, and the way from the canvas to the source image.
 
-A box is xyxy, normalised to the canvas (0..1 on both axes) unless a name says otherwise. Pairwise
-functions broadcast over leading dimensions. Degenerate boxes are legal everywhere: their overlap
-with anything is 0, never NaN.
+A box is xyxy, normalised to the canvas (0 to 1 on both axes), unless a name says otherwise.
+Pairwise functions broadcast over leading dimensions. Degenerate boxes are legal everywhere: their
+overlap with anything is 0, never NaN.
 """
 
 from __future__ import annotations
@@ -22,57 +21,55 @@ __all__ = [
 ]
 
 EPS = 1e-9
+"""Least divisor; the area of a box is far larger, and that of padding is 0."""
 
 
 def cxcywh_to_xyxy(box_cxcywh: Tensor) -> Tensor:
-    """[..., 4] centre and size -> [..., 4] corners."""
+    """Convert centres and sizes [..., 4] to corners [..., 4]."""
     centre, half = box_cxcywh[..., :2], box_cxcywh[..., 2:] / 2
     return torch.cat([centre - half, centre + half], dim=-1)
 
 
 def xyxy_to_cxcywh(box_xyxy: Tensor) -> Tensor:
-    """[..., 4] corners -> [..., 4] centre and size."""
+    """Convert corners [..., 4] to centres and sizes [..., 4]."""
     low, high = box_xyxy[..., :2], box_xyxy[..., 2:]
     return torch.cat([(low + high) / 2, high - low], dim=-1)
 
 
 def box_area(box_xyxy: Tensor) -> Tensor:
-    """[..., 4] -> [...]; a reversed box has area 0."""
+    """Return the area [...] of boxes [..., 4]; that of a reversed box is 0."""
+    # Unclamped, a box reversed on both axes would have a positive area.
     size = (box_xyxy[..., 2:] - box_xyxy[..., :2]).clamp_min(0)
     return size[..., 0] * size[..., 1]
 
 
 def pairwise_iou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
-    """[..., N, 4] and [..., M, 4] -> intersection over union [..., N, M], in [0, 1]."""
+    """Return the intersection over union [..., N, M] of boxes [..., N, 4] and [..., M, 4]."""
     a, b = a_xyxy.unsqueeze(-2), b_xyxy.unsqueeze(-3)
     # Coordinate by coordinate: no [..., N, M, 2] temporaries, twice as fast on a CPU.
-    width = (torch.minimum(a[..., 2], b[..., 2]) - torch.maximum(a[..., 0], b[..., 0])).clamp_min_(
-        0
-    )
-    height = (torch.minimum(a[..., 3], b[..., 3]) - torch.maximum(a[..., 1], b[..., 1])).clamp_min_(
-        0
-    )
-    inter = width.mul_(height)
+    width = torch.minimum(a[..., 2], b[..., 2]) - torch.maximum(a[..., 0], b[..., 0])
+    height = torch.minimum(a[..., 3], b[..., 3]) - torch.maximum(a[..., 1], b[..., 1])
+    inter = width.clamp_min_(0).mul_(height.clamp_min_(0))
     union = box_area(a_xyxy).unsqueeze(-1) + box_area(b_xyxy).unsqueeze(-2) - inter
     return inter / union.clamp_min(EPS)
 
 
 def box_distance(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
-    """[..., N, 4] and [..., M, 4] -> L1 distance of the corners [..., N, M]."""
+    """Return the L1 distance [..., N, M] of the corners of [..., N, 4] and [..., M, 4]."""
     return torch.cdist(a_xyxy, b_xyxy, p=1)
 
 
 def generalized_iou(a_xyxy: Tensor, b_xyxy: Tensor) -> tuple[Tensor, Tensor]:
-    """Row by row, [K, 4] twice -> (GIoU in [-1, 1], IoU in [0, 1]), each [K].
+    """Return GIoU in [-1, 1] and IoU in [0, 1], each [K], of boxes [K, 4] row by row.
 
-    Rezatofighi et al., CVPR 2019.
+    Notes
+    -----
+    GIoU = IoU - (hull - union) / hull, after Rezatofighi et al. (CVPR 2019).
     """
-    inter_size = (
-        torch.minimum(a_xyxy[:, 2:], b_xyxy[:, 2:]) - torch.maximum(a_xyxy[:, :2], b_xyxy[:, :2])
-    ).clamp_min(0)
-    hull_size = (
-        torch.maximum(a_xyxy[:, 2:], b_xyxy[:, 2:]) - torch.minimum(a_xyxy[:, :2], b_xyxy[:, :2])
-    ).clamp_min(0)
+    a_low, a_high = a_xyxy[:, :2], a_xyxy[:, 2:]
+    b_low, b_high = b_xyxy[:, :2], b_xyxy[:, 2:]
+    inter_size = (torch.minimum(a_high, b_high) - torch.maximum(a_low, b_low)).clamp_min(0)
+    hull_size = (torch.maximum(a_high, b_high) - torch.minimum(a_low, b_low)).clamp_min(0)
     inter, hull = inter_size.prod(dim=1), hull_size.prod(dim=1)
     union = box_area(a_xyxy) + box_area(b_xyxy) - inter
     iou = inter / union.clamp_min(EPS)
@@ -80,13 +77,25 @@ def generalized_iou(a_xyxy: Tensor, b_xyxy: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def canvas_to_source(box_xyxy: Tensor, letterbox: Tensor, canvas_hw: tuple[int, int]) -> Tensor:
-    """Boxes back to pixels of the source picture, clipped to it.
+    """Convert boxes to pixels of the source image, clipped to it.
 
-    box_xyxy: [B, S, 4] normalised to the canvas; letterbox: [B, 6] scale_x, scale_y, pad_x, pad_y,
-    raw_width, raw_height (canvas = source * scale + pad); canvas_hw: height and width of the canvas
-    in pixels. Returns float64 [B, S, 4].
+    Parameters
+    ----------
+    box_xyxy
+        [B, S, 4], normalised to the canvas.
+    letterbox
+        [B, 6]: scale_x, scale_y, pad_x, pad_y, raw_width and raw_height, where
+        canvas = source * scale + pad.
+    canvas_hw
+        Height and width of the canvas in pixels.
+
+    Returns
+    -------
+    Tensor
+        float64 [B, S, 4].
     """
     height, width = canvas_hw
+    # Near 100,000 pixels, numbers of float32 are a hundredth of a pixel apart.
     geometry = letterbox.double()
     canvas = box_xyxy.double() * box_xyxy.new_tensor(
         [width, height, width, height], dtype=torch.float64

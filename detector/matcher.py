@@ -1,11 +1,13 @@
-"""Greedy matching of predictions to truth: best IoU first, one to one, smallest box distance where
-nothing overlaps.
+"""Greedy matching of predictions to true boxes: best IoU first, one to one.
 
-All pairs stand in one affinity: the IoU where two boxes overlap, else minus their distance, so that
-any overlap goes before none. Greedy order is then found without walking the pairs: a pair that is
-the best of its row *and* of its column is what a greedy walk would take too, so each round takes
-all such pairs at once. Ties go to the lower truth, then the lower prediction. Given up: the optimal
-assignment (Hungarian, on the CPU, one picture at a time); greedy is within reach of it and batched.
+Where nothing overlaps, the smallest distance decides. All pairs are in one affinity, which is the
+IoU where two boxes overlap, else minus their distance, so that any overlap goes before none. The
+greedy order is found without walking the pairs: a pair that is the best of its row *and* of its
+column is what a greedy walk would take too, so each round takes all such pairs at once. Ties go to
+the lower true box, then to the lower prediction.
+
+The optimal assignment (Hungarian) was given up: it runs on the CPU, one image at a time, and greedy
+matching comes close to it.
 """
 
 from __future__ import annotations
@@ -21,20 +23,29 @@ NEVER = float("-inf")
 
 
 def affinity(predicted_xyxy: Tensor, truth_xyxy: Tensor) -> Tensor:
-    """[B, N, 4] and [B, S, 4] -> [B, S, N].
+    """Return the affinity [B, S, N] of predictions [B, N, 4] and true boxes [B, S, 4].
 
-    IoU in (0, 1] where boxes overlap, else minus the L1 distance of their corners.
+    It is the IoU in (0, 1] where boxes overlap, else minus the L1 distance of their corners.
     """
     iou = pairwise_iou(truth_xyxy, predicted_xyxy)
     return torch.where(iou > 0, iou, -box_distance(truth_xyxy, predicted_xyxy))
 
 
 def greedy_match(pair_affinity: Tensor, truth_mask: Tensor) -> Tensor:
-    """The prediction each truth gets, highest affinity first.
+    """Return the prediction that each true box gets, highest affinity first.
 
-    pair_affinity: [B, S, N], -inf for a pair that may not be; truth_mask: bool [B, S]. Returns
-    int64 [B, S], -1 where the truth is masked or no prediction is left for it. No prediction is
-    given twice within a picture.
+    Parameters
+    ----------
+    pair_affinity
+        [B, S, N]; -inf for a pair that is not allowed.
+    truth_mask
+        bool [B, S]: box slots that hold a box.
+
+    Returns
+    -------
+    Tensor
+        int64 [B, S]; -1 where there is no box, or no prediction is left for it. Within an image no
+        prediction is given twice.
     """
     batch, truths, predictions = pair_affinity.shape
     matched = torch.full((batch, truths), -1, dtype=torch.int64, device=pair_affinity.device)
@@ -59,22 +70,32 @@ def greedy_match(pair_affinity: Tensor, truth_mask: Tensor) -> Tensor:
 
 
 def match_boxes(predicted_xyxy: Tensor, truth_xyxy: Tensor, truth_mask: Tensor) -> Tensor:
-    """Greedy matching of [B, N, 4] predictions to [B, S, 4] truths; as `greedy_match`.
-
-    Carries no gradient.
-    """
+    """Match predictions [B, N, 4] to true boxes [B, S, 4] as `greedy_match`, without a gradient."""
     with torch.no_grad():
         return greedy_match(affinity(predicted_xyxy.detach(), truth_xyxy), truth_mask)
 
 
 def spread_match(pair_affinity: Tensor, truth_mask: Tensor, count: int) -> Tensor:
-    """One to many: each truth asks for its `count` best predictions, a prediction asked for by
-    several goes to the best.
+    """Return the true box of each prediction, where each box asks for its `count` best ones.
 
-    pair_affinity: [B, S, N], -inf for a pair that may not be. Returns int64 [B, N]: the truth of
-    each prediction, or -1.
+    A prediction that several boxes ask for goes to the one of highest affinity.
+
+    Parameters
+    ----------
+    pair_affinity
+        [B, S, N]; -inf for a pair that is not allowed.
+    truth_mask
+        bool [B, S]: box slots that hold a box.
+    count
+        Predictions per box, at most.
+
+    Returns
+    -------
+    Tensor
+        int64 [B, N]: the slot of the box of each prediction, or -1.
     """
     batch, truths, predictions = pair_affinity.shape
+    # max and topk refuse an empty dimension.
     if truths == 0 or predictions == 0:
         return torch.full((batch, predictions), -1, dtype=torch.int64, device=pair_affinity.device)
     allowed = pair_affinity.masked_fill(~truth_mask.unsqueeze(-1), NEVER)
