@@ -25,8 +25,8 @@ from ingest.rasters.readers.source import RasterSource, missing_at
 from ingest.rasters.resample import Plane, warp
 from ingest.rasters.settings import RasterFeature
 from warehouse.errors import SourceError
-from warehouse.layouts.cube_geometry import CubeChunking
-from warehouse.layouts.cube_stats import block_facts
+from warehouse.layouts.cube.feature_stats import block_facts
+from warehouse.layouts.cube.geometry import CubeChunking
 from warehouse.layouts.features import Feature
 from warehouse.layouts.plan import Block
 

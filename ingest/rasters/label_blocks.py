@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ingest.sources.splits import split_by_size
-from warehouse.layouts.cube_geometry import LEFT_OUT, CubeChunking
+from warehouse.layouts.cube.geometry import LEFT_OUT, CubeChunking
 from warehouse.settings import SPLIT_NAMES
 
 __all__ = ["block_labels", "default_block", "default_shard"]

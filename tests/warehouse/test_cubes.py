@@ -42,8 +42,8 @@ from warehouse.errors import CorruptError, StoreError
 from warehouse.inspect.report import manifest_tables, write_contact_sheet
 from warehouse.inspect.summary import export
 from warehouse.inspect.verify import verify
-from warehouse.layouts.cube_geometry import LEFT_OUT, CubeChunking, CubeSampleIndex
-from warehouse.layouts.cube_stats import block_facts, merge_features
+from warehouse.layouts.cube.feature_stats import block_facts, merge_features
+from warehouse.layouts.cube.geometry import LEFT_OUT, CubeChunking, CubeSampleIndex
 from warehouse.layouts.features import Feature
 from warehouse.settings import InspectSettings
 from warehouse.write import bake as builder

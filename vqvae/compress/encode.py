@@ -45,7 +45,7 @@ from vqvae.settings import CompressSettings
 from warehouse.errors import StateError, TrainingError
 from warehouse.format.manifest import code_version, toolchain, version_name
 from warehouse.format.schema import FORMAT_VERSION, ArraySpec, Codec
-from warehouse.layouts.cube_geometry import CubeSampleIndex
+from warehouse.layouts.cube.geometry import CubeSampleIndex
 from warehouse.layouts.plan import Block, BuildPlan, ChunkResult, SplitPlan
 from warehouse.layouts.rows import Rows
 from warehouse.read.chunks import ChunkReader

@@ -24,9 +24,9 @@ from vqvae.compress.encode import open_codec
 from warehouse.errors import StoreError
 from warehouse.format.manifest import code_version, toolchain, version_name
 from warehouse.format.schema import FORMAT_VERSION
-from warehouse.layouts.cube import Cube
-from warehouse.layouts.cube_geometry import LEFT_OUT, CubeGeometry, cube_arrays
-from warehouse.layouts.cube_stats import block_facts
+from warehouse.layouts.cube.feature_stats import block_facts
+from warehouse.layouts.cube.geometry import LEFT_OUT, CubeGeometry, cube_arrays
+from warehouse.layouts.cube.layout import Cube
 from warehouse.layouts.plan import Block, BuildPlan, SplitPlan
 from warehouse.read.memory import read_samples
 from warehouse.read.version import Split, Warehouse

@@ -102,7 +102,7 @@ class ArrayInfo:
 
 class Manifest(BaseModel):
     """manifest.json. `digest`: sha256 of the decoded content, the same for every codec and stored
-    chunk. `cube`: warehouse/layouts/cube_geometry.py."""
+    chunk. `cube`: warehouse/layouts/cube/geometry.py."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

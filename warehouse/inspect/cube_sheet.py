@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from warehouse.layouts.cube import Cube
+from warehouse.layouts.cube.layout import Cube
 from warehouse.layouts.features import Feature
 from warehouse.read.version import Warehouse
 from warehouse.settings import SPLIT_NAMES

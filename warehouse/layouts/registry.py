@@ -8,7 +8,7 @@ from __future__ import annotations
 from warehouse.errors import CorruptError
 from warehouse.format.manifest import Manifest
 from warehouse.layouts.base import Layout
-from warehouse.layouts.cube import Cube
+from warehouse.layouts.cube.layout import Cube
 from warehouse.layouts.pictures import Pictures
 from warehouse.layouts.rows import Rows
 

@@ -25,8 +25,8 @@ from warehouse.format.schema import ArraySpec
 from warehouse.format.stored_chunk import REMEDY
 from warehouse.format.versions import find_version
 from warehouse.layouts.base import Layout, SampleIndex
-from warehouse.layouts.cube import Cube
-from warehouse.layouts.cube_geometry import CubeGeometry, CubeSampleIndex
+from warehouse.layouts.cube.geometry import CubeGeometry, CubeSampleIndex
+from warehouse.layouts.cube.layout import Cube
 from warehouse.layouts.features import Feature
 from warehouse.layouts.registry import layout_of
 from warehouse.read.chunks import ChunkReader, SplitSource, Verify

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from warehouse.layouts.cube_geometry import CubeChunking
+from warehouse.layouts.cube.geometry import CubeChunking
 from warehouse.layouts.features import Feature
 
 __all__ = ["block_facts", "merge_features", "valid_by_date"]

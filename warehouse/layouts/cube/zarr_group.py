@@ -20,7 +20,7 @@ from warehouse.format import durable
 from warehouse.format import manifest as tables
 from warehouse.format.inner_chunks import chunk_key, encode
 from warehouse.format.schema import ArraySpec
-from warehouse.layouts.cube_geometry import LABELS, VALID_SHARE, CubeGeometry
+from warehouse.layouts.cube.geometry import LABELS, VALID_SHARE, CubeGeometry
 from warehouse.layouts.metadata import consolidated, create_array
 
 __all__ = ["georeference", "on_disk", "write_cube_group"]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from warehouse.format.manifest import Manifest
-from warehouse.layouts.cube_geometry import CubeGeometry
+from warehouse.layouts.cube.geometry import CubeGeometry
 from warehouse.layouts.features import Feature
 from warehouse.layouts.tables import TextTable
 

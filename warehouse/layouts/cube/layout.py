@@ -21,7 +21,8 @@ from warehouse.format.location import Location, zarr_store
 from warehouse.format.manifest import Manifest, SplitInfo
 from warehouse.format.schema import ArraySpec
 from warehouse.layouts.base import Layout, Origins, ReadArray, SampleIndex
-from warehouse.layouts.cube_geometry import (
+from warehouse.layouts.cube.feature_stats import merge_features, valid_by_date
+from warehouse.layouts.cube.geometry import (
     LABELS,
     LEFT_OUT,
     VALID_SHARE,
@@ -30,9 +31,8 @@ from warehouse.layouts.cube_geometry import (
     CubeSampleIndex,
     cube_arrays,
 )
-from warehouse.layouts.cube_group import on_disk, write_cube_group
-from warehouse.layouts.cube_stats import merge_features, valid_by_date
-from warehouse.layouts.cube_text import cube_lines, cube_tables
+from warehouse.layouts.cube.text import cube_lines, cube_tables
+from warehouse.layouts.cube.zarr_group import on_disk, write_cube_group
 from warehouse.layouts.features import Feature
 from warehouse.layouts.plan import BuildPlan, ChunkResult, SplitPlan
 from warehouse.layouts.tables import TextTable, VersionTables, array_info
