@@ -22,13 +22,13 @@ class Settings(CommandSettings):
 def main(settings: Settings) -> dict[str, object]:
     from rich.console import Console
 
-    from utils.tracking.experiment_log import Book
+    from utils.tracking.experiment_log import ExperimentLog
+    from utils.tracking.mlflow_export import export_mlflow
     from utils.tracking.run_report import (
         best_run,
         chosen_runs,
         compare_table,
         draw_runs,
-        export_mlflow,
         runs_table,
     )
     from warehouse.errors import ConfigError
@@ -40,21 +40,21 @@ def main(settings: Settings) -> dict[str, object]:
             where="experiments.db",
             remedy="give --experiments.db FILE",
         )
-    with Book(Path(where.db), wait_s=where.wait_s, create=False) as book:
-        rows = chosen_runs(book, runs)
-        best = best_run(book, rows, runs.metric, runs.better)
+    with ExperimentLog(Path(where.db), wait_s=where.wait_s, create=False) as experiments:
+        rows = chosen_runs(experiments, runs)
+        best = best_run(experiments, rows, runs.metric, runs.better)
         console = Console(stderr=True)
         if not console.is_terminal:
             # A file has no edge at which a table would have to be cut.
             console = Console(stderr=True, width=200)
-        console.print(runs_table(book, rows, runs.metric, runs.better))
+        console.print(runs_table(experiments, rows, runs.metric, runs.better))
         picture = None
         if rows:
-            console.print(compare_table(book, rows, runs.better))
-            output = Path(runs.output) if runs.output else book.path.with_name("compare.png")
-            picture = draw_runs(book, rows, runs.metric, output)
+            console.print(compare_table(experiments, rows, runs.better))
+            output = Path(runs.output) if runs.output else experiments.path.with_name("compare.png")
+            picture = draw_runs(experiments, rows, runs.metric, output)
             log.info("curves: %s", picture)
-        sent = export_mlflow(book, rows, runs.mlflow) if runs.mlflow else 0
+        sent = export_mlflow(experiments, rows, runs.mlflow) if runs.mlflow else 0
     if best:
         log.info(
             "best: run %d with %s %.4g at step %d; checkpoint: %s",
@@ -63,7 +63,7 @@ def main(settings: Settings) -> dict[str, object]:
     shown = ("id", "trainer", "name", "state", "step", "best", "data_version")
     listed = [{key: row[key] for key in shown} for row in rows]
     return {
-        "db": str(book.path),
+        "db": str(experiments.path),
         "runs": listed,
         "best": best,
         "picture": picture and str(picture),

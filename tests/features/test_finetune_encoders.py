@@ -26,7 +26,7 @@ from scripts import extract_features, finetune, train_head
 from scripts._command import run
 from utils.loader import ChunkLoader
 from utils.loading.stores import bounded_memory_store
-from utils.tracking.experiment_log import Book
+from utils.tracking.experiment_log import ExperimentLog
 from utils.training.checkpoint import load_checkpoint, prefixed, save_checkpoint
 from vqvae.image_encoder import ImageMap, vqvae_trunk
 from vqvae.network.model import VQVAE, Shape, space_to_depth
@@ -335,8 +335,8 @@ def source(tmp_path, monkeypatch):
 
 def test_from_a_detector_to_a_fine_tuned_encoder_to_features_to_heads(command, source, tmp_path):
     warehouse, detector = map(str, source)
-    book = tmp_path / "book.db"
-    shared = ["--experiments.db", str(book)]
+    database = tmp_path / "experiments.db"
+    shared = ["--experiments.db", str(database)]
     asked = [
         "--finetune.warehouse",
         warehouse,
@@ -383,7 +383,7 @@ def test_from_a_detector_to_a_fine_tuned_encoder_to_features_to_heads(command, s
     ]
     code, heads, _ = command(train_head, *head, *shared)
     assert (code, heads["encoder"], len(heads["runs"])) == (0, "finetuned-detector-big", 3)
-    with Book(book) as opened:
+    with ExperimentLog(database) as opened:
         rows = opened.runs()
     assert [(row["trainer"], row["state"]) for row in rows] == [("finetune", "done")] + [
         ("head", "done")

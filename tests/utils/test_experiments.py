@@ -1,4 +1,4 @@
-"""The experiment book.
+"""The experiment log.
 
 Nothing lost among ten processes, faults typed, training never held up, and runs told apart
 afterwards.
@@ -22,9 +22,10 @@ from test_training import ALONE, FakeLoader, FakeTask, settings, told
 
 from scripts import inspect_runs
 from scripts._command import run
-from utils.tracking.experiment_log import SCHEMA, Book
+from utils.tracking.experiment_log import SCHEMA, ExperimentLog
 from utils.tracking.experiments import open_run
-from utils.tracking.run_report import best_run, export_mlflow
+from utils.tracking.mlflow_export import export_mlflow
+from utils.tracking.run_report import best_run
 from utils.tracking.settings import ExperimentSettings, RunsSettings
 from utils.training.checkpoint import load_checkpoint
 from utils.training.loop import Trainer
@@ -37,7 +38,7 @@ class ScoredTask(FakeTask):
     headline = ("score", "min")
 
 
-def book_of(tmp_path, **changes):
+def log_settings(tmp_path, **changes):
     return ExperimentSettings(
         **{"db": str(tmp_path / "experiments" / "experiments.db"), "wait_s": 0.2} | changes
     )
@@ -51,20 +52,20 @@ def train(tmp_path, output="out", task=None, experiments=None, **changes):
         FakeLoader(),
         tmp_path / output,
         ranks=ALONE,
-        experiments=experiments or book_of(tmp_path),
+        experiments=experiments or log_settings(tmp_path),
     )
     return trainer.run()
 
 
 def read(tmp_path):
-    return Book(Path(book_of(tmp_path).db), create=False)
+    return ExperimentLog(Path(log_settings(tmp_path).db), create=False)
 
 
 def test_a_trainer_writes_settings_figures_artefacts_versions_and_host(tmp_path):
     train(tmp_path, epochs=3)
-    with read(tmp_path) as book:
-        (row,) = book.runs()
-        steps, losses, times = book.metric(1, "loss", "step")
+    with read(tmp_path) as experiments:
+        (row,) = experiments.runs()
+        steps, losses, times = experiments.metric(1, "loss", "step")
         assert (row["state"], row["trainer"], row["name"], row["step"]) == (
             "done",
             "fake",
@@ -74,8 +75,8 @@ def test_a_trainer_writes_settings_figures_artefacts_versions_and_host(tmp_path)
         assert row["pid"] == os.getpid()
         assert len(row["code_commit"]) >= 40
         assert json.loads(row["machine"])["torch"]
-        assert book.params(1)["batch_size"] == 4
-        assert book.params(1)["model.kind"] == "fake"
+        assert experiments.params(1)["batch_size"] == 4
+        assert experiments.params(1)["model.kind"] == "fake"
         lines = told(tmp_path / "out")
         assert (steps, losses) == (
             [line["step"] for line in lines],
@@ -83,9 +84,9 @@ def test_a_trainer_writes_settings_figures_artefacts_versions_and_host(tmp_path)
         )
         assert times == sorted(times)
         scores = [line["score"] for line in told(tmp_path / "out", "epoch")]
-        assert book.metric(1, "score")[1] == scores
+        assert experiments.metric(1, "score")[1] == scores
         assert row["best"] == min(scores)
-        kinds = {artefact["name"]: artefact for artefact in book.artefacts(1)}
+        kinds = {artefact["name"]: artefact for artefact in experiments.artefacts(1)}
         assert {"log.jsonl", "checkpoint.json", "best/checkpoint.json"} <= set(kinds)
         assert kinds["log.jsonl"]["bytes"] == (tmp_path / "out" / "log.jsonl").stat().st_size
 
@@ -101,8 +102,8 @@ def test_the_best_checkpoint_is_kept_though_training_goes_on(tmp_path):
     assert load_checkpoint(kept).meta["counters"]["step"] == 12
     assert load_checkpoint(tmp_path / "out").meta["counters"]["step"] == 24
     assert len(list(kept.iterdir())) == 2
-    with read(tmp_path) as book:
-        assert best_run(book, book.runs(), None) == {
+    with read(tmp_path) as experiments:
+        assert best_run(experiments, experiments.runs(), None) == {
             "id": 1,
             "name": "Fake",
             "metric": "score",
@@ -120,13 +121,13 @@ def test_a_resumed_run_goes_on_in_its_entry_and_tells_each_step_once(tmp_path, s
 
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path, task=ScoredTask(interrupt))
-    with read(tmp_path) as book:
-        assert book.runs()[0]["state"] == "interrupted"
+    with read(tmp_path) as experiments:
+        assert experiments.runs()[0]["state"] == "interrupted"
     train(tmp_path, resume=True)
-    with read(tmp_path) as book:
-        (row,) = book.runs()
+    with read(tmp_path) as experiments:
+        (row,) = experiments.runs()
         assert (row["state"], row["resumed"], row["error"]) == ("done", 1, None)
-        assert book.metric(1, "loss", "step")[:2] == (
+        assert experiments.metric(1, "loss", "step")[:2] == (
             [line["step"] for line in told(tmp_path / "out")],
             [line["loss"] for line in told(tmp_path / "out")],
         )
@@ -139,12 +140,12 @@ def test_a_failed_run_says_why(tmp_path):
 
     with pytest.raises(RuntimeError, match="cable"):
         train(tmp_path, task=ScoredTask(fail))
-    with read(tmp_path) as book:
-        assert (book.runs()[0]["state"], book.runs()[0]["error"]) == (
+    with read(tmp_path) as experiments:
+        assert (experiments.runs()[0]["state"], experiments.runs()[0]["error"]) == (
             "failed",
             "the cable came loose",
         )
-        assert book.metric(1, "loss", "step")[0] == [1, 2, 3, 4, 5, 6]
+        assert experiments.metric(1, "loss", "step")[0] == [1, 2, 3, 4, 5, 6]
 
 
 def write_much(path, number, steps, ready):
@@ -173,18 +174,18 @@ def test_ten_processes_at_once_lose_nothing(tmp_path):
     for process in started:
         process.join(100)
     assert [process.exitcode for process in started] == [0] * 10
-    with Book(Path(path)) as book:
-        rows = book.runs()
+    with ExperimentLog(Path(path)) as experiments:
+        rows = experiments.runs()
         assert sorted(row["name"] for row in rows) == [f"n{number}" for number in range(10)]
         for row in rows:
-            number = book.params(row["id"])["number"]
+            number = experiments.params(row["id"])["number"]
             assert row["name"] == f"n{number}"
             assert row["state"] == "done"
-            assert book.metric(row["id"], "loss", "step")[:2] == (
+            assert experiments.metric(row["id"], "loss", "step")[:2] == (
                 list(range(1, steps + 1)),
                 [number + step / 1000 for step in range(1, steps + 1)],
             )
-            assert len(book.metric(row["id"], "loss")[0]) == steps // 100
+            assert len(experiments.metric(row["id"], "loss")[0]) == steps // 100
     connection = sqlite3.connect(path)
     assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
@@ -201,33 +202,33 @@ print("written", flush=True); time.sleep(60)
 """
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     assert process.stdout.readline() == b"written\n"
-    with Book(tmp_path / "e.db") as book:
-        assert book.runs()[0]["state"] == "running"
+    with ExperimentLog(tmp_path / "e.db") as experiments:
+        assert experiments.runs()[0]["state"] == "running"
         process.kill()
         process.wait()
         process.stdout.close()
-        assert book.runs()[0]["state"] == "lost"
-        assert book.metric(1, "loss", "step")[:2] == ([1], [0.5])
+        assert experiments.runs()[0]["state"] == "lost"
+        assert experiments.metric(1, "loss", "step")[:2] == ([1], [0.5])
 
 
 def test_a_step_costs_less_than_a_tenth_of_a_millisecond(tmp_path):
     figures = dict.fromkeys(
         ("loss", "lr", "cls", "l1", "giou", "t_load", "t_fwd", "t_bwd", "t_opt"), 0.5
     )
-    one = open_run(book_of(tmp_path), trainer="t", name="n", params={})
+    one = open_run(log_settings(tmp_path), trainer="t", name="n", params={})
     start = time.perf_counter()
     for step in range(20_000):
         one.log("step", step, dict(figures))
     spent = time.perf_counter() - start
     one.finish()
     assert spent / 20_000 < 1e-4
-    with read(tmp_path) as book:
-        assert len(book.metric(1, "giou", "step")[0]) == 20_000
+    with read(tmp_path) as experiments:
+        assert len(experiments.metric(1, "giou", "step")[0]) == 20_000
 
 
 def test_numbers_of_any_kind_are_kept_and_others_left_out(tmp_path):
     with open_run(
-        book_of(tmp_path, every=2),
+        log_settings(tmp_path, every=2),
         trainer="t",
         name="n",
         params={"a": {"b": [1, None]}, "c": "x'); DROP TABLE runs; --"},
@@ -245,18 +246,18 @@ def test_numbers_of_any_kind_are_kept_and_others_left_out(tmp_path):
                     "x'; --": 1.0,
                 },
             )
-    with read(tmp_path) as book:
-        assert book.metric_names(1) == [
+    with read(tmp_path) as experiments:
+        assert experiments.metric_names(1) == [
             ("step", "big"),
             ("step", "count"),
             ("step", "loss"),
             ("step", "x'; --"),
         ]
-        steps, values, _ = book.metric(1, "loss", "step")
+        steps, values, _ = experiments.metric(1, "loss", "step")
         assert steps == [2, 4]
         assert values[0] != values[0]
-        assert book.metric(1, "big", "step")[1] == [float("inf")] * 2
-        assert book.params(1) == {"a.b": [1, None], "c": "x'); DROP TABLE runs; --"}
+        assert experiments.metric(1, "big", "step")[1] == [float("inf")] * 2
+        assert experiments.params(1) == {"a.b": [1, None], "c": "x'); DROP TABLE runs; --"}
 
 
 def hold(path):
@@ -265,9 +266,9 @@ def hold(path):
     return connection
 
 
-def test_a_book_locked_at_the_start_is_a_typed_error_and_nothing_is_trained(tmp_path):
+def test_a_log_locked_at_the_start_is_a_typed_error_and_nothing_is_trained(tmp_path):
     train(tmp_path, "first", epochs=1)
-    held = hold(book_of(tmp_path).db)
+    held = hold(log_settings(tmp_path).db)
     with pytest.raises(
         DatabaseError, match=r"locked: .*experiments\.db; found another process .*; wait"
     ):
@@ -276,12 +277,12 @@ def test_a_book_locked_at_the_start_is_a_typed_error_and_nothing_is_trained(tmp_
     assert not (tmp_path / "second").exists()
 
 
-def test_a_book_locked_later_is_a_warning_and_training_ends_well(tmp_path, caplog):
+def test_a_log_locked_later_is_a_warning_and_training_ends_well(tmp_path, caplog):
     held = []
 
     def lock(call):
         if call == 3:
-            held.append(hold(book_of(tmp_path).db))
+            held.append(hold(log_settings(tmp_path).db))
 
     result = train(tmp_path, task=ScoredTask(lock), epochs=2)
     held[0].close()
@@ -292,7 +293,7 @@ def test_a_book_locked_later_is_a_warning_and_training_ends_well(tmp_path, caplo
 
 
 def newer(path):
-    with Book(path):
+    with ExperimentLog(path):
         pass
     connection = sqlite3.connect(path)
     connection.execute("PRAGMA user_version = 99")
@@ -306,7 +307,7 @@ def foreign(path):
 
 
 def changed(path):
-    with Book(path):
+    with ExperimentLog(path):
         pass
     connection = sqlite3.connect(path)
     connection.execute("ALTER TABLE params DROP COLUMN value")
@@ -314,7 +315,7 @@ def changed(path):
 
 
 def damaged(path):
-    with Book(path):
+    with ExperimentLog(path):
         pass
     data = bytearray(path.read_bytes())
     data[4096:] = b"\xff" * (len(data) - 4096)
@@ -332,14 +333,14 @@ def damaged(path):
             "not a database",
         ),
         (newer, "newer schema.*expected at most 1, found 99; update"),
-        (foreign, "a database, but no experiment book"),
-        (changed, "was changed: .*table params"),
+        (foreign, "a database of another program, not the experiment log"),
+        (changed, "was changed by another program: .*table params"),
         (damaged, "damaged"),
         (lambda path: path.mkdir(), "cannot be used"),
     ],
     ids=["a zip", "a text", "newer", "foreign", "changed", "damaged", "a folder"],
 )
-def test_what_is_no_book_of_ours_is_refused_by_name_and_left_as_it_is(tmp_path, make, match):
+def test_what_is_no_log_of_ours_is_refused_by_name_and_left_as_it_is(tmp_path, make, match):
     path = tmp_path / "experiments" / "experiments.db"
     path.parent.mkdir()
     make(path)
@@ -354,11 +355,11 @@ def test_what_is_no_book_of_ours_is_refused_by_name_and_left_as_it_is(tmp_path, 
 
 def test_a_folder_that_cannot_be_made_is_typed(tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(DatabaseError, match="folder cannot be made"):
-        Book(tmp_path / "file" / "e.db")
+    with pytest.raises(DatabaseError, match="folder of the experiment log cannot be made"):
+        ExperimentLog(tmp_path / "file" / "e.db")
 
 
-def test_no_book_is_kept_where_none_is_wanted(tmp_path):
+def test_no_log_is_kept_where_none_is_wanted(tmp_path):
     train(tmp_path, experiments=ExperimentSettings(db=None), epochs=1)
     assert not (tmp_path / "experiments").exists()
 
@@ -372,7 +373,7 @@ def command(capsys, monkeypatch, tmp_path):
             inspect_runs.main,
             inspect_runs.Settings,
             inspect_runs.__doc__,
-            ["--experiments.db", book_of(tmp_path).db, *argv],
+            ["--experiments.db", log_settings(tmp_path).db, *argv],
         )
         out, err = capsys.readouterr()
         return code, json.loads(out.splitlines()[-1]) if out else None, err
@@ -399,10 +400,10 @@ def test_inspect_runs_lists_compares_draws_and_finds_the_best(tmp_path, command,
     assert "no run 7" in command("--runs.compare", "[7]")[2]
 
 
-def test_inspect_runs_without_a_book_says_so_and_makes_none(tmp_path, command):
+def test_inspect_runs_without_a_log_says_so_and_makes_none(tmp_path, command):
     code, _, err = command()
     assert code == 1
-    assert "no experiment book there" in err
+    assert "there is no experiment log" in err
     assert not (tmp_path / "experiments").exists()
 
 
@@ -420,14 +421,14 @@ def test_an_export_to_mlflow_holds_the_same_figures(tmp_path):
 
     train(tmp_path, epochs=2)
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    with read(tmp_path) as book:
-        assert export_mlflow(book, book.runs(), uri) == 1
-        assert export_mlflow(book, book.runs(), uri) == 0
+    with read(tmp_path) as experiments:
+        assert export_mlflow(experiments, experiments.runs(), uri) == 1
+        assert export_mlflow(experiments, experiments.runs(), uri) == 0
         client = MlflowClient(tracking_uri=uri)
         (found,) = client.search_runs([client.get_experiment_by_name("fake").experiment_id])
         assert [
             each.value for each in client.get_metric_history(found.info.run_id, "step/loss")
-        ] == book.metric(1, "loss", "step")[1]
+        ] == experiments.metric(1, "loss", "step")[1]
         assert found.data.params["batch_size"] == "4"
 
 

@@ -1,14 +1,13 @@
-"""The experiment book as tables, as curves, and for MLflow.
+"""The experiment log as tables and curves.
 
-Purpose: `runs_table`, `compare_table`, `best_run`, `draw_runs` and `export_mlflow` answer what
-  inspect_runs is asked.
+Purpose: `chosen_runs`, `score` and `best_run` select and rank runs; `runs_table`, `compare_table`
+  and `draw_runs` show them.
 Used by: scripts.inspect_runs
 Design notes: what is compared is what differs: settings that are the same in all runs are left out.
-  Runs are scored by one metric of their `epoch` lines, their headline unless another is named; runs
-  that do not have it are not ranked. MLflow is imported only when it is asked for; figures go in
-  batches of its limit, with their own times, and a run that is there already is not sent twice.
-Assistant guidance: when extending: read through utils.tracking.experiment_log only; drawing and
-  MLflow stay lazy imports.
+  A run's score is the best value of one metric of its `epoch` lines, its headline unless another is
+  named; runs that lack the metric are not ranked.
+Assistant guidance: when extending: read through utils.tracking.experiment_log only; drawing stays a
+  lazy import.
 """
 
 from __future__ import annotations
@@ -17,58 +16,79 @@ import json
 import math
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.table import Table
 
-from utils.tracking.experiment_log import Book
+from utils.tracking.experiment_log import ExperimentLog
 from utils.tracking.settings import RunsSettings
 from warehouse.errors import ConfigError
 
-__all__ = [
-    "best_run",
-    "chosen_runs",
-    "compare_table",
-    "draw_runs",
-    "export_mlflow",
-    "runs_table",
-    "score",
-]
+__all__ = ["best_run", "chosen_runs", "compare_table", "draw_runs", "runs_table", "score"]
 
-MLFLOW_METRICS, MLFLOW_PARAMS, MLFLOW_TEXT = 1000, 100, 500
-STATES = {
-    "done": "FINISHED",
-    "running": "RUNNING",
-    "interrupted": "KILLED",
-    "lost": "KILLED",
-    "failed": "FAILED",
-}
+Row = Mapping[str, Any]
+"""A row of the table `runs`, as `ExperimentLog.runs` returns it."""
+Better = Literal["min", "max"]
+
+SMALLER_IS_BETTER = re.compile(r"loss|error|rmse|mae|total|seconds|perplexity_gap")
+COLUMNS = (
+    "id",
+    "trainer",
+    "name",
+    "state",
+    "started",
+    "took",
+    "steps",
+    "best",
+    "data",
+    "code",
+    "host",
+)
+MOST_IN_LEGEND = 12
+COLOURS = 10
+"""In matplotlib's default cycle."""
 
 
-def chosen_runs(book: Book, settings: RunsSettings) -> list[dict[str, Any]]:
-    """The rows listed, newest last. Raises ConfigError for an id that is not in the book."""
-    rows = book.runs(trainer=settings.trainer, ids=settings.compare)
+def chosen_runs(experiments: ExperimentLog, settings: RunsSettings) -> list[dict[str, Any]]:
+    """Return the rows of the runs to be listed, newest last.
+
+    Raises
+    ------
+    ConfigError
+        A run that is asked for by number does not exist.
+    """
+    rows = experiments.runs(trainer=settings.trainer, ids=settings.compare)
     missing = sorted(set(settings.compare or []) - {row["id"] for row in rows})
     if missing:
         raise ConfigError(
-            f"no run {missing[0]}",
-            where=book.path,
-            remedy="see their numbers with: python -m scripts.inspect_runs",
+            f"there is no run {missing[0]}",
+            where=experiments.path,
+            remedy="list the runs and their numbers with: python -m scripts.inspect_runs",
         )
     return rows if settings.compare else rows[-settings.limit :]
 
 
 def score(
-    book: Book, row: dict[str, Any], metric: str | None, better: str | None = None
+    experiments: ExperimentLog, row: Row, metric: str | None, better: Better | None = None
 ) -> tuple[float, int] | None:
-    """(best value, its step) of a run by its own headline or by `metric`.
+    """Return the best value of a run and its step.
 
-    None where it has none.
+    Parameters
+    ----------
+    metric
+        None means the run's headline.
+    better
+        None means the direction of the headline, or a guess from the metric's name.
+
+    Returns
+    -------
+    tuple or None
+        Of equal values the earliest; None where the run does not have the metric.
     """
     name = metric or row["headline"]
-    steps, values, _ = book.metric(row["id"], name)
+    steps, values, _ = experiments.metric(row["id"], name)
     found = [
         (value, step) for value, step in zip(values, steps, strict=True) if not math.isnan(value)
     ]
@@ -78,45 +98,59 @@ def score(
     return max(found, key=lambda pair: (sign * pair[0], -pair[1]))
 
 
-def _direction(row: dict[str, Any], name: str) -> str:
+def _direction(row: Row, name: str) -> Better:
     if name == row["headline"]:
-        return str(row["better"])
-    return "min" if re.search(r"loss|error|rmse|mae|total|seconds|perplexity_gap", name) else "max"
+        return "max" if row["better"] == "max" else "min"
+    return "min" if SMALLER_IS_BETTER.search(name) else "max"
 
 
 def best_run(
-    book: Book, rows: Sequence[dict[str, Any]], metric: str | None, better: str | None = None
+    experiments: ExperimentLog,
+    rows: Sequence[Row],
+    metric: str | None,
+    better: Better | None = None,
 ) -> dict[str, Any] | None:
-    """The best of the runs: id, metric, value, step, checkpoint (null when none was kept). None
-    where nobody has the metric.
+    """Return the best of the runs.
 
-    Without a metric the newest run's headline decides. Raises ConfigError when a metric is named
-    that no run has.
+    Parameters
+    ----------
+    metric
+        None means the newest run's headline.
+
+    Returns
+    -------
+    dict or None
+        `id`, `name`, `metric`, `value`, `step`, and `checkpoint`, which is null if none was kept.
+        None where no run has the headline.
+
+    Raises
+    ------
+    ConfigError
+        No run has the metric that is named.
     """
     if not rows:
         return None
     name = metric or str(rows[-1]["headline"])
     direction = better or _direction(rows[-1], name)
-    scored = [
-        (found, row) for row in rows if (found := score(book, row, name, direction)) is not None
-    ]
+    scored = []
+    for row in rows:
+        found = score(experiments, row, name, direction)
+        if found is not None:
+            scored.append((*found, row))
     if not scored:
         if metric is None:
             return None
-        known = sorted(
-            {name for row in rows for kind, name in book.metric_names(row["id"]) if kind == "epoch"}
-        )
         raise ConfigError(
             f"no run has the metric {metric!r}",
-            where=book.path,
-            expected="one of " + ", ".join(known[:12]),
+            where=experiments.path,
+            expected="one of " + ", ".join(_epoch_metrics(experiments, rows)[:12]),
         )
     sign = 1 if direction == "max" else -1
-    (value, step), row = max(scored, key=lambda pair: sign * pair[0][0])
-    kept = book.path.parent / f"exp_{row['id']}" / "checkpoints"
+    value, step, best = max(scored, key=lambda one: sign * one[0])
+    kept = experiments.path.parent / f"exp_{best['id']}" / "checkpoints"
     return {
-        "id": row["id"],
-        "name": row["name"],
+        "id": best["id"],
+        "name": best["name"],
         "metric": name,
         "value": value,
         "step": step,
@@ -124,99 +158,125 @@ def best_run(
     }
 
 
+def _epoch_metrics(experiments: ExperimentLog, rows: Sequence[Row]) -> list[str]:
+    """Names of all metrics of `epoch` lines, sorted."""
+    names = {
+        name
+        for row in rows
+        for kind, name in experiments.metric_names(row["id"])
+        if kind == "epoch"
+    }
+    return sorted(names)
+
+
 def runs_table(
-    book: Book, rows: Sequence[dict[str, Any]], metric: str | None, better: str | None = None
+    experiments: ExperimentLog,
+    rows: Sequence[Row],
+    metric: str | None,
+    better: Better | None = None,
 ) -> Table:
-    table = Table(title=f"{len(rows)} runs in {book.path}")
-    for column in (
-        "id",
-        "trainer",
-        "name",
-        "state",
-        "started",
-        "took",
-        "steps",
-        "best",
-        "data",
-        "code",
-        "host",
-    ):
+    """Return a table with a row for each run."""
+    table = Table(title=f"{len(rows)} runs in {experiments.path}")
+    for column in COLUMNS:
         table.add_column(column)
     for row in rows:
-        found = score(book, row, metric, better)
-        best = "" if found is None else f"{metric or row['headline']} {found[0]:.4g} @ {found[1]}"
-        started = time.strftime("%Y-%m-%d %H:%M", time.localtime(row["started"]))
-        took = f"{(row['ended'] or row['updated']) - row['started']:.0f} s"
-        code = row["code_version"] + (
-            f" {row['code_commit'][:8]}{'+' * row['code_commit'].endswith('+')}"
-            if row["code_commit"]
-            else ""
-        )
+        found = score(experiments, row, metric, better)
+        best = ""
+        if found is not None:
+            best = f"{metric or row['headline']} {found[0]:.4g} @ {found[1]}"
+        ended = row["ended"] or row["updated"]
         cells = (
             row["id"],
             row["trainer"],
             row["name"],
             row["state"],
-            started,
-            took,
+            time.strftime("%Y-%m-%d %H:%M", time.localtime(row["started"])),
+            f"{ended - row['started']:.0f} s",
             row["step"],
             best,
             row["data_version"] or "",
-            code,
+            _code(row),
             row["host"],
         )
         table.add_row(*map(str, cells))
     return table
 
 
-def compare_table(book: Book, rows: Sequence[dict[str, Any]], better: str | None = None) -> Table:
-    """Settings that differ, then each `epoch` metric's best value, a column a run."""
-    table = Table(title="what differs, and the best of each metric")
+def _code(row: Row) -> str:
+    """Version and short commit, with "+" if tracked files differed from it."""
+    version, commit = str(row["code_version"]), row["code_commit"]
+    if not commit:
+        return version
+    return f"{version} {commit[:8]}" + ("+" if commit.endswith("+") else "")
+
+
+def compare_table(
+    experiments: ExperimentLog, rows: Sequence[Row], better: Better | None = None
+) -> Table:
+    """Return a table with a column for each run: settings that differ, then best metrics."""
+    table = Table(title="settings that differ, and the best value of each metric")
     table.add_column("")
     for row in rows:
         table.add_column(f"{row['id']} {row['name']}")
-    params = [book.params(row["id"]) for row in rows]
+
+    params = [experiments.params(row["id"]) for row in rows]
     for name in sorted(set().union(*params)):
         values = [json.dumps(each[name]) if name in each else "" for each in params]
         if len(set(values)) > 1:
             table.add_row(name, *values)
+
     table.add_section()
-    metrics = {
-        name for row in rows for kind, name in book.metric_names(row["id"]) if kind == "epoch"
-    } - {"epoch", "seconds"}
-    for name in sorted(metrics):
-        found = [score(book, row, name, better) for row in rows]
-        table.add_row(
-            name, *("" if each is None else f"{each[0]:.5g} @ {each[1]}" for each in found)
-        )
+    for name in _epoch_metrics(experiments, rows):
+        # These only count.
+        if name in {"epoch", "seconds"}:
+            continue
+        found = [score(experiments, row, name, better) for row in rows]
+        cells = ["" if each is None else f"{each[0]:.5g} @ {each[1]}" for each in found]
+        table.add_row(name, *cells)
     return table
 
 
-def draw_runs(book: Book, rows: Sequence[dict[str, Any]], metric: str | None, path: Path) -> Path:
-    """Loss by step (thin), and the metric by step: one colour a run. A PNG.
+def draw_runs(
+    experiments: ExperimentLog, rows: Sequence[Row], metric: str | None, path: Path
+) -> Path:
+    """Draw the training loss and a metric by step as a PNG, one colour for each run.
 
-    Raises ConfigError when it cannot be written.
+    Parameters
+    ----------
+    metric
+        None means the headline of each run.
+
+    Returns
+    -------
+    Path
+        The PNG.
+
+    Raises
+    ------
+    ConfigError
+        The file cannot be written.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for at, row in enumerate(rows):
-        colour, label = f"C{at % 10}", f"{row['id']} {row['name']}"
-        for kind, style in (
-            ("step", {"alpha": 0.3, "linewidth": 0.8}),
-            ("epoch", {"marker": ".", "label": label}),
-        ):
-            steps, values, _ = book.metric(row["id"], "loss", kind)
-            left.plot(steps, values, color=colour, **style)
+    for index, row in enumerate(rows):
+        colour, label = f"C{index % COLOURS}", f"{row['id']} {row['name']}"
+        steps, values, _ = experiments.metric(row["id"], "loss", "step")
+        left.plot(steps, values, color=colour, alpha=0.3, linewidth=0.8)
+        steps, values, _ = experiments.metric(row["id"], "loss")
+        left.plot(steps, values, color=colour, marker=".", label=label)
+
         name = metric or row["headline"]
-        steps, values, _ = book.metric(row["id"], name)
+        steps, values, _ = experiments.metric(row["id"], name)
         right.plot(steps, values, color=colour, marker=".", label=f"{label}: {name}")
+
     left.set(xlabel="step", ylabel="training loss")
     right.set(xlabel="step", ylabel=metric or "headline")
     for axes in (left, right):
         axes.grid(alpha=0.3)
-        if 0 < len(rows) <= 12:
+        # A longer legend would cover the curves.
+        if 0 < len(rows) <= MOST_IN_LEGEND:
             axes.legend(fontsize=8)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -229,89 +289,3 @@ def draw_runs(book: Book, rows: Sequence[dict[str, Any]], metric: str | None, pa
             remedy="choose another --runs.output",
         ) from None
     return path
-
-
-def export_mlflow(book: Book, rows: Sequence[dict[str, Any]], uri: str) -> int:
-    """Send runs to the MLflow at a tracking URI, one MLflow experiment a trainer; how many were
-    new. Raises ConfigError without MLflow or when it refuses. Metrics are named "<kind>/<name>", at
-    their steps and times; NaN is left out."""
-    try:
-        from mlflow.entities import Metric, Param, RunTag
-        from mlflow.exceptions import MlflowException
-        from mlflow.tracking import MlflowClient
-    except ImportError:
-        raise ConfigError(
-            "MLflow is not installed", where=uri, remedy="pip install mlflow-skinny"
-        ) from None
-    sent = 0
-    try:
-        client = MlflowClient(tracking_uri=uri)
-        for row in rows:
-            found = client.get_experiment_by_name(row["trainer"])
-            experiment = found.experiment_id if found else client.create_experiment(row["trainer"])
-            mark = f"{row['host']}:{book.path.resolve()}#{row['id']}"
-            if client.search_runs([experiment], f"tags.book = '{mark}'"):
-                continue
-            tags = {
-                "book": mark,
-                **{
-                    key: str(row[key])
-                    for key in (
-                        "state",
-                        "host",
-                        "code_version",
-                        "code_commit",
-                        "data_version",
-                        "data_split",
-                        "machine",
-                    )
-                    if row[key] is not None
-                },
-            }
-            run_id = client.create_run(
-                experiment, start_time=_ms(row["started"]), run_name=f"{row['name']} {row['id']}"
-            ).info.run_id
-            params = [
-                Param(_key(name), json.dumps(value)[:MLFLOW_TEXT])
-                for name, value in book.params(row["id"]).items()
-            ]
-            metrics = [
-                Metric(_key(f"{kind}/{name}"), value, _ms(at), step)
-                for kind, name in book.metric_names(row["id"])
-                for step, value, at in zip(*book.metric(row["id"], name, kind), strict=True)
-                if not math.isnan(value)
-            ]
-            for at in range(0, len(params), MLFLOW_PARAMS):
-                client.log_batch(run_id, params=params[at : at + MLFLOW_PARAMS])
-            for at in range(0, len(metrics), MLFLOW_METRICS):
-                client.log_batch(run_id, metrics=metrics[at : at + MLFLOW_METRICS])
-            for artefact in book.artefacts(row["id"]):
-                if Path(artefact["path"]).is_file():
-                    client.log_artifact(
-                        run_id,
-                        artefact["path"],
-                        str(Path(artefact["name"]).parent).strip(".") or None,
-                    )
-            # The mark comes last: a broken export is sent again.
-            client.log_batch(
-                run_id, tags=[RunTag(key, value[:MLFLOW_TEXT]) for key, value in tags.items()]
-            )
-            client.set_terminated(run_id, STATES[row["state"]], _ms(row["ended"] or row["updated"]))
-            sent += 1
-    except MlflowException as error:
-        raise ConfigError(
-            "MLflow refuses the runs",
-            where=uri,
-            found=str(error)[:300],
-            remedy="check --runs.mlflow",
-        ) from None
-    return sent
-
-
-def _ms(seconds: float) -> int:
-    return round(1000 * seconds)
-
-
-def _key(name: str) -> str:
-    """MLflow allows letters, digits and _-./ and spaces."""
-    return re.sub(r"[^\w\-./ ]", "_", name)
