@@ -2,7 +2,8 @@
 
 Purpose: `ExperimentLog` opens experiments.db, begins runs, and returns runs, parameters, metrics
   and artefacts.
-Used by: scripts.inspect_runs, utils.tracking.experiments, utils.tracking.run_report
+Used by: scripts.inspect_runs, utils.tracking.experiments, utils.tracking.mlflow_export,
+  utils.tracking.run_report
 Design notes: docs/experiments.md describes the tables for people with other tools. Metrics are one
   narrow table clustered by (run, kind, name, step), so that a curve is one range read. A run whose
   process died stays `running` in the file; readers see `lost`.
