@@ -28,7 +28,7 @@ from utils.loading.orders import BatchPlan
 from utils.loading.sources import Source
 from warehouse.errors import WarehouseError, WorkerError
 from warehouse.read.chunks import ChunkReader
-from warehouse.read.stream import FetchFailed, StreamReader
+from warehouse.read.stream import FetchFailed
 
 __all__ = ["SpawnEngine"]
 
@@ -138,11 +138,10 @@ class SpawnEngine:
             plan, slot, filled = taken
             if filled.error is not None:
                 self.ring.give_back(slot)
-                if isinstance(filled.error, FetchFailed) and isinstance(self.reader, StreamReader):
+                if isinstance(filled.error, FetchFailed):
                     self.reader.raise_fetch_error(plan.indices)
                 raise filled.error
-            if isinstance(self.reader, StreamReader):
-                self.reader.done(plan.indices)
+            self.reader.done(plan.indices)
             arrays = filled.arrays if slot is None else self.ring.export(slot, len(plan.indices))
             opened, counted = (
                 filled.chunks_opened + self.reader.chunks_opened - counted,
@@ -170,7 +169,7 @@ class SpawnEngine:
         while self.stream is not None and self.jobs.issued and (taken := self._next()) is not None:
             plan, slot, filled = taken
             self.ring.give_back(slot)
-            if isinstance(self.reader, StreamReader) and filled.error is None:
+            if filled.error is None:
                 self.reader.done(plan.indices)
 
     def _failed(self, error: RuntimeError) -> WorkerError:

@@ -1,8 +1,9 @@
-"""Reading the stored chunks of a split through our own decoder, checked, by any number of threads.
+"""Read the stored chunks of a split with the project's own decoder, from any number of threads.
 
-A reader gets a `SplitSource`: what it must know of a split, and nothing of manifests or layouts.
-Invariant: a file's size and seal are compared with files.parquet when it is opened, and a sample's
-crc32c before it is first decoded (`verify`: always, first_touch, off).
+A reader is given a `SplitSource`, which holds what it must know of a split, and knows nothing of
+manifests and layouts. Invariant: the size and the seal of a file are compared with files.parquet
+when the file is opened, and the crc32c of a sample before it is decoded, as often as `verify` asks
+for. What was given up: arrays with codecs of others, which `warehouse.read.zarr_python` reads.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,10 +24,20 @@ from warehouse.format.stored_chunk import StoredChunk
 from warehouse.layouts.base import Origins, SampleIndex
 from warehouse.read.files import Access, SizesAndSeals, VersionFiles, open_stored
 
-__all__ = ["Access", "ChunkReader", "SplitSource", "Verify"]
+__all__ = ["Access", "ChunkReader", "Plan", "PlannedBatch", "SplitSource", "Verify"]
 
 Verify = Literal["first_touch", "always", "off"]
-Plan = TypeVar("Plan")
+
+
+class PlannedBatch(Protocol):
+    """What a reader must know of a batch that is going to be filled."""
+
+    @property
+    def indices(self) -> NDArray[np.int64]:
+        """The samples of the batch, int64 ``[n]``."""
+
+
+Plan = TypeVar("Plan", bound=PlannedBatch)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,19 +49,22 @@ class SplitSource:
     files
         The published files of the version.
     name
-        Name of the split.
+        The name of the split.
     group
         The Zarr group that its arrays lie in.
     specs
-        Its arrays by name, as readers see them: [sample, ...].
+        Its arrays by name, as readers see them: ``[sample, ...]``.
     stored_specs
         The Zarr arrays that hold them.
     sample_index
-        Where its samples lie.
-    samples, chunks
-        Samples of the split, and stored chunks that hold any.
+        Which stored chunk and row each sample is in.
+    samples
+        The number of samples of the split.
+    chunks
+        The number of stored chunks that hold any of them.
     origins
-        Where samples lie in the Zarr array, if they are regions of it; None where sample i is row i.
+        Return where samples begin in the Zarr array, if they are regions of it. None where sample i
+        is row i.
     """
 
     files: VersionFiles
@@ -68,21 +82,21 @@ class SplitSource:
 
     @property
     def location(self) -> Location:
-        """Where the version lies."""
+        """Return the folder of the version, or its prefix in an object store."""
         return self.files.location
 
     @property
     def chunk_sizes(self) -> list[int]:
-        """Samples in each stored chunk."""
+        """Return the number of samples in each stored chunk."""
         return self.sample_index.chunk_sizes
 
     def where(self, name: str) -> str:
-        """An array, as errors name it."""
+        """Return how errors name an array."""
         return f"{self.files.store}/{self.group}/{name}"
 
 
 class ChunkReader:
-    """Checked access to a split's files for any number of threads.
+    """Read samples of a split, checked, from any number of threads.
 
     Parameters
     ----------
@@ -91,9 +105,16 @@ class ChunkReader:
     access
         How local files are read: through a memory map, or with `pread`.
     verify
-        When a sample's checksum is compared: before it is first decoded, always, or never.
+        When the checksum of a sample is compared: before it is first decoded, always, or never.
     keep
-        Files that are kept open; the one that was not used for longest is closed first.
+        The number of files that are kept open. The file that was not used for the longest time is
+        closed first.
+
+    Notes
+    -----
+    `follow`, `done` and `raise_fetch_error` do nothing here. A reader that fetches ahead, or
+    decodes a whole split at once, overrides them, so that the engines of the loader treat all
+    readers alike.
     """
 
     def __init__(self, split: SplitSource, *, access: Access, verify: Verify, keep: int) -> None:
@@ -107,21 +128,21 @@ class ChunkReader:
     def fill(
         self, names: Sequence[str], indices: NDArray[np.int64], out: Mapping[str, NDArray[Any]]
     ) -> tuple[int, int]:
-        """Decode samples, each once and straight into its row.
+        """Decode samples, each of them once and directly into its row.
 
         Parameters
         ----------
         names
             The arrays to read.
         indices
-            Sample numbers within the split, int64 [n].
+            Sample numbers within the split, int64 ``[n]``, in any order.
         out
-            Where they go: arrays [n, ...] by name.
+            The arrays to fill, ``[n, ...]`` by name.
 
         Returns
         -------
         tuple of int
-            (samples decoded, bytes read).
+            The number of samples decoded, and the number of bytes read.
 
         Raises
         ------
@@ -129,24 +150,49 @@ class ChunkReader:
             If a file is damaged; the message names it.
         """
         chunks, rows = self.split.sample_index.locate(indices)
-        size = 0
+        bytes_read = 0
+
+        # Chunk by chunk, not sample by sample: a file is looked up once a batch, under a lock that
+        # all decoding threads share.
         for chunk in np.unique(chunks).tolist():
             at = np.flatnonzero(chunks == chunk)
             for name in names:
                 if self.split.specs[name].inner is None:
                     out[name][at] = self.small(name, chunk)[rows[at]]
                 else:
-                    size += self.read_rows(name, chunk, rows[at], out[name], at)
-        return len(indices), size
+                    bytes_read += self.read_rows(name, chunk, rows[at], out[name], at)
+
+        return len(indices), bytes_read
 
     def follow(self, plans: Iterator[Plan]) -> Iterator[Plan]:
-        """Hand on the batch plans of an epoch; readers that fetch ahead look at them here."""
+        """Return the batch plans of an epoch. Readers that fetch ahead look at them here."""
         return plans
 
-    def chunk(self, name: str, chunk: int) -> StoredChunk:
-        """The open file of a stored chunk, whose size is checked now.
+    def done(self, indices: NDArray[np.int64]) -> None:
+        """Give back what was fetched for a batch that another process has filled.
 
-        Raises CorruptError, which names the file.
+        Parameters
+        ----------
+        indices
+            The samples of the batch, int64 ``[n]``.
+        """
+
+    def raise_fetch_error(self, indices: NDArray[np.int64]) -> None:
+        """Raise the error that fetching a chunk of a batch ended with, if it ended with one.
+
+        Parameters
+        ----------
+        indices
+            The samples of the batch, int64 ``[n]``.
+        """
+
+    def chunk(self, name: str, chunk: int) -> StoredChunk:
+        """Return the open file of a stored chunk, whose size is compared at each call.
+
+        Raises
+        ------
+        CorruptError
+            If the file is damaged; the message names it.
         """
         key = (name, chunk)
         with self._lock:
@@ -155,9 +201,12 @@ class ChunkReader:
                 self._open.move_to_end(key)
             else:
                 opening = self._opening.setdefault(key, threading.Lock())
+
         if found is not None:
+            # A mapped file that was cut short since would end the process with SIGBUS.
             found.check_size()
             return found
+
         # Neighbouring batches share a chunk, so that all threads come to a new one at once: the
         # first opens it, the others wait.
         with opening:
@@ -165,21 +214,28 @@ class ChunkReader:
                 found = self._open.get(key)
             if found is not None:
                 return found
+
             found = self.open_chunk(name, chunk)
             with self._lock:
                 self._open[key] = found
                 self._opening.pop(key, None)
                 self.chunks_opened += 1
+                # Dropped, not closed: another thread may be decoding from it. Its map is released
+                # with the last reference.
                 while len(self._open) > self.keep:
                     self._open.popitem(last=False)
+
         return found
 
     def locate(
         self, name: str, chunk: int
     ) -> tuple[Location, int | NDArray[np.int64], tuple[int, int]]:
-        """(file, its rows, (size, seal)) of a stored chunk of the split.
+        """Return the file of a stored chunk, its rows, and the size and seal it must have.
 
-        Raises CorruptError when the table of files does not know it.
+        Raises
+        ------
+        CorruptError
+            If the table of files has no row for the chunk.
         """
         split = self.split
         with self._lock:
@@ -199,7 +255,7 @@ class ChunkReader:
         return path, rows, (int(sizes[stored]), int(seals[stored]))
 
     def open_chunk(self, name: str, chunk: int) -> StoredChunk:
-        """Open a stored chunk's file, without keeping it."""
+        """Open the file of a stored chunk without keeping it open."""
         path, rows, expected = self.locate(name, chunk)
         return open_stored(path, self.split.specs[name], rows, expected, self.access)
 
@@ -211,18 +267,34 @@ class ChunkReader:
         out: NDArray[Any],
         at: NDArray[np.int64],
     ) -> int:
-        """Decode samples, by their positions in the chunk, of a sharded array into out[at].
+        """Decode samples of a sharded array from one stored chunk.
 
-        Returns the number of bytes read.
+        Parameters
+        ----------
+        name
+            The array.
+        chunk
+            The stored chunk, by its number in the split.
+        rows
+            The positions of the samples in the chunk, int64 ``[n]``.
+        out
+            The array to fill.
+        at
+            The rows of `out` that the samples go to, int64 ``[n]``.
+
+        Returns
+        -------
+        int
+            The number of bytes read.
         """
         return self.chunk(name, chunk).read_rows(
             rows.tolist(), out, at.tolist(), verify=self.verify
         )
 
     def small(self, name: str, chunk: int) -> NDArray[Any]:
-        """A plain array's whole stored chunk, [rows, ...]; do not write into it.
+        """Return the whole stored chunk of an array that is not sharded, ``[rows, ...]``.
 
-        It is kept while its file is among the open ones.
+        It is kept while its file is open and shared by all callers, who must not write into it.
         """
         return self.chunk(name, chunk).read_all()
 

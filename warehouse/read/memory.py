@@ -10,17 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from warehouse.format.schema import ArraySpec
-from warehouse.read.chunks import ChunkReader, SplitSource
+from warehouse.read.chunks import ChunkReader, Plan, SplitSource
 
 __all__ = ["MemoryReader", "allocate_samples", "decode_split", "read_samples", "split_bytes"]
-
-Plan = TypeVar("Plan")
 
 
 def split_bytes(split: SplitSource, names: Sequence[str]) -> int:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from warehouse.errors import CorruptError, WorkerError
 from warehouse.format.location import Location, Remote
 from warehouse.format.stored_chunk import REMEDY, StoredChunk, open_file
-from warehouse.read.chunks import ChunkReader, SplitSource, Verify
+from warehouse.read.chunks import ChunkReader, Plan, SplitSource, Verify
 
 __all__ = ["FetchFailed", "SharedStreamReader", "StreamReader", "segment_bytes"]
 
@@ -72,13 +72,13 @@ class StreamReader(ChunkReader):
         self.under_way: Future[None] | None = None
         self.fetches = 0
 
-    def follow(self, plans: Iterator[Any]) -> Iterator[Any]:
+    def follow(self, plans: Iterator[Plan]) -> Iterator[Plan]:
         """Yield the plans, having asked for the chunks of the next ones.
 
         A plan's chunks are given back by `done`.
         """
         self._reset()
-        window: deque[Any] = deque()
+        window: deque[Plan] = deque()
         while True:
             while len(window) < self.window_size or self._wants_more():
                 plan = next(plans, None)
