@@ -114,7 +114,7 @@ def _ours(workers: int) -> list[Row]:
             name, "ours", partial(ours.LoaderReader, dataset=data, **options), count, data, note
         )
 
-    thread = {"engine": "thread", "store": "mmap"}
+    thread: dict[str, Any] = {"engine": "thread", "store": "mmap"}
     return [
         row("thread", "mmap; crc32c at first touch, so none in the timed epochs", **thread),
         row("spawn", "mmap", engine="spawn", store="mmap"),

@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from itertools import count
 from typing import Any
 
@@ -40,7 +41,8 @@ def main(text: str) -> None:
         if job["mode"] == "write":
             from pathlib import Path
 
-            writer, target = WRITERS.get(job["name"], build_ours), Path(job["target"])
+            writer: Callable[..., Any] = WRITERS.get(job["name"], build_ours)
+            target = Path(job["target"])
             work.sources  # noqa: B018 - listed before the clock starts
             start = time.perf_counter()
             said = writer(work, target, settings.workers, **job.get("options", {}))

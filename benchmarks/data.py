@@ -15,18 +15,20 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
-from functools import cached_property
+from collections.abc import Callable, Iterable
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from crc32c import crc32c
 from numpy.typing import NDArray
 
-from benchmarks.settings import BenchSettings
 from warehouse import Warehouse
 from warehouse.errors import ConfigError
+
+if TYPE_CHECKING:
+    from benchmarks.settings import BenchSettings
 
 __all__ = ["ROOT", "Jpegs", "Work", "crc_sum", "epoch_batches", "run_build"]
 
@@ -61,7 +63,8 @@ class Work:
     @cached_property
     def pixels(self) -> NDArray[np.uint8]:
         """uint8 [samples, 3, H, W], mapped from pixels.npy."""
-        return np.load(self.path("pixels") / "pixels.npy", mmap_mode="r")
+        pixels: NDArray[np.uint8] = np.load(self.path("pixels") / "pixels.npy", mmap_mode="r")
+        return pixels
 
     @cached_property
     def sources(self) -> list[Path]:
@@ -74,7 +77,8 @@ class Work:
 
     @cached_property
     def truth(self) -> dict[str, int]:
-        return json.loads((self.path("pixels") / "truth.json").read_text())
+        truth: dict[str, int] = json.loads((self.path("pixels") / "truth.json").read_text())
+        return truth
 
     def files(self, name: str) -> list[Path]:
         folder = self.path(name)
@@ -93,7 +97,7 @@ class Work:
         Peers' formats are written by their rows' writers.
         """
         self._make_jpegs(log)
-        options = {
+        options: dict[str, dict[str, Any]] = {
             "lz4": {},
             "none": {"compressor": "none"},
             # Many small chunks, so that interleave and chunks_per_batch have something to mix.
@@ -105,11 +109,11 @@ class Work:
         for name in ("lz4", *(name for name in options if name in set(names) - {"lz4"})):
             if not self.path(name).exists():
                 log.info(f"baking {name}")
-                self.write(name, lambda target, name=name: run_build(self, target, **options[name]))
+                self.write(name, partial(run_build, self, **options[name]))
         if not self.path("pixels").exists():
             self.write("pixels", self._write_pixels)
 
-    def write(self, name: str, writer: Any) -> float | None:
+    def write(self, name: str, writer: Callable[[Path], float | None]) -> float | None:
         """`writer(target)` into a folder beside, renamed when it is done.
 
         What the writer returned.

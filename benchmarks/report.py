@@ -100,10 +100,9 @@ def ratio(row: dict[str, Any], other: dict[str, Any]) -> float:
     Of the medians where the rounds do not pair up.
     """
     if len(row["runs"]) == len(other["runs"]):
-        return statistics.median(
-            one / two for one, two in zip(row["runs"], other["runs"], strict=True)
-        )
-    return row["median"] / other["median"]
+        pairs = zip(row["runs"], other["runs"], strict=True)
+        return float(statistics.median(one / two for one, two in pairs))
+    return float(row["median"] / other["median"])
 
 
 def ratios(

@@ -135,9 +135,15 @@ def _entry(entry: dict[str, Any], where: str) -> TextPicture:
         if not isinstance(text, str | None):
             raise AnnotationError("text is no string", where=spot, found=repr(text)[:80])
         regions.append(TextRegion(_polygon(instance.get("polygon"), spot), bool(ignore), text))
-    size = entry.get("width"), entry.get("height")
-    declared = size if all(type(value) is int and value > 0 for value in size) else None
+    declared = _declared_size(entry.get("width"), entry.get("height"))
     return TextPicture(path.replace("\\", "/").removeprefix("./"), tuple(regions), declared, where)
+
+
+def _declared_size(width: object, height: object) -> tuple[int, int] | None:
+    # Booleans are integers in Python: `true` is no width.
+    if type(width) is not int or type(height) is not int:
+        return None
+    return (width, height) if width > 0 and height > 0 else None
 
 
 def _polygon(values: Any, where: str) -> NDArray[np.float64]:
