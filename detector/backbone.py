@@ -1,11 +1,11 @@
-"""A trained detector's trunk as a backbone for features.
+"""The trunk of a trained detector as a backbone for features.
 
-Pictures to the map that its head reads.
+It turns images into the map that the detector's head reads.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 from torch import Tensor, nn
 
@@ -18,37 +18,49 @@ __all__ = ["TrunkMap", "detector_trunk"]
 
 
 class TrunkMap(nn.Module):
-    """float [B, 3, H, W] in [-1, 1] -> [B, 2w, H/8, W/8].
+    """Features [B, 2w, H/8, W/8] of images float [B, 3, H, W] in [-1, 1].
 
-    Pictures are padded to whole cells of the coarsest grid.
+    Images are padded to whole cells of the coarsest grid.
     """
 
     def __init__(self, trunk: nn.Module) -> None:
         super().__init__()
         self.trunk = trunk
 
-    def forward(self, picture: Tensor) -> Tensor:
-        height, width = picture.shape[2:]
-        said: Tensor = self.trunk(
-            nn.functional.pad(picture, (0, -width % COARSEST, 0, -height % COARSEST))
-        )
-        return said
+    def forward(self, image: Tensor) -> Tensor:
+        """Return the map of a batch of images."""
+        height, width = image.shape[2:]
+        padded = nn.functional.pad(image, (0, -width % COARSEST, 0, -height % COARSEST))
+        features: Tensor = self.trunk(padded)
+        return features
 
 
-def detector_trunk(source: Checkpoint | dict[str, Any]) -> Backbone:
-    """The trunk of a detector as a backbone.
+def detector_trunk(source: Checkpoint | Mapping[str, object]) -> Backbone:
+    """Return the trunk of a detector as a backbone.
 
-    source: a detector's checkpoint, or a recipe, which gives the same network with fresh weights.
-    Raises as `restore_detector`; KeyError, TypeError and ValueError for a recipe that is none.
+    Parameters
+    ----------
+    source
+        A detector's checkpoint; or a recipe, which gives the same network with fresh weights.
+
+    Raises
+    ------
+    StateError
+        For a checkpoint that is not of a detector.
+    KeyError, TypeError, ValueError
+        For a mapping that is not a recipe.
     """
     if isinstance(source, Checkpoint):
         model = restore_detector(source)[0]
     else:
-        kind, width = str(source["kind"]), int(source["width"])
+        kind, width = str(source["kind"]), int(str(source["width"]))
+        # A recipe comes from a manifest, so its numbers may be anybody's: a huge width would fill
+        # the memory.
         if kind not in {"tiny", "big"} or not 1 <= width <= 512:
             raise ValueError(f"kind {kind:.20}, width {width}")
         model = make_model(kind=kind, width=width)
     trunk = model.grid.trunk
+    # The mean and deviation that turn [0, 1] into the [-1, 1] of `to_float`.
     return Backbone(
         f"detector-{model.kind}",
         TrunkMap(trunk),

@@ -13,9 +13,9 @@ __all__ = ["DetectorSettings", "InferSettings"]
 
 
 class DetectorSettings(TrainSettings, AugmentSettings):
-    """What `train_detector` trains, on what, for how long.
+    """What `train_detector` trains, on what, and for how long.
 
-    The augmentation's keys stand beside the loop's.
+    The keys of the augmentation and of the training loop belong to the same section.
     """
 
     model: Literal["tiny", "big"] = Field(
@@ -28,6 +28,7 @@ class DetectorSettings(TrainSettings, AugmentSettings):
             "build.output_root."
         ),
     )
+    # For a check only: the number of box slots is fixed when a warehouse is built.
     max_boxes: int | None = Field(
         None,
         ge=1,
@@ -43,6 +44,7 @@ class DetectorSettings(TrainSettings, AugmentSettings):
         le=512,
         description="Channels of the first stage; null means 24 for tiny and 32 for big.",
     )
+    # One factor rather than other defaults for tiny: the keys then mean the same for both models.
     strength: float | None = Field(
         None,
         ge=0,
@@ -57,7 +59,7 @@ class DetectorSettings(TrainSettings, AugmentSettings):
 
 
 class InferSettings(Section):
-    """What `infer_view` looks at, with what, and where it puts the pictures."""
+    """What `infer_view` draws, with which detector, and where it writes the images."""
 
     checkpoint: str = Field("checkpoints/bigdet", description="Folder of the trained detector.")
     input: str | None = Field(
@@ -74,6 +76,7 @@ class InferSettings(Section):
         le=1,
         description="Smallest score of the boxes that are drawn; the page has a slider for it.",
     )
+    # All images are embedded in one page, which a browser has to hold in memory.
     limit: int = Field(
         200, ge=1, le=10_000, description="Largest number of pictures that are shown."
     )

@@ -1,9 +1,8 @@
-"""The detectors as a Task of the training loop: settings, model, loss with augmentation,
-evaluation, checkpoint description.
+"""The detectors as a task of the training loop.
 
-Everything a detector needs to know about its data is in `DataFacts`, read from the store: slots,
-classes, canvas. Augmentation runs on the batch on its device, from (seed, epoch, sample index), so
-workers and engines have no part in it.
+Everything that a detector needs to know about its data is in `DataFacts`, which is read from the
+warehouse: box slots, classes and canvas. Augmentation runs on batches on their device and depends
+on seed, epoch and sample index only, so that it is the same for any number of workers and ranks.
 """
 
 from __future__ import annotations
@@ -25,15 +24,25 @@ from utils.training.checkpoint import Checkpoint, known_model, load_module
 from utils.training.settings import AugmentSettings
 from utils.training.task import Task, seeded
 from warehouse.errors import StateError, TrainingError
+from warehouse.read.version import Split
 
 __all__ = ["DataFacts", "DetectorTask", "data_facts", "restore_detector"]
 
 
 @dataclass(frozen=True, slots=True)
 class DataFacts:
-    """max_boxes: the store's slots; class_names; canvas (H, W) in pixels.
+    """What a detector has to know about the data it was trained on.
 
-    pad_value and resize_mode of the letterbox.
+    Attributes
+    ----------
+    max_boxes
+        Box slots per image in the warehouse.
+    class_names
+        Names of the classes, by label.
+    canvas
+        Height and width in pixels.
+    pad_value, resize_mode
+        How images are fitted to the canvas.
     """
 
     max_boxes: int
@@ -43,10 +52,13 @@ class DataFacts:
     resize_mode: str = "letterbox"
 
 
-def data_facts(split: Any, settings: DetectorSettings) -> DataFacts:
-    """From a warehouse split.
+def data_facts(split: Split, settings: DetectorSettings) -> DataFacts:
+    """Read the facts of a split.
 
-    Raises TrainingError when it has no boxes, or other slots than `detector.max_boxes`.
+    Raises
+    ------
+    TrainingError
+        If the split has no boxes, or another number of box slots than `detector.max_boxes`.
     """
     recipe = split.warehouse.manifest.recipe.get("settings", {})
     if split.max_boxes is None:
@@ -74,7 +86,7 @@ def data_facts(split: Any, settings: DetectorSettings) -> DataFacts:
 
 
 class DetectorTask(Task):
-    """TinyDet or BigDet with its loss and metrics; see utils.training.task.Task."""
+    """TinyDet or BigDet with its loss and metrics; see `utils.training.task.Task`."""
 
     section = "detector"
     headline = ("ap50", "max")
@@ -90,9 +102,10 @@ class DetectorTask(Task):
                 class_count=len(facts.class_names),
                 width=settings.width,
             )
-        strength = (
-            settings.strength if settings.strength is not None else float(settings.model == "big")
-        )
+        # Strong augmentation made TinyDet learn more slowly, and it has little time.
+        strength = settings.strength
+        if strength is None:
+            strength = float(settings.model == "big")
         amounts = {
             key: strength * getattr(settings, key)
             for key in ("zoom", "aspect", "brightness", "contrast", "saturation")
@@ -105,18 +118,20 @@ class DetectorTask(Task):
     def loss(
         self, model: nn.Module, batch: dict[str, Tensor], epoch: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the sum of the loss over an augmented batch, and its terms."""
         if self.settings.model == "tiny":
             # Before augmentation, which then has a quarter of the pixels to move.
             batch = {**batch, "image": reduced((to_float(batch["image"]) + 1) / 2)}
         batch = augment(batch, seed=self.settings.seed, epoch=epoch, settings=self.augmentation)
-        said, truth = model(to_float(batch["image"])), make_truth(batch)
+        predicted, truth = model(to_float(batch["image"])), make_truth(batch)
         # Matching and logarithms want float32, whatever the network ran in.
         with torch.autocast(truth.box_xyxy.device.type, enabled=False):
             if self.settings.model == "tiny":
-                return tiny_loss(said, largest_box(truth), self.weights)
-            return big_loss(said, truth, self.weights)
+                return tiny_loss(predicted, largest_box(truth), self.weights)
+            return big_loss(predicted, truth, self.weights)
 
     def evaluate(self, model: nn.Module, batches: Iterator[dict[str, Tensor]]) -> dict[str, float]:
+        """Return the metrics of `DetectionTally`, but for those that do not suit the model."""
         # The loop passes its averaged copy, whose class is that of `self.model`.
         assert isinstance(model, (BigDet, TinyDet))
         class_count = len(self.facts.class_names) if self.settings.model == "big" else 1
@@ -125,11 +140,13 @@ class DetectorTask(Task):
             for batch in batches:
                 tally.add(model.slots(model(to_float(batch["image"]))), batch)
         metrics = tally.metrics()
+        # A model of many boxes is not about its first one.
         if self.settings.model == "big":
             metrics.pop("mean_iou")
         return metrics
 
     def describe(self) -> dict[str, Any]:
+        """Return what `restore_detector` needs, beside the weights."""
         return {
             **self.model.describe(),
             "facts": {
@@ -140,20 +157,24 @@ class DetectorTask(Task):
         }
 
     def draw(self, history: list[dict[str, Any]], path: Path) -> None:
+        """Draw the training curve."""
         from detector.training_curve import draw_curve
 
         draw_curve(history, path, title=self.name)
 
 
 def restore_detector(checkpoint: Checkpoint) -> tuple[BigDet | TinyDet, DataFacts]:
-    """The model of a checkpoint, with its averaged weights, in eval mode.
+    """Return the model of a checkpoint, with its averaged weights and in evaluation mode.
 
-    Raises StateError when it is not a detector of ours.
+    Raises
+    ------
+    StateError
+        If the checkpoint is not of a detector.
     """
     remedy = "train one with python -m scripts.train_detector"
-    said = known_model(checkpoint, ("tiny", "big"), "a detector", remedy)
+    description = known_model(checkpoint, ("tiny", "big"), "a detector", remedy)
     try:
-        facts = dict(said.pop("facts"))
+        facts = dict(description.pop("facts"))
         height, width = (int(side) for side in facts["canvas"])
         names = tuple(str(name) for name in facts["class_names"])
         known = DataFacts(
@@ -163,9 +184,10 @@ def restore_detector(checkpoint: Checkpoint) -> tuple[BigDet | TinyDet, DataFact
             int(facts["pad_value"]),
             str(facts["resize_mode"]),
         )
-        shape = {
-            key: int(said[key]) for key in ("max_boxes", "class_count", "width") if key in said
-        }
+        keys = ("max_boxes", "class_count", "width")
+        shape = {key: int(description[key]) for key in keys if key in description}
+        # A checkpoint may come from anybody: numbers beyond these would fill the memory before the
+        # weights are found not to fit.
         limits = {"max_boxes": 10_000, "class_count": 100_000, "width": 512}
         if any(not 0 <= value <= limits[key] for key, value in shape.items()):
             raise ValueError(f"model {shape}")
@@ -178,6 +200,6 @@ def restore_detector(checkpoint: Checkpoint) -> tuple[BigDet | TinyDet, DataFact
             found=str(error),
             remedy=remedy,
         ) from None
-    model = make_model(kind=said["kind"], **shape)
+    model = make_model(kind=description["kind"], **shape)
     load_module(model, checkpoint.part("average"), checkpoint.path)
     return model.eval(), known

@@ -1,4 +1,4 @@
-"""Training a detector on a warehouse: splits, loaders, task and loop put together."""
+"""Training a detector on a warehouse: its splits, loaders, task and the training loop."""
 
 from __future__ import annotations
 
@@ -29,7 +29,20 @@ def train_detector(
     location: str,
     ranks: Ranks,
 ) -> dict[str, Any]:
-    """Train from the warehouse at `location`, scoring its held-out split.
+    """Train a detector on a warehouse, and score it on the held-out split.
+
+    Parameters
+    ----------
+    settings
+        What is trained, on what, and for how long.
+    loader
+        Settings of the loaders of both splits.
+    experiments
+        Where the run is recorded.
+    location
+        The warehouse, or one of its versions.
+    ranks
+        This process among those that train together.
 
     Returns
     -------
@@ -46,6 +59,7 @@ def train_detector(
 
     output = Path(settings.output or f"checkpoints/{settings.model}det")
     options = loader.model_dump()
+    # A held-out split may be smaller than a batch, which a loader refuses.
     scored_size = min(settings.batch_size, max(held_out.chunk_sizes))
     with (
         ChunkLoader(
@@ -80,6 +94,7 @@ def train_detector(
 
 
 def _warn_of_more_boxes(train: Split) -> None:
+    # Not refused: the largest box may be just what is wanted.
     if int(train.array("box_mask")[:].sum(axis=1).max(initial=0)) > 1:
         log.warning(
             "TinyDet finds one box per picture and learns the largest;"
