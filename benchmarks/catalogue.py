@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, Protocol
+from pathlib import Path
+from typing import Any, Literal, Protocol, Unpack
 
 from benchmarks import limits, ours, peers, plain
 from benchmarks.data import Work, run_build
@@ -44,7 +45,7 @@ class Row:
     peer: str | None = None
 
 
-WRITERS: dict[str, Callable[..., Any]] = {
+WRITERS: dict[str, Callable[..., float | None]] = {
     "tensordict": plain.write_tensordict,
     "webdataset": peers.write_webdataset,
     "litdata": peers.write_litdata,
@@ -53,7 +54,7 @@ WRITERS: dict[str, Callable[..., Any]] = {
 }
 
 
-def build_ours(work: Work, target: Any, workers: int, *, compressor: str = "lz4") -> float:
+def build_ours(work: Work, target: Path, workers: int, *, compressor: str = "lz4") -> float:
     return run_build(work, target, compressor=compressor, workers=workers)
 
 
@@ -108,28 +109,39 @@ def _limits(workers: int) -> list[Row]:
 
 def _ours(workers: int) -> list[Row]:
     def row(
-        name: str, note: str, *, count: int = workers, data: str = "lz4", **options: Any
+        name: str,
+        note: str,
+        *,
+        count: int = workers,
+        data: str = "lz4",
+        **options: Unpack[ours.LoaderChoice],
     ) -> Row:
         return Row(
             name, "ours", partial(ours.LoaderReader, dataset=data, **options), count, data, note
         )
 
-    thread: dict[str, Any] = {"engine": "thread", "store": "mmap"}
     return [
-        row("thread", "mmap; crc32c at first touch, so none in the timed epochs", **thread),
+        row(
+            "thread",
+            "mmap; crc32c at first touch, so none in the timed epochs",
+            engine="thread",
+            store="mmap",
+        ),
         row("spawn", "mmap", engine="spawn", store="mmap"),
         row("inline", "mmap", count=0, engine="inline", store="mmap"),
         row(
             "thread, verify=always",
             "crc32c of every sample in every epoch",
             verify="always",
-            **thread,
+            engine="thread",
+            store="mmap",
         ),
         row(
             "thread, first epoch",
             "a new loader each epoch: every crc32c, new buffers",
             fresh=True,
-            **thread,
+            engine="thread",
+            store="mmap",
         ),
         row(
             "spawn, verify=always",
@@ -139,13 +151,17 @@ def _ours(workers: int) -> list[Row]:
             store="mmap",
         ),
         row(
-            "thread, all arrays", "boxes, masks, labels and geometry as well", arrays=None, **thread
+            "thread, all arrays",
+            "boxes, masks, labels and geometry as well",
+            arrays=None,
+            engine="thread",
+            store="mmap",
         ),
         row("thread, pread", "scratch buffer a thread", engine="thread", store="pread"),
         row("thread, memory", "decoded once, batches by row take", engine="thread", store="memory"),
         row("thread, stream", "stored chunks fetched whole", engine="thread", store="stream"),
         row("spawn, stream", "stored chunks fetched whole", engine="spawn", store="stream"),
-        row("thread, compressor=none", "mmap", data="none", **thread),
+        row("thread, compressor=none", "mmap", data="none", engine="thread", store="mmap"),
         row("spawn, compressor=none", "mmap", data="none", engine="spawn", store="mmap"),
     ]
 

@@ -11,7 +11,6 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
 from itertools import count
 from typing import Any
 
@@ -41,7 +40,7 @@ def main(text: str) -> None:
         if job["mode"] == "write":
             from pathlib import Path
 
-            writer: Callable[..., Any] = WRITERS.get(job["name"], build_ours)
+            writer = WRITERS.get(job["name"], build_ours)
             target = Path(job["target"])
             work.sources  # noqa: B018 - listed before the clock starts
             start = time.perf_counter()

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, Iterable
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from crc32c import crc32c
@@ -36,6 +36,8 @@ ROOT = Path(__file__).parents[1]
 DRAWN = 256
 JPEG_SIZE = (480, 640)
 QUALITY_SIZE = "[16, 16]"
+
+T = TypeVar("T")
 
 
 class Work:
@@ -106,6 +108,7 @@ class Work:
                 "shard_samples": max(1, self.settings.samples // 32),
             },
         }
+        # Every reader's order of the JPEGs comes from the lz4 version, so it is always needed.
         for name in ("lz4", *(name for name in options if name in set(names) - {"lz4"})):
             if not self.path(name).exists():
                 log.info(f"baking {name}")
@@ -113,7 +116,7 @@ class Work:
         if not self.path("pixels").exists():
             self.write("pixels", self._write_pixels)
 
-    def write(self, name: str, writer: Callable[[Path], float | None]) -> float | None:
+    def write(self, name: str, writer: Callable[[Path], T]) -> T:
         """`writer(target)` into a folder beside, renamed when it is done.
 
         What the writer returned.
@@ -203,7 +206,7 @@ def crc_sum(batch: Any) -> int:
     return sum(crc32c(np.ascontiguousarray(row).data) for row in np.asarray(batch))
 
 
-def run_build(work: Work, target: Path, **options: Any) -> float:
+def run_build(work: Work, target: Path, **options: object) -> float:
     """`build_zarr` as a user would call it, nothing cached; the seconds it reports.
 
     Raises ConfigError with its one line of error.

@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from benchmarks.data import Work
 
-__all__ = ["LoaderReader"]
+if TYPE_CHECKING:
+    from utils.loading.settings import Engine, Store
+    from warehouse.read.chunks import Verify
+
+__all__ = ["LoaderChoice", "LoaderReader"]
+
+
+class LoaderChoice(TypedDict, total=False):
+    """What sets one of our rows apart from another; `fresh` is explained at `LoaderReader`."""
+
+    engine: Engine
+    store: Store
+    verify: Verify
+    arrays: tuple[str, ...] | None
+    fresh: bool
 
 
 class LoaderReader:
@@ -23,9 +37,7 @@ class LoaderReader:
         workers: int,
         *,
         dataset: str = "lz4",
-        arrays: tuple[str, ...] | None = ("image",),
-        fresh: bool = False,
-        **options: Any,
+        **choice: Unpack[LoaderChoice],
     ) -> None:
         from utils.loader import ChunkLoader
 
@@ -35,13 +47,16 @@ class LoaderReader:
             return ChunkLoader(
                 work.split(dataset),
                 settings.batch_size,
-                arrays=arrays,
+                arrays=choice.get("arrays", ("image",)),
                 shuffle=settings.shuffle,
                 num_workers=workers,
-                **options,
+                engine=choice.get("engine", "thread"),
+                store=choice.get("store", "auto"),
+                verify=choice.get("verify", "first_touch"),
             )
 
-        self.make, self.fresh = make, fresh
+        self.make = make
+        self.fresh = choice.get("fresh", False)
         self.loader = make()
 
     def renew(self) -> None:

@@ -65,10 +65,11 @@ def fit_logistic(
         loss = functional.cross_entropy(
             x @ weights.T + bias, y, reduction="sum"
         ) + weights.square().sum() / (2 * penalty)
-        loss.backward()
+        torch.autograd.backward(loss)
         return loss
 
-    optimizer.step(closure)
+    # The stubs of PyTorch leave the decorated `LBFGS.step` without types.
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
     return weights.detach().numpy(), bias.detach().numpy()
 
 

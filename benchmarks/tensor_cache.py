@@ -16,12 +16,13 @@ import os
 import statistics
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import psutil
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from utils.caching.cached_loader import CachedLoader
@@ -47,7 +48,7 @@ class Pictures:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         rng = np.random.default_rng(index)
-        field = rng.random((3, SIDE, SIDE), dtype=np.float32)
+        field: NDArray[np.floating] = rng.random((3, SIDE, SIDE), dtype=np.float32)
         for _ in range(self.rounds):
             field = np.abs(np.fft.ifft2(np.fft.fft2(field) * 0.5)) + 0.25
         return {
@@ -109,7 +110,8 @@ def measure(kind: str, workers: int, dataset: Pictures, repeats: int) -> dict[st
 
 
 def _loader(kind: str, workers: int, cached: CachedDataset) -> Any:
-    make = CachedLoader if kind == "CachedLoader" else DataLoader
+    # At run time a DataLoader takes any class with `__len__` and `__getitem__`; its type does not.
+    make: Callable[..., Any] = CachedLoader if kind == "CachedLoader" else DataLoader
     context = multiprocessing.get_context("fork") if workers else None
     return make(
         cached,
