@@ -1,10 +1,10 @@
 """The `loader` section: how trainers read a split.
 
 Purpose: `LoaderSettings`, and the names of the engines and stores that can be chosen.
-Used by: detector.inference.batches, detector.training, features.finetuning.run_finetuning,
-  scripts._sections, scripts.finetune, scripts.infer_view, scripts.segment_patches,
-  scripts.train_detector, scripts.train_vqvae, segmentation.training, utils.loader,
-  utils.loading.options, utils.loading.stores, vqvae.training
+Used by: benchmarks.ours, detector.inference.batches, detector.training,
+  features.finetuning.run_finetuning, scripts._sections, scripts.finetune, scripts.infer_view,
+  scripts.segment_patches, scripts.train_detector, scripts.train_vqvae, segmentation.training,
+  utils.loader, utils.loading.options, utils.loading.stores, vqvae.training
 Design notes: this module imports no torch, so that a command can print its `--help` quickly.
 Assistant guidance: when extending: a new engine or store is added to its Literal here and to
   config.yaml.
