@@ -12,7 +12,7 @@ import os
 from ingest.jobs import Job
 from warehouse.inspect.report import rejected_lines
 from warehouse.settings import BuildSettings
-from warehouse.write.bake import estimate
+from warehouse.write.estimate import estimate
 
 __all__ = ["dry_run", "worker_count"]
 

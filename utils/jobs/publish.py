@@ -21,8 +21,8 @@ from warehouse.format import durable
 from warehouse.format import manifest as tables
 from warehouse.format.manifest import Manifest
 from warehouse.layouts.plan import Block, BuildPlan
-from warehouse.write.bake import ChunkTask, plan_tasks, read_marker
 from warehouse.write.publish import bake, published, staging_folder
+from warehouse.write.tasks import ChunkTask, plan_tasks, read_marker
 
 __all__ = ["publish_jobs"]
 

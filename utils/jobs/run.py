@@ -24,8 +24,9 @@ from warehouse.errors import WarehouseError
 from warehouse.format import durable
 from warehouse.format import manifest as tables
 from warehouse.layouts.plan import Block, BuildPlan
-from warehouse.write.bake import ChunkTask, bake_chunk, plan_tasks, read_marker
+from warehouse.write.bake import bake_chunk
 from warehouse.write.publish import published, staging_folder
+from warehouse.write.tasks import ChunkTask, plan_tasks, read_marker
 
 __all__ = ["chunk_digest", "open_queue", "recover_jobs", "run_jobs"]
 

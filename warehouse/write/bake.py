@@ -1,26 +1,23 @@
-"""Baking a plan into a published version: one Dask task writes one stored chunk, markers make it
-resumable, a rename publishes.
+"""Bake the stored chunks of a plan: one task writes one stored chunk of every array of a split.
 
 The builder knows samples only as payloads for a `load` function that returns their arrays; where
-they come from is the caller's. Invariant: a chunk's marker exists only after its files are durable,
-and names the exact records it was made from; a version folder exists only when everything in it is
-durable. A picture that fails while being baked sends the whole plan back to the caller, once, with
-every failure known. Given up: chunks of one version are never shared with another. Memory: a worker
-holds one sample and the files' small arrays; the parent a marker a chunk.
+they come from is the business of the caller. Invariant: a file appears under its name only when it
+is whole and durable, and the marker of a chunk only after all of its files. A picture that fails
+while it is baked sends the whole plan back to the caller, once, with every failure known. What was
+given up: chunks of one version are never shared with another. Memory: a worker holds one sample and
+the small arrays of the chunk; the parent holds a marker a chunk.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,70 +30,12 @@ from warehouse.format.schema import ArraySpec
 from warehouse.format.shards import ShardWriter
 from warehouse.layouts.plan import Block, BuildPlan, ChunkResult, LoadSample
 from warehouse.write.cluster import RunAll, run_here
+from warehouse.write.tasks import ChunkTask, plan_tasks, read_marker, write_marker
 
-__all__ = [
-    "DONE",
-    "ChunkTask",
-    "Estimate",
-    "bake_chunk",
-    "bake_chunks",
-    "estimate",
-    "plan_tasks",
-    "read_marker",
-]
-
+__all__ = ["bake_chunk", "bake_chunks", "content_digest", "write_error"]
 
 STEPS = ("read", "decode", "letterbox", "encode", "write")
-DONE = "done"
-
-
-@dataclass(frozen=True, slots=True)
-class ChunkTask:
-    """One stored chunk of every array of a split.
-
-    `digest` covers the arrays' layout and the records, in order.
-    """
-
-    split: str
-    chunk: int
-    specs: tuple[ArraySpec, ...]
-    payloads: tuple[Any, ...]
-    digest: str
-
-    @property
-    def marker(self) -> str:
-        return f"{DONE}/{self.split}-{self.chunk}.json"
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """What a build would write and take, from a few samples baked in memory."""
-
-    samples: int
-    bytes: int
-    seconds: float
-
-
-def plan_tasks(plan: BuildPlan) -> Iterator[ChunkTask]:
-    for split in plan.splits:
-        size = split.payloads_per_chunk
-        # Without the split's length: leaving one picture out at the end leaves the chunks before it
-        # valid.
-        layout = repr(
-            [(spec.name, spec.dtype, spec.chunk, spec.inner, spec.codec) for spec in split.specs]
-        )
-        for chunk in range(-(-len(split.payloads) // size)):
-            part = slice(chunk * size, (chunk + 1) * size)
-            text = tables.canonical(
-                [plan.key, layout, list(split.rows[part]), list(split.digests[part])]
-            )
-            yield ChunkTask(
-                split.name,
-                chunk,
-                split.specs,
-                split.payloads[part],
-                hashlib.sha256(text).hexdigest(),
-            )
+"""The phases of a chunk whose seconds are in its trace, whether or not `load` names them."""
 
 
 def bake_chunks(
@@ -107,10 +46,32 @@ def bake_chunks(
     run_all: RunAll = run_here,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[list[ChunkResult], list[PictureError]]:
-    """Write every chunk of the plan that has no valid marker yet. (results in plan order, pictures
-    that failed).
+    """Write every chunk of the plan that has no valid marker yet.
 
-    run_all: where tasks run, of warehouse.write.cluster. Raises SpaceError, BuildError.
+    Parameters
+    ----------
+    plan
+        What to bake.
+    load
+        Makes the arrays of a payload.
+    staging
+        The folder that the version is made in.
+    run_all
+        Where the tasks run, of `warehouse.write.cluster`.
+    progress
+        Called with the number of payloads of each chunk that is done.
+
+    Returns
+    -------
+    tuple
+        The results of the chunks in the order of the plan, and the pictures that failed.
+
+    Raises
+    ------
+    SpaceError
+        If the disk is full.
+    BuildError
+        If a file cannot be written, a worker died, or a sample does not fit the layout.
     """
     results: dict[tuple[str, int], ChunkResult] = {}
     open_tasks: list[ChunkTask] = []
@@ -122,138 +83,187 @@ def bake_chunks(
             results[task.split, task.chunk] = done
             if progress:
                 progress(len(task.payloads))
+
     failures: list[PictureError] = []
     for task, result in run_all(partial(bake_chunk, load=load, staging=staging), open_tasks):
         results[task.split, task.chunk] = result
         failures += result.failures
         if progress:
             progress(len(task.payloads))
-    return [
-        results[task.split, task.chunk]
-        for task in plan_tasks(plan)
-        if (task.split, task.chunk) in results
-    ], failures
 
-
-def read_marker(task: ChunkTask, staging: Path) -> ChunkResult | None:
-    """The result of an earlier run when its marker is of this very task and its files still have
-    their sizes.
-    """
-    try:
-        data = json.loads((staging / task.marker).read_bytes())
-        result = ChunkResult(
-            data["digest"], data["files"], data["samples"], data["trace"], facts=data["facts"]
-        )
-        if result.digest == task.digest and all(
-            (staging / file["path"]).stat().st_size == file["size"] for file in result.files
-        ):
-            return result
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    return None
+    # Tasks end in any order. Tables and digests are made from the order of the plan, so that any
+    # number of workers gives the same bytes.
+    keys = [(task.split, task.chunk) for task in plan_tasks(plan)]
+    return [results[key] for key in keys if key in results], failures
 
 
 def bake_chunk(task: ChunkTask, *, load: LoadSample, staging: Path) -> ChunkResult:
-    """Load the task's samples one by one and write its files, durably, then its marker.
+    """Load the samples of a task one by one and write its files, durably, then its marker.
 
-    Runs in a worker.
+    Parameters
+    ----------
+    task
+        The stored chunk to bake.
+    load
+        Makes the arrays of a payload.
+    staging
+        The folder that the version is made in.
+
+    Returns
+    -------
+    ChunkResult
+        With `failures` if a sample could not be made; nothing is written then.
+
+    Raises
+    ------
+    SpaceError
+        If the disk is full.
+    BuildError
+        If a file cannot be written, or a sample does not fit the layout.
     """
     result = ChunkResult(task.digest)
     seconds = dict.fromkeys(STEPS, 0.0)
     start = time.perf_counter()
-    small: dict[str, list[NDArray[Any]]] = {
-        spec.name: [] for spec in task.specs if spec.inner is None
-    }
+
     try:
-        with ExitStack() as stack:
-            opened = [
-                (spec, stack.enter_context(durable.durable(staging / _path(task, spec))))
-                for spec in task.specs
-                if spec.inner
-            ]
-            writers = [
-                (spec, file, ShardWriter(file, spec.chunk[0] * spec.parts)) for spec, file in opened
-            ]
-            for slot, arrays in _samples(task, load, result, seconds):
-                result.samples.append(content_digest(task.specs, arrays))
-                for spec, _, writer in writers:
-                    at = time.perf_counter()
-                    encoded = [
-                        encode(part, spec.codec) for part in parts_of(arrays[spec.name], spec)
-                    ]
-                    seconds["encode"] += time.perf_counter() - at
-                    at = time.perf_counter()
-                    for place, part in enumerate(encoded, slot * spec.parts):
-                        writer.append(part, place)
-                    seconds["write"] += time.perf_counter() - at
-                for name, rows in small.items():
-                    rows.append(np.asarray(arrays[name]))
-            if result.failures:
-                raise _Abandoned
-            at = time.perf_counter()
-            for spec, file, writer in writers:
-                seal = writer.finish()
-                result.files.append(_file_row(task, spec, file, seal))
-        for spec in task.specs:
-            if spec.inner is None:
-                data = encode(padded(small[spec.name], spec), spec.codec)
-                with durable.durable(staging / _path(task, spec)) as file:
-                    file.write(data)
-                result.files.append(
-                    _file_row(task, spec, file, int.from_bytes(data[-4:], "little"))
-                )
+        small = _write_shards(task, load, staging, result, seconds)
+
+        at = time.perf_counter()
+        _write_small_arrays(task, small, staging, result)
+        # A file's name is durable only with its folder, and the marker must not be there before it.
         for folder in {(staging / row["path"]).parent for row in result.files}:
             durable.fsync_folder(folder)
-    except _Abandoned:
+        seconds["write"] += time.perf_counter() - at
+    except _AbandonedError:
         return result
     except OSError as error:
         raise write_error(error, staging) from None
-    seconds["write"] += time.perf_counter() - at
-    total = time.perf_counter() - start
+
     result.trace = {
         "split": task.split,
         "chunk": task.chunk,
         "samples": len(result.samples),
         "bytes": sum(row["size"] for row in result.files),
+        **{step: round(value, 6) for step, value in seconds.items()},
+        "seconds": round(time.perf_counter() - start, 6),
     }
-    result.trace |= {step: round(value, 6) for step, value in seconds.items()} | {
-        "seconds": round(total, 6)
-    }
-    marker = {
-        "digest": result.digest,
-        "files": result.files,
-        "samples": result.samples,
-        "trace": result.trace,
-        "facts": result.facts,
-    }
-    durable.write_bytes(staging / task.marker, json.dumps(marker).encode())
+    write_marker(task, result, staging)
+
     return result
+
+
+class _OpenShard(NamedTuple):
+    """A file of a sharded array that is being written."""
+
+    spec: ArraySpec
+    file: durable.DurableFile
+    writer: ShardWriter
+
+
+def _write_shards(
+    task: ChunkTask,
+    load: LoadSample,
+    staging: Path,
+    result: ChunkResult,
+    seconds: dict[str, float],
+) -> dict[str, list[NDArray[Any]]]:
+    """Write the files of the sharded arrays, and return the rows of the other arrays.
+
+    Files, digests and failures go to the result. Raises _AbandonedError if a sample failed.
+    """
+    # A plain array is one compressed block, so that its rows are kept until all of them are there.
+    small: dict[str, list[NDArray[Any]]] = {
+        spec.name: [] for spec in task.specs if spec.inner is None
+    }
+
+    with ExitStack() as files:
+        shards = []
+        for spec in task.specs:
+            if spec.inner:
+                file = files.enter_context(durable.durable(staging / _path(task, spec)))
+                shards.append(_OpenShard(spec, file, ShardWriter(file, spec.chunk[0] * spec.parts)))
+
+        for position, arrays in _samples(task, load, result, seconds):
+            result.samples.append(content_digest(task.specs, arrays))
+            for shard in shards:
+                _append(shard, position, arrays[shard.spec.name], seconds)
+            for name, rows in small.items():
+                rows.append(np.asarray(arrays[name]))
+
+        # Only now, and not at the first failure: one pass over the chunk finds all unreadable
+        # pictures, so that the caller plans anew once instead of once a picture.
+        if result.failures:
+            raise _AbandonedError
+
+        finishing = time.perf_counter()
+        for shard in shards:
+            seal = shard.writer.finish()
+            result.files.append(_file_row(task, shard.spec, shard.file, seal))
+
+    # Files are synced and renamed as the stack closes: that time is of writing.
+    seconds["write"] += time.perf_counter() - finishing
+    return small
+
+
+def _append(
+    shard: _OpenShard, position: int, array: NDArray[Any], seconds: dict[str, float]
+) -> None:
+    """Encode the inner chunks of a sample and append them to the file of its array."""
+    spec = shard.spec
+
+    start = time.perf_counter()
+    encoded = [encode(part, spec.codec) for part in parts_of(array, spec)]
+    encoded_at = time.perf_counter()
+    for entry, part in enumerate(encoded, position * spec.parts):
+        shard.writer.append(part, entry)
+
+    seconds["encode"] += encoded_at - start
+    seconds["write"] += time.perf_counter() - encoded_at
+
+
+def _write_small_arrays(
+    task: ChunkTask, rows: Mapping[str, list[NDArray[Any]]], staging: Path, result: ChunkResult
+) -> None:
+    """Write the files of the arrays that are not sharded."""
+    for spec in task.specs:
+        if spec.inner is None:
+            data = encode(padded(rows[spec.name], spec), spec.codec)
+            with durable.durable(staging / _path(task, spec)) as file:
+                file.write(data)
+
+            # The seal of a file without an index is its crc32c, which the codec puts at its end.
+            seal = int.from_bytes(data[-4:], "little")
+            result.files.append(_file_row(task, spec, file, seal))
 
 
 def _samples(
     task: ChunkTask, load: LoadSample, result: ChunkResult, seconds: dict[str, float]
 ) -> Iterator[tuple[int, Mapping[str, NDArray[Any]]]]:
-    """(slot, arrays) of each sample that can be made.
+    """Yield (position in the chunk, arrays) of each sample that can be made.
 
     Failures, facts and seconds go to the result.
     """
-    for slot, payload in enumerate(task.payloads):
+    for position, payload in enumerate(task.payloads):
         try:
             loaded = load(payload)
         except PictureError as error:
             result.failures.append(error)
             continue
+
         if isinstance(loaded, Block):
             result.facts = loaded.facts
             yield from zip(loaded.slots, loaded.samples, strict=True)
+            spent = loaded.seconds
         else:
-            yield slot, loaded[0]
-        for step, value in (loaded.seconds if isinstance(loaded, Block) else loaded[1]).items():
+            arrays, spent = loaded
+            yield position, arrays
+
+        for step, value in spent.items():
             seconds[step] = seconds.get(step, 0.0) + value
 
 
-class _Abandoned(Exception):
-    """A sample failed: the chunk's files are discarded, its failures reported."""
+class _AbandonedError(Exception):
+    """A sample failed: the files of the chunk are discarded, and its failures are reported."""
 
 
 def _path(task: ChunkTask, spec: ArraySpec) -> str:
@@ -275,9 +285,15 @@ def _file_row(
 
 
 def content_digest(specs: Sequence[ArraySpec], arrays: Mapping[str, NDArray[Any]]) -> str:
-    """sha256 of a sample's decoded arrays, in layout order: no codec and no chunking changes it.
+    """Return the sha256 of the decoded arrays of a sample, in the order of the layout.
 
-    Raises BuildError on a wrong shape.
+    No codec and no chunking changes it, so that two versions of the same content have the same
+    digests.
+
+    Raises
+    ------
+    BuildError
+        If an array has another shape or dtype than the layout.
     """
     digest = hashlib.sha256()
     for spec in specs:
@@ -289,40 +305,20 @@ def content_digest(specs: Sequence[ArraySpec], arrays: Mapping[str, NDArray[Any]
                 found=(array.shape, str(array.dtype)),
             )
         digest.update(np.ascontiguousarray(array).view(np.uint8).reshape(-1).data)
+
     return digest.hexdigest()
 
 
-def estimate(plan: BuildPlan, load: LoadSample, *, workers: int, probe: int = 8) -> Estimate:
-    """Bake a few samples in memory and scale up."""
-    taken = plan.layout.probe(plan, probe)
-    start, size = time.perf_counter(), 0
-    for split, payload in taken:
-        try:
-            loaded = load(payload)
-        except PictureError:
-            continue
-        for arrays in loaded.samples if isinstance(loaded, Block) else [loaded[0]]:
-            size += sum(
-                len(encode(part, spec.codec))
-                for spec in split.specs
-                for part in parts_of(arrays[spec.name], spec)
-            )
-            content_digest(split.specs, arrays)
-    share = plan.samples / max(1, len(taken))
-    return Estimate(
-        plan.samples, int(size * share), (time.perf_counter() - start) * share / max(1, workers)
-    )
-
-
 def write_error(error: OSError, where: Path) -> WarehouseError:
-    """An OSError while writing as a typed error."""
+    """Return the typed error for an OSError while writing: SpaceError for a full disk."""
     if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
         return SpaceError(
             "no space left while writing",
             where=where,
             found=error.strerror,
-            remedy="free some space and run the same command again: it goes on",
+            remedy="free some space and run the same command again to resume the build",
         )
+
     return BuildError(
         "writing failed",
         where=error.filename or where,

@@ -21,13 +21,10 @@ from warehouse.format import manifest as tables
 from warehouse.format.manifest import Manifest, read_manifest
 from warehouse.layouts.plan import BuildPlan, ChunkResult, LoadSample
 from warehouse.layouts.tables import VersionTables
-from warehouse.write.bake import (
-    DONE,
-    bake_chunks,
-    estimate,
-    write_error,
-)
+from warehouse.write.bake import bake_chunks, write_error
 from warehouse.write.cluster import TaskRunner, task_runner
+from warehouse.write.estimate import estimate
+from warehouse.write.tasks import DONE
 
 __all__ = ["bake", "open_root", "published", "set_current", "staging_folder"]
 
