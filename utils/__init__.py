@@ -23,7 +23,7 @@ MOVED = {
 
 
 class _MovedModules(MetaPathFinder, Loader):
-    """Import a moved module by its old name: a warning, and the same objects."""
+    """Import a moved module by its old name, with a warning; its objects are the same."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -32,10 +32,10 @@ class _MovedModules(MetaPathFinder, Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         new_name = MOVED[module.__name__]
-        # Python leaves its own import frames out of the count: the warning names the importing line.
+        # Python does not count its own import frames, so the warning names the importing line.
         warnings.warn(
             f"{module.__name__} has moved: import from {new_name} instead. "
-            "The old name goes with the next release.",
+            "The old name will be removed in the next release.",
             DeprecationWarning,
             stacklevel=2,
         )
@@ -44,4 +44,5 @@ class _MovedModules(MetaPathFinder, Loader):
         vars(module).update({name: getattr(moved, name) for name in moved.__all__})
 
 
+# At the end of the path: a real module of that name, should there be one again, is found first.
 sys.meta_path.append(_MovedModules())

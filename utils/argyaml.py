@@ -10,8 +10,8 @@ Design notes: a command declares the sections that it reads as a subclass of `Co
   receives an instance. pydantic-settings reads flags and environment; the layers are merged by
   utils.config.sections, since the library's own merge would mix mappings of two layers. The config
   file may hold sections of other commands; only the command's own are checked.
-Assistant guidance: when extending: a new section goes into scripts/_sections.py; nothing that a user
-  types may end in a traceback.
+Assistant guidance: when extending: a new section goes into scripts/_sections.py; nothing that a
+  user types may end in a traceback.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ def run(
     argv: Sequence[str] | None = None,
     known: KnownSections | None = None,
 ) -> int:
-    """Parse, call `main`, and print its result as the last line of stdout.
+    """Read the settings, call `main`, and print its result as the last line of stdout.
 
-    Of several ranks the first one prints.
+    Where torchrun started several ranks, only the first one prints.
 
     Parameters
     ----------
@@ -67,15 +67,16 @@ def run(
     doc
         The command's docstring, for `--help`.
     argv
-        The words after the command's name; None: those of this process.
+        The words after the command's name; those of this process when None.
     known
-        The sections of all commands; None: only the command's own.
+        The sections of all commands; only the command's own when None.
 
     Returns
     -------
     int
-        The exit code: 0 done; 1 a typed error, as one line on stderr, or a failure; 130
-        interrupted. Wrong argument syntax exits with 2.
+        The exit code: 0 if the command succeeded; 1 if it failed, or raised a `WarehouseError`,
+        which is printed as one line on stderr; 130 if it was interrupted. Wrong argument syntax
+        exits with 2.
     """
     start_logging(logging.INFO if is_first_rank() else logging.WARNING)
     # SIGTERM ends a command as Ctrl-C does, so that no worker is left running.
@@ -91,7 +92,10 @@ def run(
         print(f"interrupted; {reason}", file=sys.stderr)  # noqa: T201
         return 130
     except BrokenPipeError:
+        # The reader, such as `head`, has closed the pipe; there is nobody left to tell.
         return 1
+
+    # The result must be the last line also where both streams go into one file.
     sys.stderr.flush()
     if is_first_rank():
         print(json.dumps(result, allow_nan=False, default=str), flush=True)  # noqa: T201
@@ -99,7 +103,9 @@ def run(
 
 
 def is_first_rank() -> bool:
-    """Whether this process is the only one of its run, or the first that torchrun started."""
+    """Return whether this process is the only one of its run, or the first of torchrun's."""
+    # From the environment, since the ranks have not joined their process group yet when logging
+    # starts; asking torch would also cost every command its import.
     return "WORLD_SIZE" not in os.environ or os.environ.get("RANK", "0") == "0"
 
 
@@ -110,7 +116,9 @@ def load_settings(
     *,
     known: KnownSections | None = None,
 ) -> SettingsT:
-    """The settings of a command: defaults, then config file, environment and flags.
+    """Return the settings of a command: defaults, then config file, environment and flags.
+
+    A later layer wins. The parameters are those of `run`.
 
     Raises
     ------
@@ -122,6 +130,8 @@ def load_settings(
     fields: dict[str, Any] = {
         name: (model, Field(default_factory=model)) for name, model in models.items()
     }
+    # pydantic-settings wants one model of its own kind, while a command's settings stay a plain
+    # model that tests and notebooks can construct without any environment being read.
     schema = create_model("Settings", __base__=BaseSettings, **fields)
 
     config, flags = read_flags(schema, doc, argv, models)

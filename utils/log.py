@@ -1,6 +1,6 @@
 """Short log lines and progress bars on stderr; stdout stays free for the result.
 
-Purpose: one way for every command to speak while it works.
+Purpose: the one way in which commands report what they are doing.
 Used by: detector.inference.batches, detector.training, features.encoders.pretrained,
   features.finetuning.run_finetuning, features.heads.cached, features.heads.run_heads,
   features.jobs, features.labels, features.run_extraction, scripts.bench_loader, scripts.build_zarr,
@@ -23,7 +23,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol, TextIO
 
@@ -33,25 +33,30 @@ PLAIN_EVERY_S = 5.0
 
 
 class Progress(Protocol):
-    """What `progress` hands out.
+    """A progress bar, from `progress`."""
 
-    `advance(n, loss=0.1)` moves the bar and shows the fields beside it.
-    """
-
-    def advance(self, n: int = 1, **fields: Any) -> None: ...
+    def advance(self, n: int = 1, **fields: object) -> None:
+        """Move the bar by `n` units, and show the fields beside it, as in ``loss=0.1``."""
 
 
 def get_log(name: str) -> logging.Logger:
+    """Return the logger of a module; its argument is ``__name__``."""
     return logging.getLogger(name)
 
 
 def start_logging(level: int = logging.INFO) -> None:
-    """Send the root logger's lines to stderr. Called once, by a command, never by a library."""
+    """Send the root logger's lines to stderr.
+
+    Only commands call this, once each. A library that did so would override its user's logging.
+    """
     handler = _StderrHandler()
     handler.setFormatter(_Short())
     root = logging.getLogger()
+    # Replaced, not added: a second command in the same process would print every line twice.
     root.handlers[:] = [handler]
     root.setLevel(level)
+
+    # Their INFO and WARNING lines are about their own workings, not about the user's data.
     for noisy in (
         "distributed",
         "asyncio",
@@ -94,29 +99,29 @@ class _Plain:
         self.done, self.start, self.last = 0, time.monotonic(), time.monotonic()
         self.log = get_log("progress")
 
-    def advance(self, n: int = 1, **fields: Any) -> None:
+    def advance(self, n: int = 1, **fields: object) -> None:
         self.done += n
         now = time.monotonic()
+        # Not every call: a CI log would otherwise get a line for each batch.
         if now - self.last >= PLAIN_EVERY_S:
             self.last = now
             self.log.info(self.line(now, fields))
 
-    def line(self, now: float, fields: dict[str, Any]) -> str:
+    def line(self, now: float, fields: Mapping[str, object]) -> str:
         rate = self.done / max(now - self.start, 1e-9)
-        left = (
-            ""
-            if self.total is None
-            else f", {_clock((self.total - self.done) / max(rate, 1e-9))} left"
-        )
-        of = "" if self.total is None else f"/{self.total}"
-        return f"{self.label}: {self.done}{of} {self.unit}, {rate:.1f} {self.unit}/s{left}{_show(fields)}"
+        of, left = "", ""
+        if self.total is not None:
+            seconds = (self.total - self.done) / max(rate, 1e-9)
+            of, left = f"/{self.total}", f", {_clock(seconds)} left"
+        speed = f"{rate:.1f} {self.unit}/s"
+        return f"{self.label}: {self.done}{of} {self.unit}, {speed}{left}{_show(fields)}"
 
 
 class _Bar:
     def __init__(self, bar: Any, task: Any, unit: str) -> None:
         self.bar, self.task, self.unit = bar, task, unit
 
-    def advance(self, n: int = 1, **fields: Any) -> None:
+    def advance(self, n: int = 1, **fields: object) -> None:
         task = self.bar.tasks[0]
         rate = (task.completed + n) / max(task.elapsed or 0.0, 1e-9)
         self.bar.update(
@@ -126,13 +131,21 @@ class _Bar:
 
 @contextmanager
 def progress(total: int | None, unit: str, label: str) -> Iterator[Progress]:
-    """A bar over `total` units (None: unknown) with rate and time left.
+    """Show a bar with rate and time left, or plain lines when stderr is not a terminal.
 
-    Plain lines when stderr is not a terminal.
+    Parameters
+    ----------
+    total
+        The number of units; None where it is not known.
+    unit
+        What is counted, for example "samples".
+    label
+        What is being done.
     """
     if not sys.stderr.isatty():
         yield _Plain(total, unit, label)
         return
+    # Imported here: a pipe or a CI job never needs rich.
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as RichProgress
@@ -149,7 +162,7 @@ def progress(total: int | None, unit: str, label: str) -> Iterator[Progress]:
         yield _Bar(bar, bar.add_task(label, total=total, rate="", fields=""), unit)
 
 
-def _show(fields: dict[str, Any]) -> str:
+def _show(fields: Mapping[str, object]) -> str:
     return "".join(
         f" {key} {value:.4g}" if isinstance(value, float) else f" {key} {value}"
         for key, value in fields.items()

@@ -32,6 +32,7 @@ __all__ = [
     "section_models",
 ]
 
+# Values come from YAML, the environment and flags; their types are known to `check_section` only.
 Layer = dict[str, Any]
 SectionT = TypeVar("SectionT", bound=Section)
 MOST_LISTED = 12
@@ -69,7 +70,7 @@ class KnownSections:
 
 
 def section_models(command: type[CommandSettings]) -> dict[str, type[Section]]:
-    """The models of a command's sections by name."""
+    """Return the models of a command's sections by name."""
     models: dict[str, type[Section]] = {}
     for name, field in command.model_fields.items():
         model = field.annotation
@@ -80,7 +81,7 @@ def section_models(command: type[CommandSettings]) -> dict[str, type[Section]]:
 
 
 def nested_model(model: type[BaseModel], key: str) -> type[BaseModel] | None:
-    """The model that the values of a key have, or None where they are plain values."""
+    """Return the model that the values of a key have, or None where they are plain values."""
     field = model.model_fields.get(key)
     if field is None:
         return None
@@ -91,7 +92,7 @@ def nested_model(model: type[BaseModel], key: str) -> type[BaseModel] | None:
 
 
 def merge_section(model: type[BaseModel], low: Layer, high: Layer) -> Layer:
-    """Two layers of one section as one; `high` wins.
+    """Merge two layers of one section; `high` wins.
 
     Parameters
     ----------
@@ -106,6 +107,8 @@ def merge_section(model: type[BaseModel], low: Layer, high: Layer) -> Layer:
         if inner is None:
             merged[key] = value
             continue
+        # A layer may set one key of a model within a model. The other keys then keep their
+        # defaults, which are those of this section and not those of the inner model's class.
         below = low.get(key)
         if not isinstance(below, dict):
             below = _default_values(model, key)
@@ -119,17 +122,19 @@ def _default_values(model: type[BaseModel], key: str) -> Layer:
 
 
 def check_section(model: type[SectionT], name: str, values: Layer) -> SectionT:
-    """The section's frozen model.
+    """Return the section's frozen model.
 
     Raises
     ------
     ConfigError
-        Naming the first key that is unknown or whose value is wrong.
+        If a key is unknown or its value is wrong; the message names the first such key.
     """
     try:
         return model(**{str(key): value for key, value in values.items()})
     except ValidationError as error:
+        # One error a line: the commands promise a single line on stderr.
         first = error.errors()[0]
+
     key = ".".join(str(part) for part in (name, *first["loc"]))
     if first["type"] == "extra_forbidden":
         *path, last = first["loc"]
@@ -149,12 +154,13 @@ def _model_at(model: type[BaseModel], path: Sequence[int | str]) -> type[BaseMod
 
 
 def _expectation(message: str) -> str:
+    # pydantic's prefixes would repeat what the error's own field "expected" says.
     message = message.removeprefix("Value error, ").removeprefix("Input should be ")
     return message[0].lower() + message[1:]
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
-    """The end of an error message about an unknown word: the nearest known one, or a few of them."""
+    """Return the end of an error message about an unknown word: what was probably meant."""
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     if near:
         return f", did you mean {near[0]!r}?"
