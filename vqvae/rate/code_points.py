@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqvae.compress.blocks import BATCH, encode_blocks, learned_search, numbered, training_vectors
-from vqvae.compress.encode import code_arrays
+from vqvae.compress.code_rows import code_arrays
 from vqvae.compress.reconstruct import CodesOfCube, decode_blocks
 from vqvae.compress.search import CodeSearch
 from vqvae.rate.distortion import Distortion, entropy_bits, packed, unpacked
@@ -114,19 +114,15 @@ def code_point(
     rows = np.concatenate(
         [encode_blocks(codec, data[batch], valid[batch], search) for batch in batches]
     )
-    levels = rows.shape[1]
-    specs = {
-        spec.name: spec
-        for spec in code_arrays(
-            len(data), size, levels, rows.shape[2:], codec.codebook_size, valid[0].size
-        )
-    }
-    arrays = {
+    levels, grid = rows.shape[1], rows.shape[2:]
+    arrays = code_arrays(len(data), size, levels, grid, codec.codebook_size, valid[0].size)
+    specs = {spec.name: spec for spec in arrays}
+    values: dict[str, NDArray[np.generic]] = {
         "codes": numbered(rows, search).astype(specs["codes"].dtype),
         "valid": np.packbits(valid.reshape(len(valid), -1), axis=1),
         "origin": origins.astype(np.int32),
     }
-    files = {name: packed(arrays[name], spec) for name, spec in specs.items()}
+    files = {name: packed(values[name], spec) for name, spec in specs.items()}
     encoded = time.perf_counter()
 
     # Decoded from the files and not from `rows`, so that the point shows what a reader gets.
@@ -138,18 +134,27 @@ def code_point(
     )
     decoded = time.perf_counter()
 
-    sizes = {name: sum(map(len, streams)) for name, streams in files.items()}
-    ideal = sum(entropy_bits(rows[:, level], codec.codebook_size) for level in range(levels)) / 8
     errors = Distortion(version.cube.features)
     errors.add(data, guess, valid)
     point: RatePoint = {
-        "all_features": True,
-        "bytes": sum(sizes.values()),
-        "bytes_by_array": sizes,
-        "ideal_codes_bytes": ideal,
-        "fixed_codes_bytes": float(rows.size * np.log2(codec.codebook_size) / 8),
+        **_code_sizes(rows, files, codec.codebook_size),
         **errors.figures(),
         "encode_seconds": encoded - start,
         "decode_seconds": decoded - encoded,
     }
     return point, guess
+
+
+def _code_sizes(
+    rows: NDArray[np.int64], files: dict[str, list[bytes]], codebook_size: int
+) -> RatePoint:
+    """Return the bytes of all files, and what ideal and fixed-length codes would need."""
+    sizes = {name: sum(map(len, streams)) for name, streams in files.items()}
+    ideal = sum(entropy_bits(rows[:, level], codebook_size) for level in range(rows.shape[1])) / 8
+    return {
+        "all_features": True,
+        "bytes": sum(sizes.values()),
+        "bytes_by_array": sizes,
+        "ideal_codes_bytes": ideal,
+        "fixed_codes_bytes": float(rows.size * np.log2(codebook_size) / 8),
+    }

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from vqvae.compress.blocks import CubePart, read_blocks
+from vqvae.compress.codec import CubeCodec
 from vqvae.compress.reconstruct import CodesOfCube
 from vqvae.rate.baselines import absent_baselines, baseline_points
 from vqvae.rate.code_points import code_points
@@ -87,7 +88,6 @@ def write_report(
     mosaic = Mosaic(origins, layout.inner, layout.block)
 
     points, guess = code_points(version, cube, held, settings.shard_samples)
-    best = points[0]
     seams = seam_steps(mosaic, data, guess, valid, features)
 
     most = min(settings.report_samples, TRAIN_SAMPLES)
@@ -95,11 +95,7 @@ def write_report(
     points += others
 
     values, continuous = _counts(features, valid)
-    for point in points:
-        bits = 8 * point["bytes"]
-        held_values = values if point["all_features"] else continuous
-        point["bits_per_value"] = bits / max(1, held_values)
-        point["bits_per_continuous"] = bits / max(1, continuous)
+    _add_rates(points, values, continuous)
 
     report: RateReport = {
         "split": split,
@@ -115,20 +111,18 @@ def write_report(
         "seams": seams,
         "lossless_categories": lossless_categories(data, valid, features, mosaic),
         "checkpoint": version.warehouse.manifest.recipe["checkpoint"],
-        "codec_bytes": {
-            "decoder": version.codec.decoder_bytes,
-            "codebook": version.codec.codebook_bytes,
-        },
+        "codec_bytes": _codec_bytes(version.codec),
         "numbering_bytes": len(json.dumps(version.rows.tolist())),
         "threads": torch.get_num_threads(),
     }
     _write(report, folder)
-    return {
-        "points": points,
-        "psnr": best["psnr"],
-        "seams": seams,
-        "report": str(folder / "report.md"),
-    }
+    path = str(folder / "report.md")
+    return {"points": points, "psnr": points[0]["psnr"], "seams": seams, "report": path}
+
+
+def _codec_bytes(codec: CubeCodec) -> dict[str, int]:
+    # Beside the rates and not in them: one decoder serves any number of cubes.
+    return {"decoder": codec.decoder_bytes, "codebook": codec.codebook_bytes}
 
 
 def _write(report: RateReport, folder: Path) -> None:
@@ -143,6 +137,15 @@ def _write(report: RateReport, folder: Path) -> None:
             found=error.strerror,
             remedy="choose another --compress.report",
         ) from None
+
+
+def _add_rates(points: Sequence[RatePoint], values: int, continuous: int) -> None:
+    """Add bits a value to the points, over what each codec holds and over the continuous ones."""
+    for point in points:
+        bits = 8 * point["bytes"]
+        held_values = values if point["all_features"] else continuous
+        point["bits_per_value"] = bits / max(1, held_values)
+        point["bits_per_continuous"] = bits / max(1, continuous)
 
 
 def _counts(features: Sequence[Feature], valid: NDArray[np.bool_]) -> tuple[int, int]:
