@@ -24,6 +24,7 @@ import numpy as np
 from benchmarks.data import ROOT
 from warehouse import Warehouse
 from warehouse.format import manifest as tables
+from warehouse.format import parquet_tables
 from warehouse.format.inner_chunks import encode
 from warehouse.format.schema import FORMAT_VERSION, Codec
 from warehouse.format.shards import ShardWriter
@@ -64,7 +65,9 @@ def write_version(folder: Path, chunks: int, per_chunk: int, present: list[int])
         "chunk": np.arange(chunks),
         "seal": np.full(chunks, seal, np.uint32),
     }
-    files = tables.write_table(folder / VERSION / tables.FILES, columns, tables.FILES_SCHEMA)
+    files = parquet_tables.write_table(
+        folder / VERSION / tables.FILES, columns, parquet_tables.FILES_SCHEMA
+    )
     spec = {
         "dtype": "uint8",
         "row": list(ROW),

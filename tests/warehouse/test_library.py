@@ -33,11 +33,10 @@ from warehouse import Warehouse
 from warehouse.errors import ConfigError, CorruptError, NotAWarehouseError, StoreError
 from warehouse.format.manifest import (
     FILES,
-    FILES_SCHEMA,
     read_manifest,
     write_manifest,
-    write_table,
 )
+from warehouse.format.parquet_tables import FILES_SCHEMA, write_table
 from warehouse.read.version import Split
 from warehouse.read.zarr_python import ZarrPythonReader
 from warehouse.settings import BuildSettings

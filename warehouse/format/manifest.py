@@ -1,25 +1,21 @@
-"""The manifest, the version's name and the tables beside the store: what makes a version checkable.
+"""The manifest and the name of a version: what makes it possible to check the version.
 
-Chain of trust: the folder's name is the recipe's hash; the manifest holds its own digest and the
-tables' sha256; files.parquet holds every data file's size, sha256 and seal. Nothing in them differs
-from run to run, and no path in them is absolute.
+Chain of trust: the name of the folder is the hash of the recipe; the manifest holds its own digest
+and the sha256 of the tables; files.parquet holds the size, sha256 and seal of every data file.
+Nothing in the manifest differs from run to run, and no path in it is absolute. What was given up
+for that: the manifest does not record when, where or by whom a version was built.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from warehouse.errors import CorruptError, NotAWarehouseError
@@ -32,6 +28,7 @@ __all__ = [
     "FILES",
     "MANIFEST",
     "REJECTED",
+    "REMEDY",
     "SAMPLES",
     "STORE",
     "TRACE",
@@ -40,21 +37,18 @@ __all__ = [
     "SplitInfo",
     "canonical",
     "code_version",
-    "open_table",
     "read_manifest",
-    "read_table",
     "sha256_file",
     "toolchain",
     "version_name",
     "write_manifest",
-    "write_table",
 ]
 
 CURRENT, MANIFEST, FILES, SAMPLES = "CURRENT", "manifest.json", "files.parquet", "samples.parquet"
 REJECTED, TRACE, STORE = "rejected.jsonl", "trace.jsonl", "warehouse.zarr"
 VERSION_NAME = re.compile(r"v[0-9a-f]{12}")
 MAX_MANIFEST_BYTES = 64 << 20
-_REMEDY = "a published version never changes; build it again with --build.if_exists clear"
+REMEDY = "a published version never changes; build it again with --build.if_exists clear"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +95,23 @@ class ArrayInfo:
 
 
 class Manifest(BaseModel):
-    """manifest.json. `digest`: sha256 of the decoded content, the same for every codec and stored
-    chunk. `cube`: warehouse/layouts/cube/geometry.py."""
+    """The contents of manifest.json, without its own digest.
+
+    Attributes
+    ----------
+    version, key
+        Name of the version, and all 64 digits of the hash that the name is cut from.
+    recipe
+        What the name is a hash of: settings and sources that decide the content.
+    digest
+        sha256 of the decoded content, the same for every codec and every size of stored chunks.
+    found, kept, rejected
+        Sources that were found, that were baked, and that were refused.
+    tables
+        sha256 of each Parquet table, by file name.
+    cube
+        What `CubeGeometry.to_json` gives; None for versions of other kinds.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -126,22 +135,27 @@ class Manifest(BaseModel):
 
 
 def canonical(data: Any) -> bytes:
-    """JSON with sorted keys and no spare blanks: what is hashed."""
+    """Return JSON with sorted keys and no spare blanks: the bytes that are hashed."""
+    # NaN is no JSON, and other parsers would refuse what Python writes for it.
     return json.dumps(
         data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     ).encode()
 
 
 def version_name(recipe: dict[str, Any]) -> tuple[str, str]:
-    """(version, key): `v` + the first 12 hex digits of the recipe's sha256, and all 64."""
+    """Return (version, key) of a recipe.
+
+    The version is `v` and the first 12 hex digits of the recipe's sha256; the key is all 64.
+    """
     key = hashlib.sha256(canonical(recipe)).hexdigest()
     return f"v{key[:12]}", key
 
 
 def code_version() -> str:
-    """CODE_VERSION from the environment, else the installed package's version."""
+    """Return CODE_VERSION from the environment, or else the version of the installed package."""
     if os.environ.get("CODE_VERSION"):
         return os.environ["CODE_VERSION"]
+
     from importlib.metadata import PackageNotFoundError, version
 
     try:
@@ -151,7 +165,7 @@ def code_version() -> str:
 
 
 def toolchain() -> dict[str, str]:
-    """Versions of what decides the encoded bytes."""
+    """Return the versions of the libraries that decide the encoded bytes, and of the format."""
     from importlib.metadata import version
 
     return {name: version(name) for name in ("numcodecs", "numpy", "pyarrow", "zarr")} | {
@@ -160,6 +174,7 @@ def toolchain() -> dict[str, str]:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write manifest.json durably, with its own digest in `manifest_sha256`."""
     data = manifest.model_dump(mode="json")
     data["manifest_sha256"] = hashlib.sha256(canonical(data)).hexdigest()
     durable.write_bytes(
@@ -168,27 +183,59 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(folder: Location) -> Manifest:
-    """The checked manifest of a version folder. Raises NotAWarehouseError or CorruptError."""
+    """Return the checked manifest of a version folder.
+
+    Raises
+    ------
+    NotAWarehouseError
+        There is no manifest, or it cannot be opened.
+    CorruptError
+        The manifest is too large, does not parse, does not match its own digest, or belongs to
+        another format or another version.
+    """
     path = folder / MANIFEST
+    raw = _read_limited(path)
+    manifest = _parse(raw, path)
+
+    if manifest.format_version != FORMAT_VERSION:
+        raise CorruptError(
+            "the version has another format",
+            where=path,
+            expected=FORMAT_VERSION,
+            found=manifest.format_version,
+            remedy="build it again with this release",
+        )
+    _check_name(manifest, folder)
+
+    return manifest
+
+
+def _read_limited(path: Location) -> bytes:
+    """The bytes of a manifest. Raises NotAWarehouseError, or CorruptError where it is too large."""
     try:
         if isinstance(path, Remote):
-            raw = path.read_bytes(MAX_MANIFEST_BYTES)
-        else:
-            if path.is_symlink() or not path.is_file():
-                raise FileNotFoundError
-            if path.stat().st_size > MAX_MANIFEST_BYTES:
-                raise CorruptError(
-                    "the manifest is too large",
-                    where=path,
-                    expected=f"at most {MAX_MANIFEST_BYTES} bytes",
-                )
-            raw = path.read_bytes()
+            return path.read_bytes(MAX_MANIFEST_BYTES)
+        # A link could lead out of the root.
+        if path.is_symlink() or not path.is_file():
+            raise FileNotFoundError
+        # Before reading: the file may be anything, and it is held in memory as a whole.
+        if path.stat().st_size > MAX_MANIFEST_BYTES:
+            raise CorruptError(
+                "the manifest is too large",
+                where=path,
+                expected=f"at most {MAX_MANIFEST_BYTES} bytes",
+            )
+        return path.read_bytes()
     except OSError:
         raise NotAWarehouseError(
             "no manifest here",
             where=path,
             remedy="build it with python -m scripts.build_zarr --build.if_exists clear",
         ) from None
+
+
+def _parse(raw: bytes, path: Location) -> Manifest:
+    """A manifest from its file's bytes, its own digest compared. Raises CorruptError."""
     try:
         data = json.loads(raw)
         found = data.pop("manifest_sha256")
@@ -199,9 +246,11 @@ def read_manifest(folder: Location) -> Manifest:
                 where=path,
                 expected=expected[:12],
                 found=str(found)[:12],
-                remedy=_REMEDY,
+                remedy=REMEDY,
             )
-        manifest = Manifest(**data)
+        return Manifest(**data)
+    # Any bytes may stand in the file: JSON that is no object, that lacks the digest, or that is
+    # nested deeper than the parser goes is damage like any other, not a bug.
     except (
         ValueError,
         KeyError,
@@ -211,133 +260,35 @@ def read_manifest(folder: Location) -> Manifest:
         ValidationError,
     ) as error:
         raise CorruptError(
-            "the manifest does not parse", where=path, found=f"{error}"[:160], remedy=_REMEDY
+            "the manifest does not parse", where=path, found=f"{error}"[:160], remedy=REMEDY
         ) from None
-    if manifest.format_version != FORMAT_VERSION:
-        raise CorruptError(
-            "the version has another format",
-            where=path,
-            expected=FORMAT_VERSION,
-            found=manifest.format_version,
-            remedy="build it again with this release",
-        )
+
+
+def _check_name(manifest: Manifest, folder: Location) -> None:
+    """Compare a version's name with its folder's and with its recipe. Raises CorruptError."""
     name, key = version_name(manifest.recipe)
+
+    # A version that was copied to a folder of any other name still opens; only a folder whose name
+    # looks like that of a version has to be that version's.
     if VERSION_NAME.fullmatch(folder.name) and folder.name != name:
         raise CorruptError(
             "a version folder holds another version",
             where=folder,
             expected=folder.name,
             found=name,
-            remedy=_REMEDY,
+            remedy=REMEDY,
         )
     if (name, key) != (manifest.version, manifest.key):
         raise CorruptError(
             "the recipe does not give the version's name",
-            where=path,
+            where=folder / MANIFEST,
             expected=name,
             found=manifest.version,
-            remedy=_REMEDY,
+            remedy=REMEDY,
         )
-    return manifest
 
 
 def sha256_file(path: Path) -> str:
+    """Return the hex sha256 of a file, which is read in parts."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_table(path: Path, columns: Mapping[str, Any], schema: pa.Schema) -> str:
-    """Write a Parquet table durably; its sha256.
-
-    The same columns give the same bytes with one pyarrow release.
-    """
-    table = pa.table(dict(columns), schema=schema)
-    sink = pa.BufferOutputStream()
-    pq.write_table(
-        table, sink, compression="zstd", row_group_size=1 << 16, write_page_checksum=True
-    )
-    data = sink.getvalue().to_pybytes()
-    durable.write_bytes(path, data)
-    return hashlib.sha256(data).hexdigest()
-
-
-def read_table(
-    folder: Location, manifest: Manifest, name: str, columns: list[str] | None = None
-) -> pa.Table:
-    """A table of a version, its sha256 checked against the manifest.
-
-    Raises CorruptError naming the file.
-    """
-    with open_table(folder, manifest, name) as table:
-        return table.read(columns)
-
-
-@contextmanager
-def open_table(folder: Location, manifest: Manifest, name: str) -> Iterator[pq.ParquetFile]:
-    """The same without reading it: a local table's row groups are read as they are asked for.
-
-    `array` comes dictionary-encoded.
-    """
-    path = folder / name
-    with ExitStack() as stack:
-        try:
-            file: Any = (
-                stack.enter_context(open(path, "rb"))
-                if isinstance(path, Path)
-                else io.BytesIO(path.read_bytes())
-            )
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise CorruptError(
-                "a table is missing", where=path, found=error.strerror, remedy=_REMEDY
-            ) from None
-        if found != manifest.tables.get(name):
-            raise CorruptError(
-                "a table was changed after publishing",
-                where=path,
-                expected=f"sha256 {manifest.tables.get(name, 'none')[:12]}",
-                remedy=_REMEDY,
-            )
-        file.seek(0)
-        yield stack.enter_context(
-            pq.ParquetFile(file, read_dictionary=["array"] if name == FILES else None)
-        )
-
-
-def safe_relative(name: str, where: Location) -> PurePosixPath:
-    """A path of a table as one below its folder.
-
-    Raises CorruptError for absolute paths, `..`, NUL and over-long names.
-    """
-    path = PurePosixPath(name)
-    if (
-        not name
-        or path.is_absolute()
-        or ".." in path.parts
-        or "\0" in name
-        or "\\" in name
-        or len(name) > 1024
-    ):
-        raise CorruptError(
-            "a path in a table leads out of the version",
-            where=where,
-            found=f"{name[:80]!r}",
-            remedy=_REMEDY,
-        )
-    return path
-
-
-FILES_SCHEMA = pa.schema(
-    [
-        ("path", pa.string()),
-        ("size", pa.int64()),
-        ("sha256", pa.string()),
-        ("array", pa.string()),
-        ("chunk", pa.int64()),
-        ("seal", pa.uint32()),
-    ]
-)
-"""path.
-
-Below the version folder. array ("train/image"), chunk and seal are null for zarr.json files.
-"""

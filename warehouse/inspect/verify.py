@@ -21,6 +21,7 @@ import numpy as np
 
 from warehouse.errors import CorruptError, WarehouseError
 from warehouse.format import manifest as tables
+from warehouse.format.parquet_tables import safe_relative
 from warehouse.read.version import Split, Warehouse
 
 __all__ = ["Fault", "verify"]
@@ -94,7 +95,7 @@ def _strays(warehouse: Warehouse, known: set[str]) -> Iterator[Fault]:
 
 def _check_file(folder: Path, row: dict[str, Any], level: str) -> list[Fault]:
     try:
-        path = folder / tables.safe_relative(row["path"], folder / tables.FILES)
+        path = folder / safe_relative(row["path"], folder / tables.FILES)
     except CorruptError as error:
         return [Fault(tables.FILES, str(error))]
     try:

@@ -1,8 +1,9 @@
-"""The protocol of layouts: what a kind of version consists of, for those who write and read it.
+"""The protocol of layouts: what a kind of version consists of.
 
-A layout is the one place that knows which arrays a version has, where its samples lie, which tables
-and metadata it is published with, and how it is shown. The builder, the publisher, the readers and
-the reports ask it. Invariant: index arithmetic and metadata only; a layout opens no file of samples.
+A layout is the only place that knows which arrays a version has, where its samples lie, with which
+tables and metadata it is published, and how it is shown. The builder, the publisher, the readers
+and the reports ask it. Invariant: a layout does index arithmetic and writes metadata; it opens no
+file of samples.
 """
 
 from __future__ import annotations
@@ -44,27 +45,27 @@ class SampleIndex(Protocol):
 
     @property
     def chunk_sizes(self) -> list[int]:
-        """Samples of this split in each of its stored chunks."""
+        """Number of samples of this split in each of its stored chunks."""
 
     @property
     def starts(self) -> NDArray[np.int64]:
-        """Number of the first sample of each stored chunk, then that of all: [chunks + 1]."""
+        """Number of the first sample of each stored chunk, then of all samples: [chunks + 1]."""
 
     def locate(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(stored chunk of the split, row in it) of each sample."""
+        """Return (stored chunk of the split, row in it) of each sample, both int64 [n]."""
 
     def stored(self, chunk: int) -> int:
-        """The stored chunk's number in the array, by which files.parquet knows its file."""
+        """Return the number in the array of a stored chunk of the split, as in files.parquet."""
 
     def present(self, chunk: int) -> int | NDArray[np.int64]:
-        """Rows that the file holds: the first so many, or these."""
+        """Return the rows that the file holds: how many from the first on, or which ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class EvenSampleIndex:
-    """`size` samples in each stored chunk, except that the last one may hold fewer.
+    """A sample index with `size` samples in each stored chunk; the last one may hold fewer.
 
-    Files are numbered like the split's stored chunks.
+    The stored chunks of the split are numbered as those of the array are.
     """
 
     samples: int
@@ -93,28 +94,29 @@ class EvenSampleIndex:
 class Layout(ABC):
     """One kind of version.
 
-    A layout is made in two ways: by whoever plans a build, with what its `version_tables` will need,
-    or by `of` from the manifest of a published version. Methods without a default must be given;
-    the defaults are for versions with one Zarr group a split, whose samples lie one after the other.
-    A new layout is a subclass in a file of its own and an entry in `warehouse.layouts.registry`.
+    A layout is made in two ways: by whoever plans a build, with what `version_tables` will need, or
+    by `of` from the manifest of a published version. The abstract methods have to be written for
+    each kind; the defaults of the others are for versions with one Zarr group for each split, whose
+    samples lie one after the other. A new layout is a subclass in a file of its own and an entry in
+    `warehouse.layouts.registry`.
     """
 
     name: ClassVar[str]
-    """Of the kind, for messages and for tables keyed by it."""
+    """Name of the kind, for messages and for tables that are keyed by it."""
 
     @classmethod
     @abstractmethod
     def of(cls, manifest: Manifest) -> Self | None:
-        """The layout of a published version, None where it is of another kind."""
+        """Return the layout of a published version, or None where it is of another kind."""
 
     # Building
 
     def split_sizes(self, plan: BuildPlan) -> dict[str, int]:
-        """Samples of each split that has any."""
+        """Return the number of samples of each split that has any."""
         return {split.name: split.info.samples for split in plan.splits}
 
     def probe(self, plan: BuildPlan, count: int) -> Sequence[tuple[SplitPlan, Any]]:
-        """The payloads, about `count`, whose cost is scaled up to that of the whole build."""
+        """Return about `count` payloads, whose cost is scaled up to that of the whole build."""
         payloads = [(split, payload) for split in plan.splits for payload in split.payloads]
         step = max(1, len(payloads) // count)
 
@@ -140,38 +142,39 @@ class Layout(ABC):
 
     @property
     def features(self) -> tuple[Feature, ...]:
-        """The columns of the last axis, where they have names."""
+        """Return the columns of the last axis, where they have names."""
         return ()
 
     def group(self, split: str) -> str:
-        """The Zarr group that the arrays of a split lie in."""
+        """Return the name of the Zarr group that the arrays of a split lie in."""
         return split
 
     def specs(self, manifest: Manifest, split: str) -> dict[str, ArraySpec]:
-        """The arrays of a split, by name, as its readers see them: [sample, ...]."""
+        """Return the arrays of a split, by name, as its readers see them: [sample, ...]."""
         return {
             name: array_spec(name, array, manifest.splits[split])
             for name, array in manifest.arrays.items()
         }
 
     def stored_spec(self, spec: ArraySpec) -> ArraySpec:
-        """The Zarr array that holds what readers see as `spec`."""
+        """Return the Zarr array that holds what readers see as `spec`."""
         return spec
 
     def sample_index(self, manifest: Manifest, split: str, read_array: ReadArray) -> SampleIndex:
-        """Where the samples of a split lie. Raises what `read_array` raises."""
+        """Return where the samples of a split lie. Raises what `read_array` raises."""
         info = manifest.splits[split]
         return EvenSampleIndex(info.samples, info.shard_samples)
 
     def origins(self, index: SampleIndex) -> Origins | None:
-        """Where samples lie in the Zarr array, if they are regions of it.
+        """Return a function that finds samples in the Zarr array, if they are regions of it.
 
-        None where sample i is row i of the array.
+        None means that sample i is row i of the array.
         """
         return None
 
     def xarray(self, manifest: Manifest, store: Location, split: str) -> xarray.Dataset:
-        """A split as a dataset in dask chunks of the size of a stored chunk."""
+        """Return a split as a dataset, in Dask chunks of the size of a stored chunk."""
+        # Imported here: xarray is an optional dependency, and takes long to import.
         import xarray
 
         opened, prefix = zarr_store(store)
@@ -187,12 +190,12 @@ class Layout(ABC):
 
     @abstractmethod
     def summary_lines(self, summary: Mapping[str, Any]) -> Sequence[str]:
-        """A summary as the few lines that a log shows."""
+        """Return a summary as the few lines that a log shows."""
 
     @abstractmethod
     def summary_table(self, manifest: Manifest) -> pa.Table:
-        """The summary as a table to be exported."""
+        """Return the summary as a table to be exported."""
 
     @abstractmethod
     def text_tables(self, manifest: Manifest) -> Sequence[TextTable]:
-        """What a terminal shows of a version: itself, its arrays or features, its splits."""
+        """Return what a terminal shows of a version: itself, its arrays or features, its splits."""

@@ -85,6 +85,7 @@ def create_array(group: zarr.Group, spec: ArraySpec) -> None:
         compressors.insert(0, blosc)
 
     one_byte = spec.dtype in {"uint8", "bool"}
+    attributes: dict[str, Any] = dict(spec.attrs)
     group.create_array(
         spec.name,
         shape=spec.shape,
@@ -96,6 +97,6 @@ def create_array(group: zarr.Group, spec: ArraySpec) -> None:
         filters=None,
         fill_value=fill_value(spec),
         dimension_names=spec.dims,
-        attributes=dict(spec.attrs),
+        attributes=attributes,
         config={"write_empty_chunks": True},
     )

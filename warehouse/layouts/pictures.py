@@ -1,4 +1,9 @@
-"""Versions of pictures: a Zarr group for each split, one sample after the other, boxes beside them."""
+"""The layout of versions of images.
+
+Each split has a Zarr group, in which the samples lie one after the other, with their boxes in small
+arrays beside the images. Invariant: the rows of samples.parquet and the content digests are in the
+order of the plan, which is the order of the samples on disk.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +60,7 @@ SAMPLES_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Pictures(Layout):
-    """The layout of pictures.
+    """The layout of images.
 
     Parameters
     ----------
@@ -74,7 +79,8 @@ class Pictures(Layout):
     def version_tables(
         self, plan: BuildPlan, results: Sequence[ChunkResult], store: Path
     ) -> VersionTables:
-        """Write a group for each split and return the plan's rows with their content digests."""
+        """Write a group for each split; return the rows of the plan with their content digests."""
+        # Repeated in every group: a reader that opens one group alone does not see the root.
         shared = {
             "class_names": list(plan.class_names),
             "layout": self.name,
@@ -97,6 +103,8 @@ class Pictures(Layout):
         splits = {split.name: split.info for split in plan.splits}
         shapes = {name: [array.dtype, list(array.row)] for name, array in arrays.items()}
 
+        # Neither codecs nor sizes of chunks: the digest is of what is decoded. Class names are in it,
+        # as labels mean nothing without them.
         return VersionTables(
             samples={name: [row[name] for row in rows] for name in self.schema.names},
             schema=self.schema,
@@ -111,8 +119,10 @@ class Pictures(Layout):
         )
 
     def xarray(self, manifest: Manifest, store: Location, split: str) -> xarray.Dataset:
-        """A split as a dataset; `image` is float32 in [0, 1] for any stored dtype."""
+        """Return a split as a dataset; `image` is float32 in [0, 1] for any stored dtype."""
         dataset = super().xarray(manifest, store, split)
+
+        # The attribute goes: xarray would scale again whoever's copy of this dataset it opens.
 
         image = dataset["image"]
         scale = image.attrs.pop("scale_factor", None)

@@ -1,6 +1,7 @@
 """The known layouts, and which of them a published version has.
 
-A new layout is a subclass of `Layout` in a file of its own and an entry here.
+A new layout is a subclass of `Layout` in a file of its own and an entry here. A layout of several
+files has a folder, as cubes do.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from warehouse.layouts.rows import Rows
 
 __all__ = ["LAYOUTS", "layout_of"]
 
+# The first layout that recognises a manifest is taken, so `Rows`, which recognises any, is last.
 LAYOUTS: dict[str, type[Layout]] = {each.name: each for each in (Cube, Pictures, Rows)}
-"""Layouts by name. The first that recognises a manifest is taken, so `Rows`, which takes any, is last."""
+"""The layouts by name, in the order in which a manifest is shown to them."""
 
 
 def layout_of(manifest: Manifest) -> Layout:
-    """The layout of a published version.
+    """Return the layout of a published version.
 
     Raises
     ------

@@ -69,7 +69,7 @@ def array_info(specs: Sequence[ArraySpec]) -> dict[str, ArrayInfo]:
             dims=spec.dims,
             sharded=spec.inner is not None,
             codec=spec.codec,
-            attrs=spec.attrs,
+            attrs=dict(spec.attrs),
         )
         for spec in specs
     }

@@ -18,7 +18,8 @@ from warehouse.errors import CorruptError
 from warehouse.format import manifest as tables
 from warehouse.format.inner_chunks import chunk_key
 from warehouse.format.location import Location, Remote
-from warehouse.format.manifest import Manifest, read_table, safe_relative
+from warehouse.format.manifest import Manifest
+from warehouse.format.parquet_tables import open_table, read_table, safe_relative
 from warehouse.format.schema import ArraySpec
 from warehouse.format.stored_chunk import StoredChunk
 
@@ -93,7 +94,7 @@ class VersionFiles:
 
     @cached_property
     def _by_array(self) -> dict[str, SizesAndSeals]:
-        with tables.open_table(self.location, self.manifest, tables.FILES) as table:
+        with open_table(self.location, self.manifest, tables.FILES) as table:
             return _sizes_and_seals(table)
 
 

@@ -19,6 +19,7 @@ from warehouse.errors import BuildError, PictureError, SpaceError
 from warehouse.format import durable
 from warehouse.format import manifest as tables
 from warehouse.format.manifest import Manifest, read_manifest
+from warehouse.format.parquet_tables import FILES_SCHEMA, write_table
 from warehouse.layouts.plan import BuildPlan, ChunkResult, LoadSample
 from warehouse.layouts.tables import VersionTables
 from warehouse.write.bake import bake_chunks, write_error
@@ -182,12 +183,8 @@ def _publish(
     durable.fsync_tree(staging / tables.STORE)
     files.sort(key=lambda row: row["path"])
     hashes = {
-        tables.FILES: tables.write_table(
-            staging / tables.FILES, _columns(files), tables.FILES_SCHEMA
-        ),
-        tables.SAMPLES: tables.write_table(
-            staging / tables.SAMPLES, contents.samples, contents.schema
-        ),
+        tables.FILES: write_table(staging / tables.FILES, _columns(files), FILES_SCHEMA),
+        tables.SAMPLES: write_table(staging / tables.SAMPLES, contents.samples, contents.schema),
     }
     lines = "".join(
         json.dumps(line, sort_keys=True, ensure_ascii=False) + "\n" for line in plan.rejected
