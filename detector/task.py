@@ -7,10 +7,9 @@ on seed, epoch and sample index only, so that it is the same for any number of w
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -145,7 +144,7 @@ class DetectorTask(Task):
             metrics.pop("mean_iou")
         return metrics
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         """Return what `restore_detector` needs, beside the weights."""
         return {
             **self.model.describe(),
@@ -156,7 +155,7 @@ class DetectorTask(Task):
             },
         }
 
-    def draw(self, history: list[dict[str, Any]], path: Path) -> None:
+    def draw(self, history: Sequence[Mapping[str, float]], path: Path) -> None:
         """Draw the training curve."""
         from detector.training_curve import draw_curve
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
 from detector.settings import DetectorSettings
 from detector.task import DetectorTask, data_facts
@@ -28,7 +27,7 @@ def train_detector(
     experiments: ExperimentSettings,
     location: str,
     ranks: Ranks,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Train a detector on a warehouse, and score it on the held-out split.
 
     Parameters

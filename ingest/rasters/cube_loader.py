@@ -108,7 +108,9 @@ class CubeLoader:
         positions = layout.present(chunk).tolist()
         return Block(positions, _inner_chunks(chunks, valid), seconds, facts)
 
-    def _train_mask(self, corner: NDArray[Any], counts: NDArray[Any]) -> NDArray[np.bool_]:
+    def _train_mask(
+        self, corner: NDArray[np.int64], counts: NDArray[np.int64]
+    ) -> NDArray[np.bool_]:
         """Return bool [time, y, x] of a stored chunk's voxels: whether statistics count them."""
         t, y, x = (slice(start, start + count) for start, count in zip(corner, counts, strict=True))
         inner = self.layout.inner

@@ -195,6 +195,7 @@ def _extent(root: Path, raster: RasterSettings, feature: RasterFeature | None) -
 
 
 def _check_overlap(root: Path, grid: Grid, frames: Mapping[str, Sequence[DatedFrame]]) -> None:
+    # A source beside the grid is a mistake in one of the two, and would leave the cube empty.
     for found in frames.values():
         for frame, _ in found:
             # All steps of a file share its grid, and a NetCDF may have thousands of them.
@@ -246,6 +247,7 @@ def _cut(
             remedy="lower them, or the block",
         )
 
+    # Rows and columns are filled up with missing values; dates are not, since each is a real one.
     shape = (dates, inner_grid[1] * inner[1], inner_grid[2] * inner[2], features)
     stored, labelled = _voxels(shard, inner), _voxels(fine, inner)
     return CubeChunking(shape, inner, stored, labelled, raster.chunk.feature), labels

@@ -112,6 +112,7 @@ def block_labels(
         )
         for name, position in names.items()
     }
+    # By numbers of inner chunks, because blocks at the far edges are smaller than the others.
     labels = np.empty(grid, np.uint8)
     for name, split in split_by_size(sizes, shares, seed).items():
         labels[names[name]] = SPLIT_NAMES.index(split)

@@ -84,8 +84,8 @@ def recognise_format(folder: InputFolder) -> tuple[AnnotationFormat, tuple[str, 
             found=" and ".join(candidates),
             remedy=f"choose one with --build.format {candidates[0]}",
         )
-    # A folder of images without boxes is legitimate, for an encoder for example, but boxes that were
-    # overlooked would be expensive: so it is built with a warning.
+    # Images without boxes are legitimate, for an encoder for example, but annotations may also have
+    # been overlooked: so the folder is built with a warning.
     if not candidates:
         warning = (
             "no annotations recognised: taken as a plain folder of pictures without boxes"

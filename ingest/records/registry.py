@@ -86,6 +86,7 @@ class AnnotationFormat(ABC):
         """Return whether an image file is a picture, rather than a mask."""
         return True
 
+    # The defaults suit a format without annotation files, so that only `parse` has to be written.
     def find_annotations(self, folder: InputFolder) -> tuple[str, ...]:
         """Return the annotation files among `folder.others`, sorted."""
         return ()
@@ -133,7 +134,7 @@ def files_by_stem(folder: InputFolder, extension: str) -> tuple[str, ...]:
     extension
         The extension in lower case, with its dot.
     """
-    # Other files of the extension are about something else: requirements.txt, a tool's settings.xml.
+    # Elsewhere a file of the extension is about something else, such as a tool's settings.xml.
     beside = {posixpath.dirname(path) for path in folder.pictures}
     stems = {posixpath.splitext(posixpath.basename(path))[0] for path in folder.pictures}
     chosen = []

@@ -95,6 +95,7 @@ def walk_sources(root: Path, output_root: Path) -> Iterator[tuple[str, os.stat_r
         For a folder that cannot be read, a file name that is not UTF-8, a link out of the root or
         to nowhere, and a picture that is not a regular file.
     """
+    # Resolved once, since links are compared with them: the root itself may be a link.
     real_root = os.path.realpath(root)
     real_output = os.path.realpath(output_root)
 

@@ -69,6 +69,7 @@ class SourceListing:
     files: tuple[SourceFile, ...]
     warnings: tuple[str, ...] = field(default=())
 
+    # Looked up for every picture; a search in the list would be quadratic.
     @cached_property
     def _by_path(self) -> dict[str, SourceFile]:
         return {file.path: file for file in self.files}

@@ -28,6 +28,7 @@ __all__ = [
 ANNOTATION_FOLDERS = frozenset(
     {"annotation", "annotations", "label", "labels", "xml", "xmls", "ann", "anns"}
 )
+# `labels` is in both sets: it holds boxes in YOLO's data sets and masks in others.
 MASK_FOLDERS = frozenset(
     {
         "mask",
@@ -88,6 +89,7 @@ def pairing_key(path: str) -> tuple[str, str]:
         The folders but for `images`, `masks` and the like, and the stem without `_mask`.
     """
     *folders, name = path.split("/")
+    # Split folders stay in the key: `train/masks/1.png` does not belong to `val/images/1.png`.
     kept = [part for part in folders if part.lower() not in MASK_FOLDERS | PICTURE_FOLDERS]
     return "/".join(kept), MASK_SUFFIX.sub("", posixpath.splitext(name)[0])
 

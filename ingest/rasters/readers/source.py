@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,7 +69,7 @@ class RasterSource(Protocol):
         """Raise SourceError for a band that is not there."""
 
 
-def missing_at(values: NDArray[Any], nodata: float | None) -> NDArray[np.float32]:
+def missing_at(values: NDArray[np.generic], nodata: float | None) -> NDArray[np.float32]:
     """Return a copy as float32 that is NaN where `values` equals `nodata`."""
     plane = values.astype(np.float32)
     if nodata is not None and not np.isnan(nodata):
