@@ -17,7 +17,6 @@ __all__ = [
     "cxcywh_to_xyxy",
     "generalized_iou",
     "pairwise_iou",
-    "xyxy_to_cxcywh",
 ]
 
 EPS = 1e-9
@@ -28,12 +27,6 @@ def cxcywh_to_xyxy(box_cxcywh: Tensor) -> Tensor:
     """Convert centres and sizes [..., 4] to corners [..., 4]."""
     centre, half = box_cxcywh[..., :2], box_cxcywh[..., 2:] / 2
     return torch.cat([centre - half, centre + half], dim=-1)
-
-
-def xyxy_to_cxcywh(box_xyxy: Tensor) -> Tensor:
-    """Convert corners [..., 4] to centres and sizes [..., 4]."""
-    low, high = box_xyxy[..., :2], box_xyxy[..., 2:]
-    return torch.cat([(low + high) / 2, high - low], dim=-1)
 
 
 def box_area(box_xyxy: Tensor) -> Tensor:

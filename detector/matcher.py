@@ -17,7 +17,7 @@ from torch import Tensor
 
 from detector.boxes import box_distance, pairwise_iou
 
-__all__ = ["affinity", "greedy_match", "match_boxes", "spread_match"]
+__all__ = ["affinity", "greedy_match", "spread_match"]
 
 NEVER = float("-inf")
 
@@ -67,12 +67,6 @@ def greedy_match(pair_affinity: Tensor, truth_mask: Tensor) -> Tensor:
         gone.scatter_(1, torch.where(taken, choice, predictions), True)
         left = left.masked_fill(taken.unsqueeze(2) | gone[:, None, :predictions], NEVER)
     return matched
-
-
-def match_boxes(predicted_xyxy: Tensor, truth_xyxy: Tensor, truth_mask: Tensor) -> Tensor:
-    """Match predictions [B, N, 4] to true boxes [B, S, 4] as `greedy_match`, without a gradient."""
-    with torch.no_grad():
-        return greedy_match(affinity(predicted_xyxy.detach(), truth_xyxy), truth_mask)
 
 
 def spread_match(pair_affinity: Tensor, truth_mask: Tensor, count: int) -> Tensor:

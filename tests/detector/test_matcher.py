@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
 from detector.boxes import pairwise_iou
-from detector.matcher import NEVER, affinity, greedy_match, match_boxes, spread_match
+from detector.matcher import NEVER, affinity, greedy_match, spread_match
 
 
 def walked(scores: np.ndarray, mask: np.ndarray) -> list[int]:
@@ -74,13 +74,17 @@ def numpy_iou(a: np.ndarray, b: np.ndarray) -> float:
     return inter / union if union > 0 else 0.0
 
 
+def matched_by_overlap(predicted, truth, mask):
+    return greedy_match(affinity(predicted, truth), mask)
+
+
 @given(st.integers(0, 10_000), st.integers(1, 8), st.integers(1, 30))
 @settings(max_examples=60, deadline=None)
 def test_boxes_are_matched_by_iou_and_by_distance_where_nothing_overlaps(seed, truths, predictions):
     generator = np.random.default_rng(seed)
     truth, predicted = random_boxes(generator, truths), random_boxes(generator, predictions)
     scores = np.array([[numpy_iou(t, p) or -np.abs(t - p).sum() for p in predicted] for t in truth])
-    matched = match_boxes(
+    matched = matched_by_overlap(
         torch.from_numpy(predicted)[None],
         torch.from_numpy(truth)[None],
         torch.ones(1, truths, dtype=torch.bool),
@@ -106,7 +110,7 @@ def test_greedy_is_the_optimal_assignment_when_each_truth_has_a_prediction_of_it
     truth = truth.astype(np.float32)
     iou = pairwise_iou(torch.from_numpy(truth), torch.from_numpy(predicted)).numpy()
     rows, columns = linear_sum_assignment(-iou)
-    matched = match_boxes(
+    matched = matched_by_overlap(
         torch.from_numpy(predicted)[None],
         torch.from_numpy(truth)[None],
         torch.ones(1, truths, dtype=torch.bool),
@@ -118,7 +122,7 @@ def test_greedy_is_the_optimal_assignment_when_each_truth_has_a_prediction_of_it
 def test_padded_slots_match_nothing_and_take_nothing():
     predicted = torch.tensor([[[0.0, 0.0, 0.0, 0.0], [0.1, 0.1, 0.3, 0.3]]])
     truth = torch.tensor([[[0.0, 0.0, 0.0, 0.0], [0.1, 0.1, 0.3, 0.3]]])
-    assert match_boxes(predicted, truth, torch.tensor([[False, True]])).tolist() == [[-1, 1]]
+    assert matched_by_overlap(predicted, truth, torch.tensor([[False, True]])).tolist() == [[-1, 1]]
 
 
 def test_an_overlap_goes_before_any_distance():
@@ -126,7 +130,9 @@ def test_an_overlap_goes_before_any_distance():
     truth = torch.tensor([[[0.1, 0.1, 0.11, 0.11], [0.05, 0.05, 0.15, 0.15]]])
     pairs = affinity(predicted, truth)
     assert pairs[0, 0, 0] < 0 < pairs[0, 1, 0]
-    assert match_boxes(predicted, truth, torch.ones(1, 2, dtype=torch.bool)).tolist() == [[1, 0]]
+    assert matched_by_overlap(predicted, truth, torch.ones(1, 2, dtype=torch.bool)).tolist() == [
+        [1, 0]
+    ]
 
 
 @given(score_tables(), st.integers(1, 4))
