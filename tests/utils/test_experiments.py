@@ -216,10 +216,11 @@ def test_a_step_costs_less_than_a_tenth_of_a_millisecond(tmp_path):
         ("loss", "lr", "cls", "l1", "giou", "t_load", "t_fwd", "t_bwd", "t_opt"), 0.5
     )
     one = open_run(log_settings(tmp_path), trainer="t", name="n", params={})
-    start = time.perf_counter()
+    # This thread's own time: that of the clock also counts what else the machine is doing.
+    start = time.thread_time()
     for step in range(20_000):
         one.log("step", step, dict(figures))
-    spent = time.perf_counter() - start
+    spent = time.thread_time() - start
     one.finish()
     assert spent / 20_000 < 1e-4
     with read(tmp_path) as experiments:

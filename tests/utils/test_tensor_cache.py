@@ -196,8 +196,17 @@ def test_the_second_epoch_is_twenty_times_faster_on_a_transform_of_10_ms():
         for index in range(40):
             _ = cached[index]
         seconds.append(time.perf_counter() - start)
-    assert seconds[0] > 20 * seconds[1]
-    assert cached.cache.stats.seconds_saved == pytest.approx(0.4, rel=0.5)
+    # What the first epoch took in all, and what the second one added to the transforms, are limits
+    # that hold on a busy machine too.
+    assert 40 * 0.010 - seconds[1] <= cached.cache.stats.seconds_saved <= seconds[0]
+
+    # Such a machine interrupts most passes of a few milliseconds, but hardly all of twenty.
+    for _ in range(19):
+        start = time.perf_counter()
+        for index in range(40):
+            _ = cached[index]
+        seconds.append(time.perf_counter() - start)
+    assert seconds[0] > 20 * min(seconds[1:])
 
 
 def test_at_its_limit_the_first_stay_and_the_rest_is_computed(tmp_path):
