@@ -58,10 +58,14 @@ def main(settings: Settings) -> dict[str, object]:
     if best:
         log.info(
             "best: run %d with %s %.4g at step %d; checkpoint: %s",
-            *(best[key] for key in ("id", "metric", "value", "step", "checkpoint")),
+            best["id"],
+            best["metric"],
+            best["value"],
+            best["step"],
+            best["checkpoint"],
         )
     shown = ("id", "trainer", "name", "state", "step", "best", "data_version")
-    listed = [{key: row[key] for key in shown} for row in rows]
+    listed = [{key: value for key, value in row.items() if key in shown} for row in rows]
     return {
         "db": str(experiments.path),
         "runs": listed,

@@ -13,43 +13,76 @@ Assistant guidance: when extending: no torch here; a new column is a new schema 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
-import platform
-import socket
 import sqlite3
-import subprocess
-import sys
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
-
-import psutil
+from typing import Literal, TypedDict, cast
 
 from utils.tracking.database import Schema, open_database, transaction
-from warehouse.format.manifest import code_version
+from utils.tracking.process_facts import is_alive, process_facts
 
-__all__ = ["SCHEMA", "ExperimentLog", "Headline"]
+__all__ = ["SCHEMA", "ArtefactRow", "ExperimentLog", "Headline", "RunRow"]
 
 Headline = tuple[str, Literal["min", "max"]]
 """The metric of `epoch` lines that decides which is best, and whether more is better."""
 
-LOST_AFTER_S = 600.0
-"""Silence after which a run on another host is taken for lost."""
-ROOT = Path(__file__).parents[2]
 
+class RunRow(TypedDict):
+    """A row of the table `runs`; docs/experiments.md says what each column holds."""
+
+    id: int
+    trainer: str
+    name: str
+    state: Literal["running", "done", "interrupted", "failed", "lost"]
+    error: str | None
+    started: float
+    updated: float
+    ended: float | None
+    resumed: int
+    step: int
+    headline: str
+    better: Literal["max", "min"]
+    best: float | None
+    best_step: int | None
+    output: str | None
+    code_version: str
+    code_commit: str | None
+    data_version: str | None
+    data_split: str | None
+    host: str
+    pid: int
+    pid_started: float
+    machine: str
+
+
+class ArtefactRow(TypedDict):
+    """A row of the table `artefacts`: a file that a run wrote."""
+
+    run: int
+    name: str
+    path: str
+    bytes: int
+    sha256: str
+
+
+# Of equal values the earliest epoch is best, as for the run that compares them while it trains.
 BEST = """
     SELECT value, step FROM metrics
     WHERE run = ? AND kind = 'epoch' AND name = ? AND value IS NOT NULL
     ORDER BY value * ?, step LIMIT 1"""
+ADD_PARAM = "INSERT INTO params VALUES (?, ?, ?)"
 FORMER = "SELECT id FROM runs WHERE trainer = ? AND output = ? ORDER BY id DESC LIMIT 1"
+# The order of the primary key: the rows come in one range read, without sorting.
 CURVE = """
     SELECT step, value, time FROM metrics
     WHERE run = ? AND kind = ? AND name = ? ORDER BY step"""
 
+# STRICT makes SQLite refuse a value of another type. WITHOUT ROWID stores the rows of a curve side
+# by side in the order of the primary key, and saves the second copy of the key in an index.
+# AUTOINCREMENT never gives a number twice: the folders exp_<id> are named by it.
 SCHEMA = Schema(
     "experiment log",
     0x54574542,  # "TWEB"
@@ -132,13 +165,13 @@ class ExperimentLog:
         self,
         trainer: str,
         name: str,
-        params: Mapping[str, Any],
+        params: Mapping[str, object],
         *,
         data: tuple[str | None, str | None] = (None, None),
         output: Path | None = None,
         headline: Headline = ("loss", "min"),
         after_step: int | None = None,
-    ) -> dict[str, Any]:
+    ) -> RunRow:
         """Begin a run, or continue one.
 
         Parameters
@@ -159,7 +192,7 @@ class ExperimentLog:
 
         Returns
         -------
-        dict
+        RunRow
             The run's row of the table `runs`.
 
         Raises
@@ -167,60 +200,63 @@ class ExperimentLog:
         DatabaseError
             The log cannot be written.
         """
-        now = time.time()
-        folder = str(output.resolve()) if output else None
-        facts = {
+        facts: dict[str, object] = {
             "trainer": trainer,
             "name": name,
             "state": "running",
             "error": None,
-            "updated": now,
+            "updated": time.time(),
             "ended": None,
             "headline": headline[0],
             "better": headline[1],
-            "output": folder,
+            "output": str(output.resolve()) if output else None,
             "data_version": data[0],
             "data_split": data[1],
-            **_process_facts(),
+            **process_facts(),
         }
+        # One transaction, so that no reader sees a run without its settings.
         with transaction(self.connection, self.path, SCHEMA) as db:
-            former = None
-            if after_step is not None and folder is not None:
-                former = db.execute(FORMER, (trainer, folder)).fetchone()
-            if former is None:
-                run_id = self._insert({**facts, "started": now})
-            else:
-                run_id = int(former[0])
-                self._continue(run_id, facts, after_step, headline)
-            rows = [(run_id, key, value) for key, value in flatten(params)]
-            db.executemany("INSERT INTO params VALUES (?, ?, ?)", rows)
-            return dict(db.execute("SELECT * FROM runs WHERE id = ?", (run_id,)).fetchone())
+            former = self._continue(facts, after_step, headline)
+            # A run that earlier sessions did not record begins here, though it is resumed.
+            run_id = former or self._insert({**facts, "started": facts["updated"]})
+            db.executemany(ADD_PARAM, [(run_id, *row) for row in flatten(params)])
+            return _run_row(db.execute("SELECT * FROM runs WHERE id = ?", (run_id,)).fetchone())
 
-    def _insert(self, facts: Mapping[str, Any]) -> int:
+    def _insert(self, facts: Mapping[str, object]) -> int:
         columns, marks = ", ".join(facts), ", ".join("?" * len(facts))
         statement = f"INSERT INTO runs ({columns}) VALUES ({marks})"  # noqa: S608 - names are ours
         return int(self.connection.execute(statement, tuple(facts.values())).lastrowid or 0)
 
     def _continue(
-        self, run_id: int, facts: Mapping[str, Any], after_step: int | None, headline: Headline
-    ) -> None:
-        """Take over a run's row, and forget what lies after the step and which epoch was best."""
+        self, facts: Mapping[str, object], after_step: int | None, headline: Headline
+    ) -> int | None:
+        """Take over the row of the last run, and forget what it recorded after the step.
+
+        Returns its number, or None if no run is to be continued or there is none.
+        """
         db = self.connection
+        if after_step is None:
+            return None
+        former = db.execute(FORMER, (facts["trainer"], facts["output"])).fetchone()
+        if former is None:
+            return None
+        run_id = int(former["id"])
         changes = ", ".join(f"{key} = ?" for key in facts)
         db.execute(
             f"UPDATE runs SET {changes}, resumed = resumed + 1, step = ? WHERE id = ?",  # noqa: S608
             (*facts.values(), after_step, run_id),
         )
+        # The steps after the checkpoint are made again; without this they would be told twice.
         db.execute("DELETE FROM metrics WHERE run = ? AND step > ?", (run_id, after_step))
         db.execute("DELETE FROM params WHERE run = ?", (run_id,))
 
+        # The best epoch may be among those that were deleted, and the headline another one now.
         sign = -1 if headline[1] == "max" else 1
         best = db.execute(BEST, (run_id, headline[0], sign)).fetchone() or (None, None)
         db.execute("UPDATE runs SET best = ?, best_step = ? WHERE id = ?", (*best, run_id))
+        return run_id
 
-    def runs(
-        self, *, trainer: str | None = None, ids: Iterable[int] | None = None
-    ) -> list[dict[str, Any]]:
+    def runs(self, *, trainer: str | None = None, ids: Iterable[int] | None = None) -> list[RunRow]:
         """Return rows of the table `runs`, oldest first.
 
         A run whose process no longer exists has the state `lost`.
@@ -228,17 +264,24 @@ class ExperimentLog:
         wanted = None if ids is None else set(ids)
         rows = []
         for found in self._read("SELECT * FROM runs ORDER BY id"):
-            row = dict(found)
+            row = _run_row(found)
             if trainer not in {None, row["trainer"]}:
                 continue
             if wanted is not None and row["id"] not in wanted:
                 continue
-            if row["state"] == "running" and not _is_alive(row):
+            # Only in what is returned: a reader writes nothing, and the process may be resumed.
+            running = row["state"] == "running"
+            if running and not is_alive(
+                host=row["host"],
+                pid=row["pid"],
+                pid_started=row["pid_started"],
+                updated=row["updated"],
+            ):
                 row["state"] = "lost"
             rows.append(row)
         return rows
 
-    def params(self, run_id: int) -> dict[str, Any]:
+    def params(self, run_id: int) -> dict[str, object]:
         """Return the settings of a run, decoded from JSON, by flat name."""
         rows = self._read("SELECT * FROM params WHERE run = ? ORDER BY name", run_id)
         return {row["name"]: json.loads(row["value"]) for row in rows}
@@ -259,10 +302,10 @@ class ExperimentLog:
         rows = self._read("SELECT DISTINCT kind, name FROM metrics WHERE run = ?", run_id)
         return [(row["kind"], row["name"]) for row in rows]
 
-    def artefacts(self, run_id: int) -> list[dict[str, Any]]:
+    def artefacts(self, run_id: int) -> list[ArtefactRow]:
         """Return rows of the table `artefacts` of a run, by name."""
         rows = self._read("SELECT * FROM artefacts WHERE run = ? ORDER BY name", run_id)
-        return [dict(row) for row in rows]
+        return [cast(ArtefactRow, dict(row)) for row in rows]
 
     def _read(self, query: str, *values: object) -> list[sqlite3.Row]:
         with transaction(self.connection, self.path, SCHEMA, write=False) as connection:
@@ -279,7 +322,12 @@ class ExperimentLog:
         self.close()
 
 
-def flatten(params: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+def _run_row(found: sqlite3.Row) -> RunRow:
+    # The columns were compared with the schema when the file was opened.
+    return cast(RunRow, dict(found))
+
+
+def flatten(params: Mapping[str, object], prefix: str = "") -> list[tuple[str, str]]:
     """Return nested mappings as ("a.b", JSON text)."""
     rows: list[tuple[str, str]] = []
     for key, value in params.items():
@@ -288,65 +336,3 @@ def flatten(params: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]
         else:
             rows.append((f"{prefix}{key}", json.dumps(value, default=str)))
     return rows
-
-
-def _process_facts() -> dict[str, Any]:
-    """What identifies the code and the process that runs it."""
-    process = psutil.Process()
-    return {
-        "code_version": code_version(),
-        "code_commit": _commit(),
-        "host": socket.gethostname(),
-        "pid": process.pid,
-        # Numbers of processes are used again; number and start together are not.
-        "pid_started": process.create_time(),
-        "machine": json.dumps(_machine()),
-    }
-
-
-def _is_alive(row: Mapping[str, Any]) -> bool:
-    """Ask for the process on this host; on another the time of its last write decides."""
-    if row["host"] != socket.gethostname():
-        return bool(time.time() - row["updated"] < LOST_AFTER_S)
-    with contextlib.suppress(psutil.Error):
-        return bool(abs(psutil.Process(row["pid"]).create_time() - row["pid_started"]) < 1)
-    return False
-
-
-def _machine() -> dict[str, Any]:
-    # Importing one of these for its version would cost seconds, so only what is there is asked.
-    versions: dict[str, str] = {
-        name: str(getattr(sys.modules[name], "__version__", ""))
-        for name in ("torch", "numpy", "zarr")
-        if name in sys.modules
-    }
-    return {
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "cpus": os.cpu_count(),
-        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
-        **versions,
-    }
-
-
-def _commit() -> str | None:
-    """The commit of a checkout, with "+" if tracked files differ from it.
-
-    None for an installed package.
-    """
-    if not (ROOT / ".git").exists():
-        return None
-    try:
-        head = _git("rev-parse", "HEAD")
-        changed = _git("status", "--porcelain", "--untracked-files=no")
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return head + ("+" if changed else "")
-
-
-def _git(*words: str) -> str:
-    command = ["git", "-C", str(ROOT), *words]
-    done = subprocess.run(  # noqa: S603
-        command, capture_output=True, text=True, timeout=10, check=True
-    )
-    return done.stdout.strip()

@@ -23,11 +23,11 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeGuard
+from typing import Literal, NamedTuple, TypeGuard
 
 from utils.log import get_log
 from utils.tracking.database import transaction
-from utils.tracking.experiment_log import SCHEMA, ExperimentLog, Headline
+from utils.tracking.experiment_log import SCHEMA, ExperimentLog, Headline, RunRow
 from utils.tracking.settings import ExperimentSettings
 from warehouse.errors import DatabaseError
 from warehouse.format.durable import fsync_folder
@@ -71,7 +71,7 @@ class Run:
         exp_<id> beside the log, for what belongs to the run.
     """
 
-    def __init__(self, experiments: ExperimentLog, row: Mapping[str, Any], every: int = 1) -> None:
+    def __init__(self, experiments: ExperimentLog, row: RunRow, every: int = 1) -> None:
         self.experiments, self.id, self.every = experiments, int(row["id"]), every
         self.folder = experiments.path.parent / f"exp_{self.id}"
         self.output = Path(row["output"]) if row["output"] else None
@@ -252,7 +252,7 @@ def open_run(
     *,
     trainer: str,
     name: str,
-    params: Mapping[str, Any],
+    params: Mapping[str, object],
     data: tuple[str | None, str | None] = (None, None),
     output: Path | None = None,
     headline: Headline = ("loss", "min"),

@@ -13,12 +13,15 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from utils.tracking.experiment_log import ExperimentLog
+from utils.tracking.experiment_log import ExperimentLog, RunRow
 from warehouse.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
 
 __all__ = ["export_mlflow"]
 
@@ -44,7 +47,7 @@ SOURCE_TAG = "book"
 """Which log and run. Its name is that of earlier exports, whose runs must be recognised."""
 
 
-def export_mlflow(experiments: ExperimentLog, rows: Sequence[Mapping[str, Any]], uri: str) -> int:
+def export_mlflow(experiments: ExperimentLog, rows: Sequence[RunRow], uri: str) -> int:
     """Send runs to MLflow, one MLflow experiment for each trainer.
 
     Metrics are named "<kind>/<name>" and keep their steps and times; NaN is left out.
@@ -85,7 +88,7 @@ def export_mlflow(experiments: ExperimentLog, rows: Sequence[Mapping[str, Any]],
         ) from None
 
 
-def _export_run(client: Any, experiments: ExperimentLog, row: Mapping[str, Any]) -> bool:
+def _export_run(client: MlflowClient, experiments: ExperimentLog, row: RunRow) -> bool:
     """Send one run; return whether it was new."""
     found = client.get_experiment_by_name(row["trainer"])
     experiment = found.experiment_id if found else client.create_experiment(row["trainer"])
@@ -105,7 +108,9 @@ def _export_run(client: Any, experiments: ExperimentLog, row: Mapping[str, Any])
     return True
 
 
-def _send_figures(client: Any, run_id: str, experiments: ExperimentLog, number: int) -> None:
+def _send_figures(
+    client: MlflowClient, run_id: str, experiments: ExperimentLog, number: int
+) -> None:
     from mlflow.entities import Metric, Param
 
     params = [
@@ -123,17 +128,17 @@ def _send_figures(client: Any, run_id: str, experiments: ExperimentLog, number: 
         client.log_batch(run_id, metrics=metrics[start : start + MOST_METRICS])
 
 
-def _send_files(client: Any, run_id: str, experiments: ExperimentLog, number: int) -> None:
+def _send_files(client: MlflowClient, run_id: str, experiments: ExperimentLog, number: int) -> None:
     for artefact in experiments.artefacts(number):
         if Path(artefact["path"]).is_file():
             folder = str(Path(artefact["name"]).parent).strip(".")
             client.log_artifact(run_id, artefact["path"], folder or None)
 
 
-def _send_tags(client: Any, run_id: str, row: Mapping[str, Any], source: str) -> None:
+def _send_tags(client: MlflowClient, run_id: str, row: RunRow, source: str) -> None:
     from mlflow.entities import RunTag
 
-    tags = {key: str(row[key]) for key in TAGS if row[key] is not None}
+    tags = {key: str(value) for key, value in row.items() if key in TAGS and value is not None}
     tags[SOURCE_TAG] = source
     client.log_batch(run_id, tags=[RunTag(key, value[:MOST_TEXT]) for key, value in tags.items()])
 

@@ -16,20 +16,26 @@ import json
 import math
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, TypedDict
 
 from rich.table import Table
 
-from utils.tracking.experiment_log import ExperimentLog
+from utils.tracking.experiment_log import ExperimentLog, RunRow
 from utils.tracking.settings import RunsSettings
 from warehouse.errors import ConfigError
 
-__all__ = ["best_run", "chosen_runs", "compare_table", "draw_runs", "runs_table", "score"]
+__all__ = [
+    "BestRun",
+    "best_run",
+    "chosen_runs",
+    "compare_table",
+    "draw_runs",
+    "runs_table",
+    "score",
+]
 
-Row = Mapping[str, Any]
-"""A row of the table `runs`, as `ExperimentLog.runs` returns it."""
 Better = Literal["min", "max"]
 
 SMALLER_IS_BETTER = re.compile(r"loss|error|rmse|mae|total|seconds|perplexity_gap")
@@ -51,7 +57,7 @@ COLOURS = 10
 """In matplotlib's default cycle."""
 
 
-def chosen_runs(experiments: ExperimentLog, settings: RunsSettings) -> list[dict[str, Any]]:
+def chosen_runs(experiments: ExperimentLog, settings: RunsSettings) -> list[RunRow]:
     """Return the rows of the runs to be listed, newest last.
 
     Raises
@@ -71,7 +77,7 @@ def chosen_runs(experiments: ExperimentLog, settings: RunsSettings) -> list[dict
 
 
 def score(
-    experiments: ExperimentLog, row: Row, metric: str | None, better: Better | None = None
+    experiments: ExperimentLog, row: RunRow, metric: str | None, better: Better | None = None
 ) -> tuple[float, int] | None:
     """Return the best value of a run and its step.
 
@@ -98,18 +104,29 @@ def score(
     return max(found, key=lambda pair: (sign * pair[0], -pair[1]))
 
 
-def _direction(row: Row, name: str) -> Better:
+def _direction(row: RunRow, name: str) -> Better:
     if name == row["headline"]:
         return "max" if row["better"] == "max" else "min"
     return "min" if SMALLER_IS_BETTER.search(name) else "max"
 
 
+class BestRun(TypedDict):
+    """The best of several runs; `checkpoint` is null if none was kept."""
+
+    id: int
+    name: str
+    metric: str
+    value: float
+    step: int
+    checkpoint: str | None
+
+
 def best_run(
     experiments: ExperimentLog,
-    rows: Sequence[Row],
+    rows: Sequence[RunRow],
     metric: str | None,
     better: Better | None = None,
-) -> dict[str, Any] | None:
+) -> BestRun | None:
     """Return the best of the runs.
 
     Parameters
@@ -119,8 +136,7 @@ def best_run(
 
     Returns
     -------
-    dict or None
-        `id`, `name`, `metric`, `value`, `step`, and `checkpoint`, which is null if none was kept.
+    BestRun or None
         None where no run has the headline.
 
     Raises
@@ -158,7 +174,7 @@ def best_run(
     }
 
 
-def _epoch_metrics(experiments: ExperimentLog, rows: Sequence[Row]) -> list[str]:
+def _epoch_metrics(experiments: ExperimentLog, rows: Sequence[RunRow]) -> list[str]:
     """Names of all metrics of `epoch` lines, sorted."""
     names = {
         name
@@ -171,7 +187,7 @@ def _epoch_metrics(experiments: ExperimentLog, rows: Sequence[Row]) -> list[str]
 
 def runs_table(
     experiments: ExperimentLog,
-    rows: Sequence[Row],
+    rows: Sequence[RunRow],
     metric: str | None,
     better: Better | None = None,
 ) -> Table:
@@ -202,7 +218,7 @@ def runs_table(
     return table
 
 
-def _code(row: Row) -> str:
+def _code(row: RunRow) -> str:
     """Version and short commit, with "+" if tracked files differed from it."""
     version, commit = str(row["code_version"]), row["code_commit"]
     if not commit:
@@ -211,7 +227,7 @@ def _code(row: Row) -> str:
 
 
 def compare_table(
-    experiments: ExperimentLog, rows: Sequence[Row], better: Better | None = None
+    experiments: ExperimentLog, rows: Sequence[RunRow], better: Better | None = None
 ) -> Table:
     """Return a table with a column for each run: settings that differ, then best metrics."""
     table = Table(title="settings that differ, and the best value of each metric")
@@ -237,7 +253,7 @@ def compare_table(
 
 
 def draw_runs(
-    experiments: ExperimentLog, rows: Sequence[Row], metric: str | None, path: Path
+    experiments: ExperimentLog, rows: Sequence[RunRow], metric: str | None, path: Path
 ) -> Path:
     """Draw the training loss and a metric by step as a PNG, one colour for each run.
 
