@@ -1,4 +1,4 @@
-"""The one training loop: a trainer brings a Task and TrainSettings, everything else is here.
+"""The training loop of all trainers: each brings a task, settings and batches.
 
 Purpose: epochs, schedule, evaluation, checkpoints, exact resume, and what a run reports; mixed
   precision, accumulation and DDP are in `utils.training.run.step` and `utils.training.ranks`.
@@ -17,18 +17,17 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from utils.log import get_log, progress
-from utils.tracking.experiments import Run, open_run
-from utils.tracking.run_log import LogValue, Phases, RunLog, RunStatus
+from utils.tracking.run_log import LogValue, Phases, RunStatus
 from utils.tracking.run_progress import RunProgress
 from utils.tracking.settings import ExperimentSettings
 from utils.training.held_out import Evaluator
 from utils.training.memory_budget import MemoryBudget
 from utils.training.ranks import Ranks, autocast_dtype
+from utils.training.run.recording import open_run_log
 from utils.training.run.run_state import RunCheckpoints, RunParts, RunState
 from utils.training.run.schedule import Schedule, stop_requests
 from utils.training.run.step import Stepper
@@ -116,8 +115,8 @@ class Trainer:
             settings, self.ranks, peak=self.lr, epoch_batches=self.epoch_batches
         )
 
-    def run(self) -> dict[str, Any]:
-        """Train.
+    def run(self) -> dict[str, object]:
+        """Train to the end of the schedule, or of the session.
 
         Returns
         -------
@@ -139,6 +138,7 @@ class Trainer:
                 "there is nothing to train on: the training split has no batches",
                 remedy="lower batch_size",
             )
+        # Before the log is opened, which a resumed run cuts back to the step of its checkpoint.
         if self.settings.resume:
             self.state = self.checkpoints.restore() or self.state
         self.schedule.begin(self.state)
@@ -152,11 +152,22 @@ class Trainer:
             budget=self.budget,
             phases=self.phases,
         )
-        self.run_log = self._open_run_log()
+        self.run_log = open_run_log(
+            self.task,
+            self.settings,
+            self.loader,
+            self.parts,
+            self.ranks,
+            lr=self.lr,
+            output=self.output,
+            experiments=self.experiments,
+            after_step=self.state.step or None,
+        )
         self._report_start()
         try:
             paused = self._train()
         except BaseException as error:
+            # Ctrl-C too: without this a watcher would see `running` for ever.
             self.run_log.failed(error, self._where())
             raise
         finally:
@@ -164,7 +175,7 @@ class Trainer:
         self._report_end(paused)
         return self.result() | {"finished": not paused}
 
-    def result(self) -> dict[str, Any]:
+    def result(self) -> dict[str, object]:
         """Return what the run came to so far."""
         return {
             **self.metrics,
@@ -191,12 +202,14 @@ class Trainer:
             while not self.schedule.is_over(self.state):
                 self._run_epoch()
             stopped, paused = self.schedule.stop, self.schedule.is_paused(self.state)
+            # Time may run out in the middle of an epoch; whoever presses Ctrl-C is waiting.
             if not self.metrics and not stopped:
                 self._evaluate()
                 # The line of an epoch that a later session ends is written by that session.
                 if not paused:
                     self._note_epoch()
         self._save("interrupted" if stopped or paused else "done")
+        # Only once: these figures must not be looked at while anything can still be decided.
         if not (stopped or paused):
             self._conclude()
         return paused
@@ -212,6 +225,7 @@ class Trainer:
             while state.batches < self.epoch_batches:
                 if not self._run_step(source):
                     break
+                # The epoch is not complete: the session that completes it evaluates.
                 if state.batches < self.epoch_batches and self.schedule.is_over(self.state):
                     return
                 if self.ranks.first and self.checkpoints.is_due(self.state):
@@ -221,6 +235,7 @@ class Trainer:
             if isinstance(source, Generator):
                 source.close()
 
+        # The loader too, so that a checkpoint from here resumes at the start of the next epoch.
         state.epoch, state.batches = state.epoch + 1, 0
         self.loader.set_epoch(state.epoch)
         due = state.epoch % self.settings.evaluate_every == 0
@@ -231,6 +246,7 @@ class Trainer:
 
     def _run_step(self, source: Iterator[Batch]) -> bool:
         """Make one optimizer step; return whether there was anything left to train on."""
+        # The last step of an epoch may have fewer batches: none is carried into the next one.
         count = min(self.settings.accumulate, self.epoch_batches - self.state.batches)
         rate = self.schedule.learning_rate(self.state)
         result = self.stepper.step(source, count, rate, self.state)
@@ -249,6 +265,7 @@ class Trainer:
         return True
 
     def _evaluate(self) -> None:
+        # Inference loads the running average, so that is what decides which epoch is best.
         self.metrics = self.evaluator.evaluate(self.parts.average.model)
 
     def _note_epoch(self) -> None:
@@ -264,8 +281,8 @@ class Trainer:
             self.task.after_epoch(self.parts.average.model, state.history)
 
     def _conclude(self) -> None:
-        figures = self.task.conclude(self.parts.average.model) if self.ranks.first else None
-        figures = self.ranks.share(figures)
+        own = self.task.conclude(self.parts.average.model) if self.ranks.first else None
+        figures = self.ranks.share(own)
         if figures is not None:
             self.metrics |= figures
             self.run_log.line("held_out", self.state.step, **self.metrics)
@@ -280,43 +297,10 @@ class Trainer:
             self.task.draw(self.state.history, self.output / "curve.png")
             self.drawn = time.monotonic()
 
-    def _shared_settings(self) -> dict[str, Any]:
+    def _shared_settings(self) -> dict[str, object]:
         """The settings that a resumed run must share: all that decide its losses."""
         settings = self.settings.model_dump(mode="json", exclude=MAY_CHANGE)
         return settings | {"lr": self.lr, "ranks": self.ranks.count}
-
-    def _open_run_log(self) -> RunLog:
-        after_step = self.state.step or None
-        return RunLog(
-            self.output,
-            self.settings.status_file,
-            active=self.ranks.first,
-            after_step=after_step,
-            run=self._open_run(after_step) if self.ranks.first else None,
-        )
-
-    def _open_run(self, after_step: int | None) -> Run | None:
-        data = self.loader.state_dict()
-        params = {
-            **self.settings.model_dump(mode="json"),
-            "lr": self.lr,
-            "model": self.task.describe(),
-            "run": {
-                "device": str(self.ranks.device),
-                "ranks": self.ranks.count,
-                "parameters": self.parts.parameter_count,
-            },
-        }
-        return open_run(
-            self.experiments,
-            trainer=self.task.section,
-            name=self.task.name,
-            params=params,
-            data=(data.get("version"), data.get("split")),
-            output=self.output,
-            headline=self.task.headline,
-            after_step=after_step,
-        )
 
     def _where(self) -> dict[str, LogValue]:
         """What the status file says of the run."""
