@@ -3,7 +3,7 @@ files, how it ended.
 
 Purpose: `open_run` begins a `Run`; `Run.log` takes a line of figures; `Run.finish`, or the end of
   its `with` block, ends it.
-Used by: features.heads.run_heads, utils.tracking.run_log, utils.training.loop
+Used by: features.heads.run_heads, utils.tracking.run_log, utils.training.run.recording
 Design notes: a step only appends to a queue. A thread writes what has gathered once a second and in
   one transaction, so that neither a slow disk nor nine other runs delay a step. A log that cannot
   be opened is an error before training; if writing fails later there is a warning, and log.jsonl

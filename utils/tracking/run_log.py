@@ -3,7 +3,8 @@ in the experiment log.
 
 Purpose: `RunLog` writes log.jsonl, the status file and the run's entry in the experiment log;
   `Phases` adds up the seconds of loading, forward pass, backward pass and optimizer.
-Used by: utils.tracking.run_progress, utils.training.loop, utils.training.run.step
+Used by: utils.tracking.run_progress, utils.training.loop, utils.training.run.recording,
+  utils.training.run.step
 Design notes: log.jsonl is append-only. On resume it is cut back to the checkpoint's step, so that no
   step is in it twice. The status file is replaced atomically and not fsynced: a watcher always
   reads complete JSON, and a crash may lose the last second.

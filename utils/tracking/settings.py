@@ -4,7 +4,8 @@ Purpose: `ExperimentSettings` for all trainers, `RunsSettings` for inspect_runs.
 Used by: detector.training, features.finetuning.run_finetuning, features.heads.run_heads,
   scripts._sections, scripts.finetune, scripts.inspect_runs, scripts.segment_patches,
   scripts.train_detector, scripts.train_head, scripts.train_vqvae, segmentation.training,
-  utils.tracking.experiments, utils.tracking.run_report, utils.training.loop, vqvae.training
+  utils.tracking.experiments, utils.tracking.run_report, utils.training.loop,
+  utils.training.run.recording, vqvae.training
 Design notes: this module imports no torch, so that a command can print its `--help` quickly.
 Assistant guidance: when extending: every key is listed in config.yaml with its default.
 """

@@ -5,7 +5,8 @@ Purpose: device, precision, process group, DDP wrapping, sums and maxima over ra
 Used by: detector.inference.predictor, detector.training, features.finetuning.finetune_task,
   features.finetuning.run_finetuning, scripts.infer_view, scripts.train_detector,
   scripts.train_vqvae, segmentation.prediction, utils.training.held_out, utils.training.loop,
-  utils.training.run.schedule, utils.training.run.step, vqvae.compress.codec, vqvae.training
+  utils.training.run.recording, utils.training.run.schedule, utils.training.run.step,
+  vqvae.compress.codec, vqvae.training
 Design notes: torchrun is recognised by RANK, LOCAL_RANK and WORLD_SIZE; NCCL on GPUs, gloo
   elsewhere. Only the first rank writes files and evaluates; the others wait in the next collective.
 Assistant guidance: when extending: every rank must make the same collective calls in the same

@@ -3,8 +3,8 @@
 Purpose: `Task`, the base class of what is trained, with a default for every optional part;
   `BatchLoader`, the protocol of what the batches come from; `seeded`, for fresh weights.
 Used by: detector.task, features.finetuning.finetune_task, segmentation.task,
-  utils.training.held_out, utils.training.loop, utils.training.run.run_state,
-  utils.training.run.step, vqvae.task
+  utils.training.held_out, utils.training.loop, utils.training.run.recording,
+  utils.training.run.run_state, utils.training.run.step, vqvae.task
 Design notes: a task without optional parts overrides five methods. The defaults do nothing or what
   suits most models, so the loop calls every part without asking whether it is there.
 Assistant guidance: when extending: a new optional part is a method here whose default changes

@@ -2,7 +2,8 @@
 
 Purpose: `RunState` holds the counters and the history of a run; `RunCheckpoints` writes and reads it
   together with the tensors of a `RunParts`.
-Used by: utils.training.loop, utils.training.run.schedule, utils.training.run.step
+Used by: utils.training.loop, utils.training.run.recording, utils.training.run.schedule,
+  utils.training.run.step
 Design notes: nothing random is stored, because order and augmentation follow from the seed and the
   counters. So weights, optimizer and counters are all that a bit-exact resume needs. A checkpoint
   of another model or of other settings is refused, with the first setting that differs.
