@@ -39,9 +39,10 @@ PEERS: tuple[Peer, ...] = (
 
 
 class BenchSettings(Section):
-    """The defaults are the acceptance's.
+    """What `bench_loader` measures.
 
-    2,048 pictures of 3 x 384 x 384 uint8, LZ4, batch 64, shuffled, 2 workers, warm cache.
+    The defaults give the figures of docs/log.md: 2,048 pictures of 3 x 384 x 384 uint8, LZ4,
+    batches of 64, shuffled, 2 workers and a warm page cache.
     """
 
     work: str = Field(
@@ -56,7 +57,8 @@ class BenchSettings(Section):
     pictures: str | None = Field(
         None,
         description=(
-            "Folder of JPEG files, repeated up to samples; null means that pictures are drawn."
+            "Folder of JPEG files, which are repeated to give samples pictures; null draws"
+            " pictures."
         ),
     )
     samples: int = Field(2048, ge=8, le=1 << 20, description="Number of samples.")
@@ -66,10 +68,13 @@ class BenchSettings(Section):
     batch_size: int = Field(64, ge=1, le=4096, description="Samples per batch.")
     shuffle: bool = Field(True, description="Read in shuffled order.")
     workers: int = Field(
-        2, ge=1, le=64, description="Threads or processes of every reader and writer that has any."
+        2,
+        ge=1,
+        le=64,
+        description="Number of threads or processes of each reader and writer that uses several.",
     )
     peers: tuple[Peer, ...] | None = Field(
-        None, description="Other readers to measure; null means all, [] none."
+        None, description="Other readers to measure; null measures all of them, [] none."
     )
     rows: tuple[str, ...] | None = Field(
         None,
@@ -80,18 +85,26 @@ class BenchSettings(Section):
         5,
         ge=1,
         le=100,
-        description="Interleaved rounds; each row runs once per round in a new process.",
+        description="Number of interleaved rounds; each row runs once per round in a new process.",
     )
     seconds: float = Field(
-        1.0, ge=0, le=60, description="Shortest time of a run; it consists of whole epochs."
+        1.0,
+        ge=0,
+        le=60,
+        description="Shortest duration of a run in seconds; a run consists of whole epochs.",
     )
     build_repeats: int = Field(
-        3, ge=1, le=20, description="Interleaved rounds of the build and of the other writers."
+        3,
+        ge=1,
+        le=20,
+        description="Number of interleaved rounds of the build and of the other writers.",
     )
     timeout: float = Field(
         900,
         gt=0,
-        description="Seconds after which a row's process is ended and the row is listed as absent.",
+        description=(
+            "Seconds after which the process of a row is stopped and the row is listed as missing."
+        ),
     )
 
     @field_validator("size")

@@ -34,15 +34,15 @@ class DetectorSettings(TrainSettings, AugmentSettings):
         ge=1,
         le=10_000,
         description=(
-            "Box slots of the model, which must be those of the warehouse; null takes them "
-            "from there."
+            "Largest number of boxes per picture; it must be that of the warehouse, which"
+            " null takes over."
         ),
     )
     width: int | None = Field(
         None,
         ge=8,
         le=512,
-        description="Channels of the first stage; null means 24 for tiny and 32 for big.",
+        description="Number of channels of the first stage; null means 24 for tiny and 32 for big.",
     )
     # One factor rather than other defaults for tiny: the keys then mean the same for both models.
     strength: float | None = Field(
@@ -50,8 +50,8 @@ class DetectorSettings(TrainSettings, AugmentSettings):
         ge=0,
         le=1,
         description=(
-            "Factor on zoom, aspect and colour changes; null means 0 for tiny (flips only) "
-            "and 1 for big."
+            "Factor that scales zoom, aspect and colour changes; null means 0 for tiny"
+            " (flips only), 1 for big."
         ),
     )
     box_l1: float = Field(5.0, ge=0, description="Weight of the L1 loss of the box corners.")
@@ -74,7 +74,9 @@ class InferSettings(Section):
         0.5,
         ge=0,
         le=1,
-        description="Smallest score of the boxes that are drawn; the page has a slider for it.",
+        description=(
+            "Lowest score of a box that is drawn; you can change it with a slider on the page."
+        ),
     )
     # All images are embedded in one page, which a browser has to hold in memory.
     limit: int = Field(

@@ -43,11 +43,11 @@ class FeatureSettings(Section):
         ge=16,
         le=4096,
         description=(
-            "Side in pixels to which pictures are resized; null means what suits the encoder."
+            "Side in pixels to which pictures are resized; null means the encoder's own size."
         ),
     )
     seed: Annotated[int, RECORDED_APART] = Field(
-        0, ge=0, lt=2**63, description="Seed of the weights of a random encoder."
+        0, ge=0, lt=2**63, description="Seed for the weights of a random encoder."
     )
     offline: Annotated[bool, NOT_CONTENT] = Field(
         False, description="Never ask the model hub; use only models that are on this machine."
@@ -58,8 +58,8 @@ class FeatureSettings(Section):
     picture_label: Annotated[Literal["largest", "commonest"], RECORDED_APART] = Field(
         "largest",
         description=(
-            "Box that gives a picture its class where classes belong to boxes: largest or "
-            "commonest."
+            "How boxes give a picture its class: the class of the largest box, or the"
+            " commonest class."
         ),
     )
     job_size: int = Field(
@@ -102,7 +102,7 @@ class HeadSettings(Section):
         ),
     )
     checkpoint: str | None = Field(
-        None, description="Trained head to evaluate; null means that heads are trained."
+        None, description="Trained head to evaluate instead of training; null trains heads."
     )
     other_pictures: bool = Field(
         False, description="Allow checkpoint to be evaluated on features of another warehouse."
@@ -118,7 +118,7 @@ class HeadSettings(Section):
     )
     epochs: int = Field(10, ge=1, description="Number of epochs.")
     batch_size: int = Field(128, ge=1, description="Samples per batch.")
-    accumulate: int = Field(1, ge=1, description="Batches per optimizer step.")
+    accumulate: int = Field(1, ge=1, description="Number of batches per optimizer step.")
     lr: float = Field(0.01, gt=0, description="Peak learning rate.")
     weight_decay: float = Field(0.01, ge=0, description="Weight decay of AdamW.")
     hidden: int = Field(
@@ -129,13 +129,16 @@ class HeadSettings(Section):
         0.0,
         ge=0,
         description=(
-            "Standard deviation of the Gaussian noise, in standard deviations of each feature."
+            "Standard deviation of the added Gaussian noise, in units of each feature's"
+            " standard deviation."
         ),
     )
     mixup: float = Field(
         0.0,
         ge=0,
-        description="Alpha of the Beta distribution of mixup (arXiv:1710.09412); 0 means none.",
+        description=(
+            "Alpha of the Beta distribution of mixup (arXiv:1710.09412); 0 turns mixup off."
+        ),
     )
     label_smoothing: float = Field(
         0.0,
@@ -148,7 +151,8 @@ class HeadSettings(Section):
         None,
         ge=1,
         description=(
-            "Epochs without a better accuracy after which training stops; null means never."
+            "Number of epochs without a better accuracy after which training stops; null"
+            " means never."
         ),
     )
     ablations: list[dict[str, Any]] = Field(
@@ -159,7 +163,10 @@ class HeadSettings(Section):
         ),
     )
     seed: int = Field(
-        0, ge=0, lt=2**63, description="Seed of the weights, the sample order and the augmentation."
+        0,
+        ge=0,
+        lt=2**63,
+        description="Seed for the weights, the sample order and the augmentation.",
     )
     output: str = Field(
         "experiments",
@@ -194,19 +201,20 @@ class FinetuneTraining(PictureTraining):
         10,
         ge=1,
         description=(
-            "Number of epochs, with those of the head alone; null means that max_minutes ends"
+            "Number of epochs, including head_epochs; null means that max_minutes alone ends"
             " training."
         ),
     )
     batch_size: int = Field(
         4, ge=1, le=65_536, description="Samples that pass through the network at a time."
     )
-    accumulate: int = Field(4, ge=1, description="Batches per optimizer step.")
+    accumulate: int = Field(4, ge=1, description="Number of batches per optimizer step.")
     warmup_steps: int = Field(
         20,
         ge=0,
         description=(
-            "Steps over which the learning rate rises, for the head and again when the blocks join."
+            "Number of steps over which the learning rate rises, at the start and again"
+            " after head_epochs."
         ),
     )
     average: float = Field(
@@ -214,35 +222,38 @@ class FinetuneTraining(PictureTraining):
         ge=0,
         lt=1,
         description=(
-            "Decay of the running average of the weights; the average is what is saved. 0 "
-            "means none."
+            "Decay of the moving average of the weights, which is saved in their place; 0"
+            " means no average."
         ),
     )
     blocks: int | None = Field(
         4,
         ge=1,
         description=(
-            "Number of last blocks of the encoder that are trained; null means the whole encoder."
+            "Number of blocks to train, counted from the end of the encoder; null trains the"
+            " whole encoder."
         ),
     )
-    head_epochs: int = Field(2, ge=0, description="Epochs in which only the head is trained.")
+    head_epochs: int = Field(
+        2, ge=0, description="Number of epochs at the start in which only the head is trained."
+    )
     backbone_rate: float = Field(
         0.1,
         gt=0,
         le=10,
-        description="Learning rate of the last block as a share of that of the head.",
+        description="Learning rate of the last block as a share of the head's.",
     )
     block_decay: float = Field(
         0.8,
         gt=0,
         le=1,
-        description="Learning rate of each earlier block as a share of that of the next.",
+        description="Learning rate of each earlier block as a share of the next block's.",
     )
     norms: Literal["frozen", "trained"] | None = Field(
         None,
         description=(
-            "Batch norm statistics of trained blocks: frozen or trained; null means trained "
-            "for a random encoder."
+            "Batch-norm statistics of trained blocks: frozen or trained; null trains them"
+            " for a random encoder."
         ),
     )
     label_smoothing: float = Field(
@@ -254,8 +265,8 @@ class FinetuneTraining(PictureTraining):
     picture_label: Literal["largest", "commonest"] = Field(
         "largest",
         description=(
-            "Box that gives a picture its class where classes belong to boxes: largest or "
-            "commonest."
+            "How boxes give a picture its class: the class of the largest box, or the"
+            " commonest class."
         ),
     )
 
@@ -282,7 +293,7 @@ class FinetuneSettings(FinetuneTraining):
         ge=16,
         le=4096,
         description=(
-            "Side in pixels to which pictures are resized; null means what suits the encoder."
+            "Side in pixels to which pictures are resized; null means the encoder's own size."
         ),
     )
     offline: bool = Field(
@@ -292,17 +303,22 @@ class FinetuneSettings(FinetuneTraining):
         4.0,
         gt=0,
         description=(
-            "Gigabytes that may be used on the GPU, or else by this process; null means no limit."
+            "Gigabytes that may be used on the GPU or, without one, by this process; null"
+            " means no limit."
         ),
     )
     recompute: bool = Field(
-        False, description="Compute the activations of trained blocks twice to save memory."
+        False,
+        description=(
+            "Save memory by computing the activations of trained blocks again in the backward pass."
+        ),
     )
-    save_steps: int = Field(100, ge=1, description="Steps between checkpoints.")
+    save_steps: int = Field(100, ge=1, description="Number of steps between checkpoints.")
     output: str | None = Field(
         "checkpoints/finetune",
         description=(
-            "Folder for the fine-tuned encoder; its folder training holds what a resumed run needs."
+            "Folder for the fine-tuned encoder; its subfolder training holds the checkpoint"
+            " to resume from."
         ),
     )
     resume: bool = Field(True, description="Resume from the checkpoint in output/training.")

@@ -22,8 +22,8 @@ class SegmentTraining(TrainSettings):
         40,
         ge=1,
         description=(
-            "Number of epochs; null means that max_minutes alone ends training and the "
-            "schedule follows it."
+            "Number of epochs; null means that max_minutes alone sets the length of training"
+            " and of its schedule."
         ),
     )
     batch_size: int = Field(
@@ -34,8 +34,8 @@ class SegmentTraining(TrainSettings):
         ge=0,
         lt=1,
         description=(
-            "Decay of the running average of the weights; the average is what is saved. 0 "
-            "means none."
+            "Decay of the moving average of the weights, which is saved in their place; 0"
+            " means no average."
         ),
     )
     cache_limit_mb: int = Field(
@@ -45,19 +45,21 @@ class SegmentTraining(TrainSettings):
         24,
         ge=4,
         le=512,
-        description="Channels of the first level of the U-Net; each level doubles them.",
+        description=(
+            "Number of channels in the first level of the U-Net; each further level doubles it."
+        ),
     )
     levels: int = Field(4, ge=1, le=6, description="Number of levels of the U-Net.")
     stem: int = Field(
         2,
         ge=1,
         le=4,
-        description="Side of the squares of pixels that are first folded into channels.",
+        description="Side in pixels of the squares that the first layer folds into channels.",
     )
     dice_weight: float = Field(
-        1.0, ge=0, description="Weight of the soft Dice loss beside cross-entropy."
+        1.0, ge=0, description="Weight of the soft Dice loss, which is added to the cross-entropy."
     )
-    turns: bool = Field(True, description="Augment with quarter turns and mirrors.")
+    turns: bool = Field(True, description="Augment with quarter turns and mirror images.")
     elastic: float = Field(
         0.0,
         ge=0,
@@ -74,13 +76,13 @@ class SegmentSettings(SegmentTraining):
     input_root: Annotated[str | None, RECORDED_APART] = Field(
         None,
         description=(
-            "Folder of pictures and masks, paired by name; pictures without mask are only "
-            "predicted; required."
+            "Folder of pictures and masks, paired by name; pictures without a mask are only"
+            " predicted. Required."
         ),
     )
     mask_values: Annotated[dict[int, int], RECORDED_APART] = Field(
         {0: 0, 255: 1},
-        description="Class of each value in the mask files; other values are refused.",
+        description="Class for each pixel value of the mask files; other values are refused.",
     )
     splits: dict[str, float] = Field(
         {"train": 0.7, "val": 0.1, "test": 0.2},
@@ -91,7 +93,8 @@ class SegmentSettings(SegmentTraining):
     group_pattern: str | None = Field(
         None,
         description=(
-            "Files whose names have the same first group stay in one split; null means no groups."
+            "Regular expression; files with the same match of its first group stay in one"
+            " split. null turns it off."
         ),
     )
     patch_size: int = Field(
@@ -130,17 +133,20 @@ class SegmentSettings(SegmentTraining):
     max_invalid: Annotated[int, NOT_CONTENT] = Field(
         0,
         ge=0,
-        description="Number of pictures that may be unreadable, too small or have bad masks.",
+        description=(
+            "Largest number of pictures that may be unreadable, be too small or have invalid masks."
+        ),
     )
     chunks_per_batch: Annotated[int, RECORDED_APART] = Field(
         8,
         ge=1,
         description=(
-            "Stored chunks whose patches are mixed in training, since they are stored by picture."
+            "Number of stored chunks, each with patches of few pictures, that are mixed in"
+            " training."
         ),
     )
     checkpoint: Annotated[str | None, RECORDED_APART] = Field(
-        None, description="Trained U-Net to predict with; null means that one is trained."
+        None, description="Trained U-Net to predict with instead of training; null trains one."
     )
     blend: Annotated[Literal["ramp", "constant"], NOT_CONTENT] = Field(
         "ramp",
@@ -150,7 +156,10 @@ class SegmentSettings(SegmentTraining):
         2.0,
         ge=0,
         le=64,
-        description="Distance in pixels up to which a boundary counts as correct in boundary F1.",
+        description=(
+            "Distance in pixels within which a boundary pixel counts as correct in the"
+            " boundary F1 score."
+        ),
     )
     output: Annotated[str | None, NOT_CONTENT] = Field(
         "artifacts/segment",

@@ -29,21 +29,23 @@ class VqvaeSettings(TrainSettings):
         1.0,
         gt=0,
         description=(
-            "Norm to which gradients are clipped; at 10, runs of many levels have diverged."
+            "Largest norm of the gradients; at 10, training with many levels has diverged."
         ),
     )
     quantizer: Literal["ema", "fsq"] = Field(
         "ema",
         description=(
-            "ema has codebooks that follow the encoder; fsq has a fixed grid, which cannot "
-            "collapse."
+            "ema updates its codebooks from the encoder's outputs; fsq uses a fixed grid,"
+            " which cannot collapse."
         ),
     )
     codebook_size: int = Field(
         512,
         ge=4,
         le=65_536,
-        description="Codes per level; for fsq a product of numbers from 4 to 8.",
+        description=(
+            "Number of codes per level; for fsq it must be a product of whole numbers from 4 to 8."
+        ),
     )
     code_dim: int = Field(
         64,
@@ -62,8 +64,8 @@ class VqvaeSettings(TrainSettings):
         ge=0,
         le=1,
         description=(
-            "Share of samples that are decoded from a random number of levels, so that any "
-            "number works."
+            "Share of training samples decoded from a random number of levels, so that any"
+            " number can be used."
         ),
     )
     beta: float = Field(
@@ -79,16 +81,21 @@ class VqvaeSettings(TrainSettings):
     stride: Size = Field(
         (5, 4, 4),
         description=(
-            "Voxels (time, y, x) per latent position; it divides the inner chunk or the window."
+            "Voxels (time, y, x) per latent position; it must divide the window, or the"
+            " inner chunk without one."
         ),
     )
     patch: Size = Field(
         (5, 4, 4),
-        description="Voxels (time, y, x) that the stem folds into channels; it divides the stride.",
+        description=(
+            "Voxels (time, y, x) that the stem folds into channels; it must divide the stride."
+        ),
     )
-    width: int = Field(128, ge=8, le=4096, multiple_of=8, description="Channels of the network.")
+    width: int = Field(
+        128, ge=8, le=4096, multiple_of=8, description="Number of channels of the network."
+    )
     depth: int = Field(
-        4, ge=0, le=64, description="Residual blocks in the encoder and in the decoder."
+        4, ge=0, le=64, description="Number of residual blocks in the encoder and in the decoder."
     )
     decay: float = Field(
         0.99, gt=0, lt=1, description="Decay of the moving averages of the codebooks."
@@ -103,19 +110,29 @@ class VqvaeSettings(TrainSettings):
         0.1,
         ge=0,
         lt=1,
-        description="Perplexity below this share of what is possible counts as a collapse.",
+        description=(
+            "A codebook counts as collapsed when its perplexity is below this share of the"
+            " largest possible."
+        ),
     )
     collapse_steps: int = Field(
-        20, ge=1, description="Steps of collapse after which the codebook is initialised again."
+        20,
+        ge=1,
+        description="Number of steps in collapse after which a codebook is initialised again.",
     )
     start_step: int = Field(
         5,
         ge=0,
-        description="Steps without quantisation before the codebooks are initialised by k-means.",
+        description=(
+            "Number of steps without quantisation before the codebooks are initialised by k-means."
+        ),
     )
     window: Size | None = Field(
         None,
-        description="Part of an inner chunk (time, y, x) that is one sample; null means all of it.",
+        description=(
+            "Size (time, y, x) of the part of an inner chunk that is one sample; null means"
+            " the whole chunk."
+        ),
     )
     min_valid_share: float = Field(
         0.1, ge=0, le=1, description="Leave out inner chunks with a smaller share of valid voxels."
@@ -123,10 +140,13 @@ class VqvaeSettings(TrainSettings):
     sampling: Literal["chunk", "random"] = Field(
         "chunk",
         description=(
-            "chunk draws a batch from loader.chunks_per_batch stored chunks; random draws from all."
+            "chunk draws each batch from loader.chunks_per_batch stored chunks; random draws"
+            " it from all chunks."
         ),
     )
-    flips: bool = Field(True, description="Augment with quarter turns and mirrors of y and x.")
+    flips: bool = Field(
+        True, description="Augment with quarter turns and mirror images in y and x."
+    )
 
 
 class CompressSettings(Section):
@@ -149,22 +169,22 @@ class CompressSettings(Section):
         None,
         ge=1,
         le=32,
-        description="Residual levels that are kept; null means all that the model has.",
+        description="Number of residual levels to keep; null keeps all levels of the model.",
     )
     rate_weight: float = Field(
         0.2,
         ge=0,
         le=1000,
         description=(
-            "Thousandths of the latent variance that one bit is worth; more means fewer bits,"
-            " 0 the nearest codes."
+            "Cost of a bit in thousandths of the latent variance; more saves bits, 0 takes"
+            " the nearest codes."
         ),
     )
     paths: int = Field(
         4,
         ge=1,
         le=64,
-        description="Candidate sequences of codes per level; 1 is faster and a little worse.",
+        description="Number of candidate code sequences per level; 1 is faster and slightly worse.",
     )
     shard_samples: int = Field(
         256,
@@ -186,7 +206,9 @@ class CompressSettings(Section):
         0,
         ge=0,
         le=256,
-        description="Worker processes; 0 means this process with all threads of PyTorch.",
+        description=(
+            "Number of worker processes; 0 encodes in this process with all threads of PyTorch."
+        ),
     )
     if_exists: Annotated[Literal["skip", "clear"], NOT_CONTENT] = Field(
         "skip",

@@ -34,7 +34,7 @@ class BuildSettings(Section):
     """What `build_zarr` bakes, from where, into what."""
 
     input_root: Annotated[str | None, RECORDED_APART] = Field(
-        None, description="Folder with the pictures and annotations, or with the rasters; required."
+        None, description="Folder with the pictures and annotations, or with the rasters. Required."
     )
     format: Annotated[str, RECORDED_APART] = Field(
         "auto",
@@ -54,19 +54,21 @@ class BuildSettings(Section):
         description="letterbox keeps the aspect ratio and pads; stretch fills the whole picture.",
     )
     pad_value: Annotated[int, PICTURES_ONLY] = Field(
-        114, ge=0, le=255, description="Grey value of the padding."
+        114, ge=0, le=255, description="Grey value of the padding, from 0 to 255."
     )
     max_boxes: Annotated[int, PICTURES_ONLY] = Field(
         16,
         ge=1,
         le=10_000,
-        description="Box slots per picture; see too_many_boxes for pictures with more boxes.",
+        description=(
+            "Largest number of boxes stored per picture; see too_many_boxes for pictures with more."
+        ),
     )
     too_many_boxes: Annotated[Literal["error", "truncate"], PICTURES_ONLY] = Field(
         "error",
         description=(
-            "What happens to a picture with more boxes than slots: error, or truncate to the "
-            "largest."
+            "What to do with a picture that has more than max_boxes boxes: error, or"
+            " truncate to keep the largest."
         ),
     )
     dtype: Annotated[Literal["uint8", "float16", "float32"], PICTURES_ONLY] = Field(
@@ -80,51 +82,58 @@ class BuildSettings(Section):
         ge=1,
         le=1 << 20,
         description=(
-            "Samples per stored chunk; null means 128 MiB, at most an eighth of the split, at"
-            " least 64."
+            "Samples per stored chunk; null means 128 MiB, but at most an eighth of the"
+            " split and at least 64."
         ),
     )
     compressor: Literal["lz4", "lz4hc", "none"] = Field(
         "lz4",
-        description="Compression: lz4, lz4hc (a fifth smaller, 13 times slower to build) or none.",
+        description=(
+            "Compression: lz4, lz4hc (files a fifth smaller, builds 13 times slower) or none."
+        ),
     )
     skip_empty: Annotated[bool, PICTURES_ONLY] = Field(
         False, description="Leave out pictures without boxes."
     )
     missing_is_empty: Annotated[bool, PICTURES_ONLY] = Field(
         False,
-        description="Treat a picture without annotation as background instead of refusing it.",
+        description="Treat a picture without an annotation as background instead of refusing it.",
     )
     classes: Annotated[list[str] | None, PICTURES_ONLY] = Field(
         None,
         description=(
-            "Names of the classes, in order; boxes of other classes are refused. null means "
-            "those found."
+            "Names of the classes, in order; boxes of other classes are refused. null takes"
+            " the classes found."
         ),
     )
     splits: dict[str, float] = Field(
         {"train": 0.8, "val": 0.1, "test": 0.1},
         description=(
-            "Share of each split in a seeded split by group; splits given as folders are kept."
+            "Share of the samples in each split; a group stays in one split. Splits given as"
+            " folders are kept."
         ),
     )
     seed: int = Field(
-        0, ge=0, description="Seed of the split and of the sample order within each split."
+        0, ge=0, description="Seed for the split and for the sample order within each split."
     )
     group_pattern: Annotated[str | None, PICTURES_ONLY] = Field(
         r"^(.+)\.rf\.[0-9a-f]+\.[A-Za-z]+$",
         description=(
-            "Files whose names have the same first group stay in one split; null means no groups."
+            "Regular expression; files with the same match of its first group stay in one"
+            " split. null turns it off."
         ),
     )
     max_pixels: Annotated[int, PICTURES_ONLY] = Field(
         178_956_970,
         ge=1,
-        description="A picture that declares more pixels is refused before it is decoded.",
+        description=(
+            "Largest number of pixels in a picture; a larger picture is refused before it is"
+            " decoded."
+        ),
     )
     mask_values: Annotated[dict[int, int], RECORDED_APART] = Field(
         {0: 0, 255: 1},
-        description="Class of each value in the mask files; other values are refused.",
+        description="Class for each pixel value of the mask files; other values are refused.",
     )
     if_exists: Annotated[Literal["skip", "clear"], NOT_CONTENT] = Field(
         "skip",
@@ -133,24 +142,27 @@ class BuildSettings(Section):
         ),
     )
     max_invalid: Annotated[int, NOT_CONTENT] = Field(
-        0, ge=0, description="Number of pictures that may be unreadable or have only bad boxes."
+        0,
+        ge=0,
+        description="Largest number of pictures that may be unreadable or have only invalid boxes.",
     )
     max_missing: Annotated[int, NOT_CONTENT] = Field(
         0,
         ge=0,
         description=(
-            "Number of pictures without annotation plus annotations without picture that are "
-            "allowed."
+            "Largest number of pictures without an annotation plus annotations without a picture."
         ),
     )
     max_empty_ratio: Annotated[float, NOT_CONTENT] = Field(
-        0.05, ge=0, le=1, description="Share of the kept pictures that may have no boxes."
+        0.05, ge=0, le=1, description="Largest share of the kept pictures that may have no boxes."
     )
     workers: Annotated[int | None, NOT_CONTENT] = Field(
         None,
         ge=0,
         le=1024,
-        description="Local worker processes; null means one per core, 0 builds in this process.",
+        description=(
+            "Number of local worker processes; null means one per core, 0 builds in this process."
+        ),
     )
     cluster: Annotated[str | None, NOT_CONTENT] = Field(
         None,
@@ -162,11 +174,16 @@ class BuildSettings(Section):
     trace: Annotated[bool | str, NOT_CONTENT] = Field(
         True,
         description=(
-            "Write the seconds per step and chunk to trace.jsonl; a path writes them there instead."
+            "Record the seconds per step and chunk in trace.jsonl, or in another file if a"
+            " path is given."
         ),
     )
     rehash: Annotated[bool, NOT_CONTENT] = Field(
-        False, description="Read every source again instead of trusting its size, time and inode."
+        False,
+        description=(
+            "Read every source file again instead of trusting its size, modification time"
+            " and inode."
+        ),
     )
     dry_run: Annotated[bool, NOT_CONTENT] = Field(
         False, description="Report what would be found, refused and written, and write nothing."
@@ -243,7 +260,9 @@ class InspectSettings(Section):
             "under build.output_root."
         ),
     )
-    split: str | None = Field(None, description="Split of the contact sheet; null means the first.")
+    split: str | None = Field(
+        None, description="Split shown on the contact sheet; null means the first one."
+    )
     output: str | None = Field(
         None,
         description=(

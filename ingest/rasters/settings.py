@@ -45,9 +45,13 @@ class RasterGrid(Section):
     Where every key is null, it is the grid of the first source, provided that all share a CRS.
     """
 
-    like: str | None = Field(None, description="Raster below build.input_root whose grid is used.")
+    like: str | None = Field(
+        None, description="Raster below build.input_root that defines the grid."
+    )
     crs: str | None = Field(None, description="Coordinate reference system, such as EPSG:32633.")
-    resolution: float | None = Field(None, gt=0, description="Side of a pixel in units of the CRS.")
+    resolution: float | None = Field(
+        None, gt=0, description="Length of a pixel's side in units of the CRS."
+    )
     bounds: tuple[float, float, float, float] | None = Field(
         None, description="Left, bottom, right and top in units of the CRS."
     )
@@ -86,7 +90,7 @@ class RasterTime(Section):
         r"(?P<date>\d{8})",
         description="Regular expression with a group named date, searched in each file name.",
     )
-    format: str = Field("%Y%m%d", description="How the date is written, as for strptime.")
+    format: str = Field("%Y%m%d", description="Format of the date, in the notation of strptime.")
     file: str | None = Field(
         None, description="JSON file with a list of ISO dates, for .npy sources."
     )
@@ -127,7 +131,9 @@ class RasterFeature(Section):
         None,
         description="Resampling method; null means nearest for categories and bilinear for others.",
     )
-    static: bool = Field(False, description="The feature has no date and is repeated along time.")
+    static: bool = Field(
+        False, description="Whether the feature has no date and is repeated along time."
+    )
     index: Literal["ndvi", "ndwi", "cover", "classes"] | None = Field(
         None,
         description=(
@@ -223,7 +229,7 @@ class ChunkSteps(Steps):
     feature: Annotated[int | None, ADDED_LATER] = Field(
         None,
         ge=1,
-        description="Features per inner chunk; null means all, 1 suits reading single bands.",
+        description="Number of features; null means all, 1 is best for reading single bands.",
     )
 
 
@@ -233,7 +239,8 @@ class RasterSettings(Section):
     grid: RasterGrid = Field(
         RasterGrid(),
         description=(
-            "Grid onto which every source is warped; all null means that of the first source."
+            "Grid onto which every source is warped; the grid of the first source if every"
+            " key is null."
         ),
     )
     time: RasterTime = Field(RasterTime(), description="Where the dates come from.")
@@ -242,22 +249,30 @@ class RasterSettings(Section):
     )
     chunk: ChunkSteps = Field(
         ChunkSteps(time=5, y=32, x=32),
-        description="Voxels of an inner chunk, which is what is decoded at once.",
+        description="Size of an inner chunk in voxels; an inner chunk is decoded as a whole.",
     )
-    shard: Steps = Field(Steps(), description="Voxels of a stored chunk, which is one file.")
+    shard: Steps = Field(
+        Steps(), description="Size of a stored chunk in voxels; a stored chunk is one file."
+    )
     block: Steps = Field(
-        Steps(), description="Voxels of the blocks that are assigned to splits as a whole."
+        Steps(), description="Size in voxels of the blocks that are assigned to splits as a whole."
     )
     guard: int = Field(
-        0, ge=0, description="Inner chunks that are left out between training and held-out blocks."
+        0,
+        ge=0,
+        description=(
+            "Number of inner chunks that are left out between training blocks and held-out blocks."
+        ),
     )
     held_out_dates: int = Field(
         0,
         ge=0,
-        description="Last dates that are used for test only, rounded up to whole inner chunks.",
+        description=(
+            "Number of last dates that are used only for testing, rounded up to whole inner chunks."
+        ),
     )
     empty_dates: Annotated[Literal["error", "keep"], NOT_CONTENT] = Field(
-        "error", description="What happens to a date without any valid value: error or keep."
+        "error", description="What to do with a date that has no valid value: error or keep."
     )
 
     @field_validator("chunk")

@@ -30,7 +30,7 @@ class SampleSettings(Section):
     size: tuple[int, int] = Field(
         (384, 384), description="Height and width of each picture in pixels."
     )
-    seed: int = Field(0, ge=0, description="Seed of everything that is drawn.")
+    seed: int = Field(0, ge=0, description="Seed for everything that is drawn.")
     single_box: bool = Field(
         False, description="Draw exactly one box in every picture, which suits TinyDet."
     )

@@ -40,7 +40,7 @@ class LoaderSettings(Section):
         2, ge=0, le=256, description="Number of decoding threads or processes; 0 means inline."
     )
     prefetch_factor: int = Field(
-        2, ge=1, le=64, description="Batches that each worker prepares ahead."
+        2, ge=1, le=64, description="Number of batches that each worker prepares ahead."
     )
     store: Store = Field(
         "auto",
@@ -50,10 +50,17 @@ class LoaderSettings(Section):
         ),
     )
     prefetch: int = Field(
-        2, ge=1, le=64, description="Stored chunks that store stream fetches ahead."
+        2,
+        ge=1,
+        le=64,
+        description="Number of stored chunks that are fetched ahead when store is stream.",
     )
     verify: Literal["first_touch", "always", "off"] = Field(
-        "first_touch", description="When the crc32c checksum of an inner chunk is checked."
+        "first_touch",
+        description=(
+            "When the checksum of an inner chunk is checked: the first time it is read,"
+            " always, or never (off)."
+        ),
     )
     worker_timeout: int = Field(
         25,
@@ -67,9 +74,10 @@ class LoaderSettings(Section):
         1,
         ge=1,
         description=(
-            "Stored chunks that are read in turn; more gives a finer shuffle and more open files."
+            "Number of stored chunks read in turn; more of them shuffle more finely and keep"
+            " more files open."
         ),
     )
     chunks_per_batch: int = Field(
-        1, ge=1, description="Stored chunks whose samples are shuffled together."
+        1, ge=1, description="Number of stored chunks whose samples are shuffled together."
     )

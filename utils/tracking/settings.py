@@ -37,7 +37,7 @@ class ExperimentSettings(Section):
 
 
 class RunsSettings(Section):
-    """What inspect_runs shows."""
+    """What `inspect_runs` shows."""
 
     trainer: str | None = Field(
         None, description="List only runs of this trainer, such as detector; null means all."
@@ -46,7 +46,7 @@ class RunsSettings(Section):
     compare: list[int] | None = Field(
         None,
         description=(
-            "Numbers of the runs to compare, such as [3, 4]; null means all that are listed."
+            "Ids of the runs to compare, such as [3, 4]; null compares all that are listed."
         ),
     )
     metric: str | None = Field(
@@ -58,8 +58,8 @@ class RunsSettings(Section):
     better: Literal["max", "min"] | None = Field(
         None,
         description=(
-            "Whether a larger or a smaller value of the metric is better; null means as the "
-            "runs say."
+            "Whether the metric is better when larger (max) or smaller (min); null means"
+            " what the runs recorded."
         ),
     )
     output: str | None = Field(
@@ -67,5 +67,5 @@ class RunsSettings(Section):
         description="PNG file of the curves; null means compare.png beside the experiment log.",
     )
     mlflow: str | None = Field(
-        None, description="MLflow tracking URI to which the runs are sent; null means nowhere."
+        None, description="MLflow tracking URI to which the runs are sent; null sends nothing."
     )

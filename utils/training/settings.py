@@ -6,8 +6,8 @@ Used by: detector.settings, detector.task, features.settings, segmentation.setti
   utils.training.held_out, utils.training.loop, utils.training.run.recording,
   utils.training.run.schedule, utils.training.run.step, vqvae.settings
 Design notes: this module imports no torch, so that a command can print its `--help` quickly.
-Assistant guidance: when extending: a setting that does not change the losses belongs in MAY_CHANGE, so that a resumed
-  run may have another value.
+Assistant guidance: when extending: a setting that does not change the losses belongs in
+  MAY_CHANGE, so that a resumed run may have another value.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class TrainSettings(Section):
         20,
         ge=1,
         description=(
-            "Number of epochs; null means that max_minutes alone ends training and the "
-            "schedule follows it."
+            "Number of epochs; null means that max_minutes alone sets the length of training"
+            " and of its schedule."
         ),
     )
     max_minutes: float | None = Field(
@@ -57,25 +57,32 @@ class TrainSettings(Section):
     )
     batch_size: int = Field(16, ge=1, le=65_536, description="Samples per batch and process.")
     lr: float | None = Field(
-        None, gt=0, description="Peak learning rate; null means a value that suits the model."
+        None, gt=0, description="Peak learning rate; null means the default of the model."
     )
     warmup_steps: int = Field(
-        50, ge=0, description="Steps over which the learning rate rises to its peak."
+        50, ge=0, description="Number of steps over which the learning rate rises to its peak."
     )
     weight_decay: float = Field(0.05, ge=0, description="Weight decay of AdamW.")
-    clip_norm: float = Field(10.0, gt=0, description="Norm to which gradients are clipped.")
+    clip_norm: float = Field(
+        10.0,
+        gt=0,
+        description="Largest norm of the gradients; larger gradients are scaled down to it.",
+    )
     average: float = Field(
         0.998,
         ge=0,
         lt=1,
         description=(
-            "Decay of the running average of the weights; the average is what is saved. 0 "
-            "means none."
+            "Decay of the moving average of the weights, which is saved in their place; 0"
+            " means no average."
         ),
     )
-    accumulate: int = Field(1, ge=1, description="Batches per optimizer step.")
+    accumulate: int = Field(1, ge=1, description="Number of batches per optimizer step.")
     seed: int = Field(
-        0, ge=0, lt=2**63, description="Seed of the weights, the sample order and the augmentation."
+        0,
+        ge=0,
+        lt=2**63,
+        description="Seed for the weights, the sample order and the augmentation.",
     )
     device: str = Field(
         "auto",
@@ -90,21 +97,24 @@ class TrainSettings(Section):
             "float32."
         ),
     )
-    log_interval: int = Field(10, ge=1, description="Steps between log lines.")
+    log_interval: int = Field(10, ge=1, description="Number of steps between log lines.")
     evaluate_every: int = Field(
-        1, ge=1, description="Epochs between evaluations on the held-out split."
+        1, ge=1, description="Number of epochs between evaluations on the held-out split."
     )
     status_file: str | None = Field(
         None,
         description="JSON file that always holds the current state of training; null means none.",
     )
     limit_batches: int | None = Field(
-        None, ge=1, description="Batches per epoch, for a quick trial; null means all."
+        None,
+        ge=1,
+        description="Largest number of batches per epoch, for a quick trial; null means all.",
     )
     cache_transformed_tensors: bool | None = Field(
         None,
         description=(
-            "Keep held-out batches in memory after the first pass; null means if all of them fit."
+            "Keep held-out batches in memory after the first pass; null keeps them only if"
+            " all of them fit."
         ),
     )
     cache_limit_mb: int = Field(
