@@ -1,13 +1,13 @@
 """COCO detection JSON: one file a split, categories by number, boxes in pixels.
 
-A box is x, y, width, height; numbers may be whole or not. Only pictures listed under the input root
-are read: a `file_name` finds one of them beside the JSON, in `images/`, or in the folder that
+A box is x, y, width and height; numbers may be integers or not. Only images listed under the input
+root are read: a `file_name` finds one of them beside the JSON, in `images/`, or in the folder that
 `instances_<folder>.json` names, and a name with `..` or an absolute path is refused. Categories
 come in the order of their numbers; number 0, and one that is another's supercategory, are
 placeholders unless a box uses them, since Roboflow's exports begin with such an entry.
 
-A JSON file that does not parse is an error, because a whole split depends on it. Given up:
-`segmentation` is ignored.
+A JSON file that does not parse is an error, because a whole split depends on it. The polygons and
+masks under `segmentation` are not read.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 A hash is remembered by (device, inode, size, mtime_ns) outside any version, in the user's cache
 folder. A file touched within the last two seconds is hashed but not remembered: its time stamp
-could not tell the next change. A cache that cannot be read or written costs time, never a build.
-Given up: a change that keeps size and time stamp is only seen with `rehash`.
+would not show the next change. A cache that cannot be read or written costs time, never a build.
+A change that keeps size and time stamp is noticed with `rehash` only.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ The two have the same stem, and the annotation lies beside the picture or in a s
 picture in `a/images/train` the folders tried are, nearest first, its own; then, with `labels` (or
 `Annotations`, ...) put in place of or in front of each folder of its path, or in place of all that
 follows: `a/labels/train`, `a/images/labels`, and so on. An annotation belongs to one picture: a
-second one of the same stem is reported, never guessed. Given up: names inside the annotation files
-(`<filename>`), which are often stale and would let a file name a path.
+second one of the same stem is reported, never guessed. Names inside the annotation files
+(`<filename>`) are not used: they are often stale, and would let a file name a path.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Which split a picture belongs to, and in which order a split is baked.
 
-Everything follows from names, hashes and the seed. Pictures that share a group key, and
+The result depends on names, hashes and the seed alone. Pictures that share a group key, and
 byte-identical pictures, form a group, and a group lies in one split: a model must not be tested on
 a copy of what it learnt from. Split folders that the data set has are kept as they are, with a
 warning where a group lies in several of them.

@@ -138,16 +138,16 @@ def test_a_batch_s_loss_is_the_sum_of_its_pictures_losses(kind):
 
 def test_repeats_and_boxes_that_are_ignored_teach_nothing_but_silence_nothing_either():
     model, batch = model_of().eval(), picture_batch(boxes=2)
-    said = model(to_float(batch["image"]))
-    plain = big_loss(said, make_truth(batch), WEIGHTS)[0]
+    predicted = model(to_float(batch["image"]))
+    plain = big_loss(predicted, make_truth(batch), WEIGHTS)[0]
     padded = batch | {"pad": torch.tensor([False] * 5 + [True])}
     first_five = {key: value[:5] for key, value in batch.items()}
     five = big_loss(model(to_float(first_five["image"])), make_truth(first_five), WEIGHTS)[0]
     torch.testing.assert_close(
-        big_loss(said, make_truth(padded), WEIGHTS)[0], five, rtol=1e-4, atol=1e-3
+        big_loss(predicted, make_truth(padded), WEIGHTS)[0], five, rtol=1e-4, atol=1e-3
     )
     truncated = batch | {"box_flags": torch.full_like(batch["box_flags"], TRUNCATED)}
-    assert big_loss(said, make_truth(truncated), WEIGHTS)[0] == plain
+    assert big_loss(predicted, make_truth(truncated), WEIGHTS)[0] == plain
     for flag in (CROWD, DIFFICULT):
         truth = make_truth(batch | {"box_flags": torch.full_like(batch["box_flags"], flag)})
         assert not truth.mask.any()
@@ -158,20 +158,20 @@ def test_a_cell_on_an_ignored_box_is_not_background():
     batch = picture_batch(1, boxes=1)
     batch["box"][0, 0] = torch.tensor([0.0, 0.0, 1.0, 1.0])
     batch["box_flags"][:] = CROWD
-    said = model_of().eval()(to_float(batch["image"]))
-    assert big_loss(said, make_truth(batch), WEIGHTS)[0] == 0
+    predicted = model_of().eval()(to_float(batch["image"]))
+    assert big_loss(predicted, make_truth(batch), WEIGHTS)[0] == 0
     empty = batch | {"box_mask": torch.zeros_like(batch["box_mask"])}
-    assert big_loss(said, make_truth(empty), WEIGHTS)[0] > 0
+    assert big_loss(predicted, make_truth(empty), WEIGHTS)[0] > 0
 
 
 @pytest.mark.parametrize("kind", ["big", "tiny"])
 def test_pictures_without_boxes_give_a_finite_loss_and_gradient(kind):
     model, batch = model_of(kind), picture_batch(boxes=0)
-    said = model(to_float(batch["image"]))
+    predicted = model(to_float(batch["image"]))
     loss = (
-        big_loss(said, make_truth(batch), WEIGHTS)[0]
+        big_loss(predicted, make_truth(batch), WEIGHTS)[0]
         if kind == "big"
-        else tiny_loss(said, largest_box(make_truth(batch)), WEIGHTS)[0]
+        else tiny_loss(predicted, largest_box(make_truth(batch)), WEIGHTS)[0]
     )
     loss.backward()
     assert torch.isfinite(loss)

@@ -128,11 +128,11 @@ class Fixed(torch.nn.Module):
     def forward(self, picture):
         return picture
 
-    def slots(self, said):
+    def slots(self, predicted):
         from detector.model import Slots
 
-        box = torch.tensor([[[0.25, 0.5, 0.75, 0.75]]]).expand(len(said), 1, 4)
-        return Slots(box, torch.zeros(len(said), 1), torch.zeros(len(said), 1, 0))
+        box = torch.tensor([[[0.25, 0.5, 0.75, 0.75]]]).expand(len(predicted), 1, 4)
+        return Slots(box, torch.zeros(len(predicted), 1), torch.zeros(len(predicted), 1, 0))
 
 
 def test_boxes_are_shown_on_the_part_of_the_canvas_that_is_picture():
