@@ -27,9 +27,8 @@ class Settings(CommandSettings):
 
 def main(settings: Settings) -> dict[str, object]:
     from ingest.pictures.large.large_pictures import LargePictures
-    from segmentation.cutting import cut_patches
+    from segmentation.cutting import cut_patches, write_patch_manifest
     from segmentation.mask_results import peak_memory_gb, stitch_pictures
-    from segmentation.patches import write_patch_manifest
     from segmentation.prediction import predict_patches, reported_scores
     from segmentation.training import train_unet
 

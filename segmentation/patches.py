@@ -1,21 +1,19 @@
-"""Large pictures as a published version of overlapping patches, and the manifest that says where
-each patch came from.
+"""Cut large images into a published version of overlapping patches, and write the manifest that
+says where each patch came from.
 
     <split>/image   u1 [sample, channel, y, x]   a stored chunk is a job of `job_size` patches
             mask    u1 [sample, y, x]            class of each pixel, 255 where there is no mask
 
 Patches lie on a regular grid of stride `patch_size - overlap`; the last of a row or column is
-shifted inward, so that all have one size and none is padded. Patches follow one another by parent,
-row, column: a parent is decoded once. Splits are of parents, never of patches; pictures without a
-mask are the split `predict`. Baking is the builder's: its markers make it resumable, and a picture
-that turns out damaged sends the plan back, which the features' queue has no way to do. Memory: the
-parents' boxes, a parent being cut, 16 patches.
+shifted inward, so that all have one size and none is padded. Splits are of parents, never of
+patches; images without a mask form the split `predict`. The builder writes the version: its markers
+make it resumable, and an image that turns out to be damaged sends the plan back, which the queue of
+the features cannot do. Memory holds the boxes of all parents, the parent being cut, and 16 patches.
 """
 
 from __future__ import annotations
 
-import csv
-import io
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -23,18 +21,14 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from segmentation.settings import SegmentSettings
 from warehouse.errors import ConfigError, TrainingError
-from warehouse.format import durable
-from warehouse.format import manifest as tables
 from warehouse.format.manifest import code_version, toolchain, version_name
 from warehouse.format.schema import FORMAT_VERSION, ArraySpec, Codec
 from warehouse.layouts.picture_summary import PictureFacts, summarise
 from warehouse.layouts.pictures import SAMPLES_SCHEMA, Pictures
 from warehouse.layouts.plan import BuildPlan, SplitPlan
-from warehouse.read.version import Warehouse
 from warehouse.settings import MASK_PADDING, SPLIT_NAMES
 
 __all__ = [
@@ -44,7 +38,6 @@ __all__ = [
     "patch_offsets",
     "patch_recipe",
     "plan_patches",
-    "write_patch_manifest",
 ]
 
 PREDICT = "predict"
@@ -55,9 +48,9 @@ Box = tuple[int, int, int, int]
 
 
 class ParentLike(Protocol):
-    """A large picture, as `ingest.pictures.large.survey.Parent`. split.
+    """A large image, as `ingest.pictures.large.survey.Parent` is one.
 
-    Train, val, test or `predict`.
+    `split` is train, val, test or `predict`; `mask` is None for an image without one.
     """
 
     @property
@@ -79,10 +72,14 @@ class ParentLike(Protocol):
 
 
 def patch_offsets(length: int, size: int, overlap: int) -> list[int]:
-    """Where patches begin along a side of `length` pixels: every `size - overlap`, the last one
-    shifted inward to end with the side.
+    """Return where patches begin along a side of `length` pixels.
 
-    Raises ConfigError for a patch longer than the side, and for an overlap that leaves no stride.
+    They begin every `size - overlap` pixels; the last one is shifted inward to end with the side.
+
+    Raises
+    ------
+    ConfigError
+        A patch is longer than the side, or the overlap leaves no stride.
     """
     if not 0 <= overlap < size:
         raise ConfigError(
@@ -94,20 +91,21 @@ def patch_offsets(length: int, size: int, overlap: int) -> list[int]:
         )
     if size > length:
         raise ConfigError(
-            "a patch is larger than the picture",
+            "a patch is larger than the image",
             where="segment.patch_size",
             expected=f"at most {length} pixels",
             found=size,
             remedy="lower --segment.patch_size",
         )
     offsets = list(range(0, length - size + 1, size - overlap))
+    # Shifted rather than padded: padding would be data that no image has, at every border.
     if offsets[-1] + size < length:
         offsets.append(length - size)
     return offsets
 
 
 def patch_boxes(width: int, height: int, size: int, overlap: int) -> list[tuple[int, int, Box]]:
-    """(row, column, box_xyxy) of every patch of a picture, row by row."""
+    """Return (row, column, box_xyxy) of every patch of an image, row by row."""
     columns = patch_offsets(width, size, overlap)
     return [
         (row, column, (x, y, x + size, y + size))
@@ -119,7 +117,7 @@ def patch_boxes(width: int, height: int, size: int, overlap: int) -> list[tuple[
 def patch_recipe(
     sources: str, settings: SegmentSettings, decoders: Mapping[str, str]
 ) -> dict[str, Any]:
-    """The recipe that names a version of patches.
+    """Return the recipe that names a version of patches.
 
     Parameters
     ----------
@@ -130,6 +128,7 @@ def patch_recipe(
     decoders
         Versions of the libraries that decode and cut.
     """
+    # Sorted, so that the order in which a user lists the values does not change the version's name.
     values = sorted(settings.mask_values.items())
     return {
         "format_version": FORMAT_VERSION,
@@ -151,56 +150,39 @@ def plan_patches(
     rejected: Iterable[Any],
     warnings: Sequence[str],
 ) -> BuildPlan:
-    """The build of all parents' patches; a sample's payload is (parent, box_xyxy).
+    """Plan the build of all parents' patches; a sample's payload is (parent, box_xyxy).
 
-    Raises TrainingError without any parent.
+    Parameters
+    ----------
+    parents
+        The images to cut, in the order of their patches.
+    recipe
+        As of `patch_recipe`.
+    channels
+        1 or 3.
+    found, rejected, warnings
+        What the survey of the files found, for the manifest; `rejected` holds dataclasses.
+
+    Raises
+    ------
+    TrainingError
+        There is no parent.
     """
     if not parents:
         raise TrainingError(
-            "no picture is left to cut",
-            remedy="python -m scripts.segment_patches --segment.max_invalid 0 says why",
+            "no image is left to cut",
+            remedy="run scripts.segment_patches with --segment.max_invalid 0 to see the reasons",
         )
-    settings = recipe["settings"]
-    size, chunk = settings["patch_size"], settings["job_size"]
+
     version, key = version_name(recipe)
     classes = tuple(str(index) for index in range(max(recipe["mask_values"].values()) + 1))
-    splits, summaries, every = [], {}, []
+    splits = []
     for name in (*SPLIT_NAMES, PREDICT):
-        samples = [
-            (parent, row, column, box)
-            for parent in parents
-            if parent.split == name
-            for row, column, box in patch_boxes(
-                parent.width, parent.height, size, settings["overlap"]
-            )
-        ]
-        if not samples:
-            continue
-        digest = {
-            id(parent): f"{parent.sha256}\0{parent.mask}\0{parent.mask_sha256}"
-            for parent in parents
-        }
-        splits.append(
-            SplitPlan(
-                name=name,
-                specs=patch_arrays(len(samples), chunk, channels, size),
-                payloads=tuple((parent, box) for parent, _, _, box in samples),
-                digests=tuple(digest[id(parent)] for parent, _, _, _ in samples),
-                rows=tuple(_row(*sample) for sample in samples),
-            )
-        )
-        facts = [
-            PictureFacts(name, str(Path(parent.source).parent), np.empty(0, np.int16), np.empty(0))
-            for parent, _, _, _ in samples
-        ]
-        summaries[name] = summarise(facts, classes)
-        every += facts
-    folders = sorted({fact.folder for fact in every})
-    by_folder = {
-        folder: summarise([fact for fact in every if fact.folder == folder], classes)
-        for folder in folders
-    }
-    summary = {"all": summarise(every, classes), "splits": summaries, "folders": by_folder}
+        members = [parent for parent in parents if parent.split == name]
+        if members:
+            splits.append(_plan_split(name, members, channels, recipe["settings"]))
+
+    summary = _summary(splits, classes)
     return BuildPlan(
         version=version,
         key=key,
@@ -212,88 +194,75 @@ def plan_patches(
         kept=len(parents),
         rejected=tuple(asdict(line) for line in rejected),
         summary=summary,
-        group_summaries=summaries,
+        group_summaries=summary["splits"],
         warnings=tuple(warnings),
         layout=Pictures(PATCH_SCHEMA),
     )
 
 
-def patch_arrays(samples: int, chunk: int, channels: int, size: int) -> tuple[ArraySpec, ...]:
-    row, plain = (channels, size, size), (size, size)
-    image = {"long_name": "patch, RGB or grey, in [0, 1]", "scale_factor": 1 / 255}
-    mask = {"long_name": f"class of each pixel; {MASK_PADDING} where there is no mask"}
-    return (
-        ArraySpec(
-            "image",
-            (samples, *row),
-            "uint8",
-            ("sample", "channel", "y", "x"),
-            (chunk, *row),
-            (1, *row),
-            Codec("lz4", 9, False, 1, channels * size * size),
-            image,
-        ),
-        ArraySpec(
-            "mask",
-            (samples, *plain),
-            "uint8",
-            ("sample", "y", "x"),
-            (chunk, *plain),
-            (1, *plain),
-            Codec("lz4", 9, False, 1, size * size),
-            mask,
-        ),
+def _plan_split(
+    name: str, parents: Sequence[ParentLike], channels: int, settings: Mapping[str, Any]
+) -> SplitPlan:
+    """Plan one split: every patch of its parents."""
+    size = settings["patch_size"]
+    # By parent, row and column, so that a parent is decoded once and `patches_of` finds a parent's
+    # patches side by side.
+    samples = [
+        (parent, row, column, box)
+        for parent in parents
+        for row, column, box in patch_boxes(parent.width, parent.height, size, settings["overlap"])
+    ]
+    # Also of the mask: a corrected mask makes other samples of an image that has not changed.
+    digest = {
+        id(parent): f"{parent.sha256}\0{parent.mask}\0{parent.mask_sha256}" for parent in parents
+    }
+    return SplitPlan(
+        name=name,
+        specs=patch_arrays(len(samples), settings["job_size"], channels, size),
+        payloads=tuple((parent, box) for parent, _, _, box in samples),
+        digests=tuple(digest[id(parent)] for parent, _, _, _ in samples),
+        rows=tuple(_row(*sample) for sample in samples),
     )
 
 
-def write_patch_manifest(warehouse: Warehouse, folder: Path) -> Path:
-    """patch_manifest.v<NNN>.parquet and .csv of a version of patches: a row a patch; the Parquet's
-    path.
+def _summary(splits: Sequence[SplitPlan], classes: tuple[str, ...]) -> dict[str, Any]:
+    """Summarise the patches as a whole, by split and by folder."""
+    # Patches have no boxes whose classes and areas could be counted.
+    facts = {
+        split.name: [
+            PictureFacts(split.name, row["folder"], np.empty(0, np.int16), np.empty(0))
+            for row in split.rows
+        ]
+        for split in splits
+    }
+    every = [fact for part in facts.values() for fact in part]
+    return {
+        "all": summarise(every, classes),
+        "splits": {name: summarise(part, classes) for name, part in facts.items()},
+        "folders": {
+            folder: summarise([fact for fact in every if fact.folder == folder], classes)
+            for folder in sorted({fact.folder for fact in every})
+        },
+    }
 
-    A manifest that says the same is there already is left; another one gets the next number: none
-    is ever overwritten. offset_x, offset_y: as used; shift_x, shift_y: pixels they were moved
-    inward from the regular grid; features_path: the stored chunk that holds the patch, below the
-    version's root, as its `slot`.
-    """
-    settings = warehouse.manifest.recipe["settings"]
-    stride = settings["patch_size"] - settings["overlap"]
-    rows = []
-    for sample in warehouse.table(tables.SAMPLES).to_pylist():
-        split, index = sample["split"], sample["index"]
-        chunk, slot = divmod(index, settings["job_size"])
-        rows.append(
-            {
-                "patch_id": f"{sample['source']}#{sample['row']}-{sample['column']}",
-                "parent": sample["source"],
-                "split": split,
-                **{name: sample[name] for name in ("x1", "y1", "x2", "y2", "row", "column")},
-                "offset_x": sample["x1"],
-                "offset_y": sample["y1"],
-                "shift_x": sample["column"] * stride - sample["x1"],
-                "shift_y": sample["row"] * stride - sample["y1"],
-                "parent_width": sample["raw_width"],
-                "parent_height": sample["raw_height"],
-                "index": index,
-                "features_path": f"{warehouse.version}/{tables.STORE}/{split}/image/c/{chunk}/0/0/0",
-                "slot": slot,
-            }
+
+def patch_arrays(samples: int, chunk: int, channels: int, size: int) -> tuple[ArraySpec, ...]:
+    """Return the arrays `image` and `mask` of a split with so many samples."""
+
+    def spec(
+        name: str, dims: tuple[str, ...], row: tuple[int, ...], attributes: dict[str, Any]
+    ) -> ArraySpec:
+        codec = Codec("lz4", 9, False, 1, math.prod(row))
+        return ArraySpec(
+            name, (samples, *row), "uint8", dims, (chunk, *row), (1, *row), codec, attributes
         )
-    sink, text = pa.BufferOutputStream(), io.StringIO()
-    pq.write_table(pa.Table.from_pylist(rows), sink)
-    data = sink.getvalue().to_pybytes()
-    known = sorted(folder.glob("patch_manifest.v[0-9][0-9][0-9].parquet"))
-    for path in known:
-        if path.read_bytes() == data:
-            return path
-    number = 1 + max((int(path.name.split(".v")[1][:3]) for path in known), default=0)
-    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    # The Parquet file last: it is what says that a number is taken.
-    target = folder / f"patch_manifest.v{number:03d}.parquet"
-    durable.write_bytes(target.with_suffix(".csv"), text.getvalue().encode())
-    durable.write_bytes(target, data)
-    return target
+
+    image = {"long_name": "patch, RGB or grey, in [0, 1]", "scale_factor": 1 / 255}
+    mask = {"long_name": f"class of each pixel; {MASK_PADDING} where there is no mask"}
+    return (
+        spec("image", ("sample", "channel", "y", "x"), (channels, size, size), image),
+        spec("mask", ("sample", "y", "x"), (size, size), mask),
+    )
 
 
 def _row(parent: ParentLike, row: int, column: int, box: Box) -> dict[str, Any]:
@@ -305,14 +274,9 @@ def _row(parent: ParentLike, row: int, column: int, box: Box) -> dict[str, Any]:
         "orientation": 1,
         "group": parent.group,
         "folder": str(Path(parent.source).parent),
-        "boxes": 0,
-        "clipped": 0,
-        "dropped": 0,
-        "duplicates": 0,
+        # The schema is that of images with boxes; patches have none.
+        **dict.fromkeys(("boxes", "clipped", "dropped", "duplicates"), 0),
         "row": row,
         "column": column,
-        "x1": box[0],
-        "y1": box[1],
-        "x2": box[2],
-        "y2": box[3],
+        **dict(zip(("x1", "y1", "x2", "y2"), box, strict=True)),
     }

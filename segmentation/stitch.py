@@ -1,11 +1,11 @@
-"""The probabilities of patches merged into those of one image, band by band, straight into Zarr.
+"""Merge the probabilities of patches into those of one image, band by band, straight into Zarr.
 
 The weight of a patch is a product of two ramps, one along y and one along x, divided by the sum of
 the ramps over all patches at that pixel. So the weights over any pixel sum to one, also where the
 last patches were shifted inward, and the borders of an image count fully. A row of patches is added
 to a band of lines; lines that no later row reaches are finished and leave as complete Zarr chunks.
-Memory: the band, (patch_size + 256 lines) x width x classes float32, and 16 patches. Nothing grows
-with the height of the image.
+Memory holds the band, (patch_size + 256 lines) x width x classes float32, and 16 patches. Nothing
+grows with the height of the image, at the price of an order: patches must come row by row.
 
     probability  f2 [class, y, x]
     label        u1 [y, x]
@@ -43,7 +43,7 @@ COLUMNS = 1024
 def axis_weights(
     offsets: Sequence[int], size: int, length: int, overlap: int, blend: Blend = "ramp"
 ) -> NDArray[np.float32]:
-    """Weights of patches along one axis; over each pixel those of its patches sum to one.
+    """Return the weights of patches along one axis; over each pixel they sum to one.
 
     Parameters
     ----------
@@ -61,17 +61,22 @@ def axis_weights(
     Returns
     -------
     array
-        float32 [patches, size].
+        float32 [patches, size], in (0, 1].
     """
     # In float64, so that float32 weights sum to one as exactly as they can.
     raw = np.ones((len(offsets), size), np.float64)
     if blend == "ramp" and overlap:
+        # In steps of 1 / (overlap + 1): neighbours at the regular stride sum to one already.
         rise = np.minimum(1.0, (np.arange(size) + 1) / (overlap + 1))
         for number, offset in enumerate(offsets):
+            # At the ends of the image there is no neighbour to blend with.
             if offset > 0:
                 raw[number] *= rise
             if offset + size < length:
                 raw[number] *= rise[::-1]
+
+    # But a last patch that was shifted inward overlaps its neighbour by more than `overlap`, so
+    # the ramps are divided by what they sum to at each pixel.
     total = np.zeros(length, np.float64)
     for patch, offset in zip(raw, offsets, strict=True):
         total[offset : offset + size] += patch
@@ -82,7 +87,7 @@ def axis_weights(
 
 
 class Stitcher:
-    """Adds patches in the order of `patch_boxes` and hands out finished lines.
+    """Add patches in the order of `patch_boxes`, and hand out finished lines.
 
     Parameters
     ----------
@@ -119,6 +124,7 @@ class Stitcher:
         self.weights_y = axis_weights(self.rows, size, height, overlap, blend)
         self.weights_x = axis_weights(self.columns, size, width, overlap, blend)
         lines = min(size + LINES, height)
+        # Float32: sums of float16 products would lose the bits that decide between close classes.
         self.band = np.zeros((classes, lines, width), np.float32)
         self.truth = np.full((lines, width), MASK_PADDING, np.uint8) if truth else None
         self.emit, self.start, self.count = emit, 0, 0
@@ -146,11 +152,14 @@ class Stitcher:
             self.truth[y : y + self.size, x : x + self.size] = mask
         self.count += 1
         if self.count % len(self.columns) == 0:
+            # The next row of patches begins at its offset: no line before that changes any more.
             last = self.count == self.patches
             self._finish(self.height if last else self.rows[row + 1])
 
     def _finish(self, end: int) -> None:
         """Emit lines before `end`, which will not change any more, and move the band up."""
+        # LINES at a time, the height of a stored chunk: a chunk that is written in two parts would
+        # be read, decoded and encoded again.
         while end - self.start >= LINES or (end == self.height and self.start < end):
             count = min(LINES, end - self.start)
             known = None if self.truth is None else self.truth[:count]
@@ -195,7 +204,7 @@ def stitch(
     Only one process at a time may write a target, and the caller sees to that: what another one
     began is removed. `stitch_pictures` holds a lock. For the other parameters see `Stitcher`.
     """
-    # What a killed process left there is of no use: the band it held is gone.
+    # What a killed process left there is of no use: the band that it held in memory is gone.
     staging = target.with_name(f".staging-{target.name}")
     durable.remove_tree(staging)
     arrays = _create_arrays(staging, (height, width), classes, truth, attributes or {})
@@ -213,29 +222,34 @@ def stitch(
         blend=blend,
         truth=truth,
     )
+    _add_all(stitcher, patches, target)
+    _publish(staging, target)
+    return target
+
+
+def _add_all(stitcher: Stitcher, patches: Iterable[Patch], target: Path) -> None:
+    """Add `patches`; raise StoreError where they are more or fewer than those of the image."""
     for probability, mask in patches:
         if stitcher.count == stitcher.patches:
             raise StoreError(
-                "there are more patches than the picture has",
+                "there are more patches than the image has",
                 where=target,
                 expected=stitcher.patches,
             )
         stitcher.add(probability, mask)
     if stitcher.count != stitcher.patches:
         raise StoreError(
-            "patches of the picture are missing",
+            "patches of the image are missing",
             where=target,
             expected=stitcher.patches,
             found=stitcher.count,
         )
-    _publish(staging, target)
-    return target
 
 
 def _create_arrays(
     folder: Path, shape: tuple[int, int], classes: int, truth: bool, attributes: dict[str, Any]
 ) -> dict[str, Any]:
-    """The arrays of a new Zarr group by name."""
+    """Create a Zarr group; return its arrays by name."""
     import zarr
 
     group = zarr.open_group(folder, mode="w", zarr_format=3)
@@ -269,7 +283,7 @@ def _write_lines(
     probability: NDArray[np.float32],
     known: NDArray[np.uint8] | None,
 ) -> None:
-    """Write finished lines from line `y` on."""
+    """Write finished lines, the first of which is line `y` of the image."""
     lines = slice(y, y + probability.shape[1])
     # The columns of one stored chunk at a time: a band as float16 would be half the band again.
     for x in range(0, probability.shape[2], COLUMNS):
@@ -282,6 +296,7 @@ def _write_lines(
 
 
 def _publish(staging: Path, target: Path) -> None:
+    """Make the files in `staging` durable, and give the folder its name."""
     # Zarr's local store never syncs: the files first, then the folders, then the rename.
     for path in staging.rglob("*"):
         if path.is_file():
@@ -293,7 +308,7 @@ def _publish(staging: Path, target: Path) -> None:
 
 
 def open_stitched(path: Path) -> Any:
-    """The Zarr group of a stitched image, read only."""
+    """Open the Zarr group of a stitched image, read only."""
     import zarr
 
     return zarr.open_group(path, mode="r", zarr_format=3)

@@ -17,12 +17,12 @@ from PIL import Image
 from ingest.pictures.large.patch_cutter import PatchCutter, cut_versions
 from ingest.pictures.large.survey import list_pictures, survey
 from ingest.pictures.large.windows import open_windows, read_window_header
+from segmentation.cutting import write_patch_manifest
 from segmentation.patches import (
     patch_boxes,
     patch_offsets,
     patch_recipe,
     plan_patches,
-    write_patch_manifest,
 )
 from segmentation.settings import SegmentSettings
 from warehouse import Warehouse
@@ -134,7 +134,7 @@ def test_patches_cover_a_side_without_leaving_it_and_only_the_last_is_moved(
 ) -> None:
     overlap = data.draw(st.integers(0, size - 1))
     if size > length:
-        with pytest.raises(ConfigError, match="larger than the picture"):
+        with pytest.raises(ConfigError, match="larger than the image"):
             patch_offsets(length, size, overlap)
         return
     offsets = patch_offsets(length, size, overlap)
