@@ -1,11 +1,15 @@
-"""What people look at: a version's numbers as tables for a terminal, and a sheet of its samples."""
+"""Show a version to people: its numbers as tables for a terminal, and a sheet of its samples.
+
+The layout knows what there is to tell; this module gives it its form. Pillow and rich are imported
+when something is drawn or printed, since every build imports this module for its messages.
+"""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from warehouse.errors import BuildError
 from warehouse.format import durable
@@ -20,8 +24,17 @@ if TYPE_CHECKING:
 __all__ = ["manifest_tables", "rejected_lines", "write_contact_sheet"]
 
 
-def rejected_lines(rejected: Sequence[Mapping[str, Any]], most: int = 10) -> Iterable[str]:
-    """Yield a line for each rejected source, at most `most`, and one on how many are left."""
+def rejected_lines(rejected: Sequence[Mapping[str, object]], most: int = 10) -> Iterable[str]:
+    """Yield a line for each rejected source, at most `most`, and one on how many are left.
+
+    Parameters
+    ----------
+    rejected
+        The lines of rejected.jsonl: `kind`, `path`, `reason` and `detail` of each.
+    most
+        The number of sources that are listed.
+    """
+    # A folder of the wrong kind is rejected file by file: thousands of lines would hide the rest.
     for line in rejected[:most]:
         yield f"refused {line['kind']} {line['path']}: {line['reason']} {line['detail']}".rstrip()
 
@@ -30,7 +43,7 @@ def rejected_lines(rejected: Sequence[Mapping[str, Any]], most: int = 10) -> Ite
 
 
 def manifest_tables(warehouse: Warehouse) -> Iterable[Table]:
-    """Yield what a terminal shows of a version: itself, its arrays or features, its splits."""
+    """Yield the tables of a version for a terminal: itself, its arrays or features, its splits."""
     for table in warehouse.layout.text_tables(warehouse.manifest):
         yield _rich_table(table)
 
@@ -61,16 +74,23 @@ SHEETS: dict[str, Callable[[Split, int], Image.Image]] = {
     "pictures": _draw_pictures,
     "cube": _draw_cube,
 }
-"""What draws (a split, so many samples or tiles), by layout. Pillow is imported only to draw."""
+"""The functions that draw a split and a number of samples or tiles, by layout."""
 
 
 def write_contact_sheet(warehouse: Warehouse, settings: InspectSettings) -> Path | None:
-    """Draw and save a sheet of a split's pictures, or of a cube's features over time.
+    """Draw and save a sheet of the images of a split, or of the features of a cube over time.
+
+    Parameters
+    ----------
+    warehouse
+        The version.
+    settings
+        The split, the number of images, and the file to write.
 
     Returns
     -------
     Path or None
-        Where the sheet is; None for layouts with nothing to draw (codes, features).
+        The file of the sheet; None for layouts with nothing to draw (codes, features).
 
     Raises
     ------
@@ -85,8 +105,12 @@ def write_contact_sheet(warehouse: Warehouse, settings: InspectSettings) -> Path
         return None
 
     path = Path(settings.output or f"artifacts/inspect/{warehouse.version}_{split.name}.png")
+
+    # Drawn into memory and written at once, so that a failure while drawing leaves an earlier sheet
+    # as it was.
     buffer = io.BytesIO()
     draw(split, settings.pictures).save(buffer, "PNG")
+
     try:
         durable.write_bytes(path, buffer.getvalue())
     except OSError as error:

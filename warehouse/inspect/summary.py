@@ -1,4 +1,8 @@
-"""Exporting a version's tables as plain Parquet files, for DuckDB and the like."""
+"""Export the tables of a version as plain Parquet files, for DuckDB and similar tools.
+
+The files of the version itself have names and columns that serve its readers. The exported ones are
+what a person asks for: counts, samples, stored chunks and the timings of the build.
+"""
 
 from __future__ import annotations
 
@@ -17,17 +21,40 @@ __all__ = ["export"]
 
 
 def export(warehouse: Warehouse, output: Path) -> dict[str, int]:
-    """Write summary, samples, chunks and trace as Parquet into `output`; rows by file name.
+    """Write the summary, samples, chunks and trace of a version as Parquet files.
 
-    Raises BuildError when it cannot.
+    Parameters
+    ----------
+    warehouse
+        The version, on a local disk.
+    output
+        The folder to write into; it is made if it does not exist.
+
+    Returns
+    -------
+    dict of str to int
+        The number of rows of each file, by its name.
+
+    Raises
+    ------
+    StoreError
+        If the version is in an object store.
+    CorruptError
+        If a table differs from the one that was published, or the trace does not parse.
+    BuildError
+        If the files cannot be written.
     """
     files = warehouse.table(tables.FILES)
     trace = warehouse.folder / tables.TRACE
+
+    # Only rows of arrays are stored chunks: files.parquet also lists each zarr.json.
     written = {
         "summary.parquet": warehouse.layout.summary_table(warehouse.manifest),
         "samples.parquet": warehouse.table(tables.SAMPLES),
         "chunks.parquet": files.filter(pa.compute.is_valid(files["array"])),
     }
+
+    # A build without --build.trace leaves none, and it is not part of what verification covers.
     if trace.is_file():
         try:
             lines = [json.loads(line) for line in trace.read_text().splitlines()]
@@ -39,6 +66,7 @@ def export(warehouse: Warehouse, output: Path) -> dict[str, int]:
                 remedy="delete the file to export the rest",
             ) from None
         written["trace.parquet"] = pa.Table.from_pylist(lines)
+
     try:
         output.mkdir(parents=True, exist_ok=True)
         for name, table in written.items():
@@ -50,4 +78,5 @@ def export(warehouse: Warehouse, output: Path) -> dict[str, int]:
             found=error.strerror,
             remedy="choose another --export.output",
         ) from None
+
     return {name: table.num_rows for name, table in written.items()}

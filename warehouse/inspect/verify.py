@@ -1,9 +1,10 @@
-"""Comparing a published version with its digests: every file's size and sha256, every inner chunk's
-crc32c, nothing extra, nothing missing.
+"""Compare a published version with its checksums, and report every fault.
 
-`quick` compares sizes and opens every stored chunk (index, seal); `full` also hashes every file,
-decodes every inner chunk and recomputes each sample's content digest. Reports all faults instead of
-stopping at the first.
+The `quick` level compares sizes and opens every stored chunk, which checks its index and its seal.
+The `full` level also hashes every file, decodes every inner chunk and computes the content digest
+of each sample again. Both look for files that are missing, and for files that were not published.
+Invariant: a fault does not stop the check, so that one run shows the extent of the damage. What was
+given up: checking a version in an object store, of which every byte would have to be fetched.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from warehouse.errors import CorruptError, WarehouseError
 from warehouse.format import manifest as tables
 from warehouse.format.parquet_tables import safe_relative
+from warehouse.read.chunks import ChunkReader
 from warehouse.read.version import Split, Warehouse
 
 __all__ = ["Fault", "verify"]
@@ -29,7 +32,15 @@ __all__ = ["Fault", "verify"]
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One disagreement: the file's path below the version folder, and what is wrong in one line."""
+    """One difference between a version and what was published.
+
+    Attributes
+    ----------
+    path
+        The file, below the folder of the version.
+    detail
+        What is wrong, in one line.
+    """
 
     path: str
     detail: str
@@ -38,8 +49,24 @@ class Fault:
 def verify(
     warehouse: Warehouse, level: str = "full", *, progress: Callable[[int], None] | None = None
 ) -> tuple[int, list[Fault]]:
-    """(files looked at, faults). The manifest itself was checked when the warehouse was opened.
+    """Check every file and every sample of a version.
 
+    Parameters
+    ----------
+    warehouse
+        The version. Its manifest was checked when it was opened.
+    level
+        `quick` or `full`.
+    progress
+        Called with the number of samples of each stored chunk that was checked.
+
+    Returns
+    -------
+    tuple
+        The number of published files, and the faults.
+
+    Notes
+    -----
     Memory: one sample a thread.
     """
     faults: list[Fault] = []
@@ -48,11 +75,15 @@ def verify(
         warehouse.table(tables.SAMPLES, ["split"])
         _check_rejected(warehouse)
     except CorruptError as error:
+        # Without the tables there is nothing to compare the files with.
         return 0, [Fault(Path(str(error.where)).name, str(error))]
+
     faults += _strays(warehouse, {row["path"] for row in files})
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         for found in pool.map(lambda row: _check_file(warehouse.folder, row, level), files):
             faults += found
+
+    # A file whose size or hash is wrong is reported once, and not again when its chunks are opened.
     broken = {fault.path for fault in faults}
     for name in warehouse.splits:
         faults += [
@@ -60,6 +91,7 @@ def verify(
             for fault in _check_chunks(warehouse, warehouse.split(name), level, broken, progress)
             if fault.path not in broken
         ]
+
     return len(files), faults
 
 
@@ -69,12 +101,15 @@ def _check_rejected(warehouse: Warehouse) -> None:
         found = tables.sha256_file(path)
     except OSError as error:
         raise CorruptError("a table is missing", where=path, found=error.strerror) from None
+
     if found != warehouse.manifest.tables[tables.REJECTED]:
         raise CorruptError("a table was changed after publishing", where=path)
 
 
 def _strays(warehouse: Warehouse, known: set[str]) -> Iterator[Fault]:
-    """Files the table does not list, and links, which would lead readers out of the version."""
+    """Yield a fault for each file that the table does not list, and for each symbolic link."""
+    # Not in files.parquet: the tables and the manifest have their checksums elsewhere, or, like the
+    # trace and the report, differ from run to run.
     own = {
         tables.MANIFEST,
         tables.FILES,
@@ -88,7 +123,8 @@ def _strays(warehouse: Warehouse, known: set[str]) -> Iterator[Fault]:
             path = Path(folder) / name
             relative = path.relative_to(warehouse.folder).as_posix()
             if path.is_symlink():
-                yield Fault(relative, "a symbolic link does not belong into a version")
+                # It would lead readers out of the version, to files that nobody checks.
+                yield Fault(relative, "a version must not contain symbolic links")
             elif name in names and relative not in known and relative not in own:
                 yield Fault(relative, "a file that was not published")
 
@@ -97,15 +133,20 @@ def _check_file(folder: Path, row: dict[str, Any], level: str) -> list[Fault]:
     try:
         path = folder / safe_relative(row["path"], folder / tables.FILES)
     except CorruptError as error:
+        # The table itself is at fault: the path leads out of the version and must not be opened.
         return [Fault(tables.FILES, str(error))]
+
     try:
-        detail = _disagreement(path, row, level)
+        detail = _difference(path, row, level)
     except OSError as error:
         detail = f"missing or unreadable: {error.strerror}"
+
     return [Fault(row["path"], detail)] if detail else []
 
 
-def _disagreement(path: Path, row: dict[str, Any], level: str) -> str:
+def _difference(path: Path, row: dict[str, Any], level: str) -> str:
+    """Return what is wrong with a file, an empty text if nothing is."""
+    # lstat, not stat: what a link or a device points to is not what was published.
     info = path.lstat()
     if not stat.S_ISREG(info.st_mode):
         return "not a regular file"
@@ -123,59 +164,83 @@ def _check_chunks(
     broken: set[str],
     progress: Callable[[int], None] | None,
 ) -> Iterator[Fault]:
-    """Open every stored chunk.
-
-    In `full`, decode its samples and compare their content digests with samples.parquet.
-    """
+    """Open every stored chunk of a split, and in `full` compare the digests of its samples."""
+    # pread: with a memory map, a file that shrinks while it is checked would end the process.
     reader = split.reader(access="pread", verify="always", keep=8)
-    rows = warehouse.table(tables.SAMPLES, ["split", "sha256"])
-    digests = [
-        digest
-        for name, digest in zip(rows["split"].to_pylist(), rows["sha256"].to_pylist(), strict=True)
-        if name == split.name
-    ]
-    prefix = f"{tables.STORE}/{split.group}/"
-    starts = split.sample_index.starts.tolist()
+    digests = _content_digests(warehouse, split)
+
     for chunk, size in enumerate(split.chunk_sizes):
-        start = starts[chunk]
         try:
-            small = {
-                name: reader.small(name, chunk)
-                for name, spec in split.specs.items()
-                if spec.inner is None
-            }
-            stored = {
-                name: reader.chunk(name, chunk)
-                for name, spec in split.specs.items()
-                if spec.inner is not None
-            }
-            if level == "full":
-                rows_out = {
-                    name: np.empty(split.specs[name].shape[1:], split.specs[name].dtype)
-                    for name in stored
-                }
-                rows_in = split.sample_index.locate(np.arange(start, start + size))[1].tolist()
-                for at, row in enumerate(rows_in):
-                    digest = hashlib.sha256()
-                    for name in split.specs:
-                        if name in stored:
-                            stored[name].read_row(row, rows_out[name], check=True)
-                        array = rows_out[name] if name in stored else small[name][row]
-                        digest.update(np.ascontiguousarray(array).view(np.uint8).reshape(-1).data)
-                    if digest.hexdigest() != digests[start + at]:
-                        yield Fault(
-                            f"{prefix}*/c/{chunk}",
-                            f"sample {start + at} of {split.name} is not what was baked",
-                        )
+            for sample in _changed_samples(reader, chunk, digests, level):
+                yield Fault(
+                    f"{tables.STORE}/{split.group}/*/c/{chunk}",
+                    f"sample {sample} of {split.name} is not what was baked",
+                )
         except WarehouseError as error:
-            where = str(error.where).split(", inner chunk")[0]
-            relative = (
-                Path(where).relative_to(warehouse.folder).as_posix()
-                if where.startswith(str(warehouse.folder))
-                else where
-            )
-            if relative not in broken:
-                yield Fault(relative, str(error))
+            path = _path_in_version(warehouse, error)
+            if path not in broken:
+                yield Fault(path, str(error))
+
         if progress:
             progress(size)
+
     reader.close()
+
+
+def _content_digests(warehouse: Warehouse, split: Split) -> list[str]:
+    """Return the published digests of a split's samples, in stored order."""
+    table = warehouse.table(tables.SAMPLES, ["split", "sha256"])
+    splits, digests = table["split"].to_pylist(), table["sha256"].to_pylist()
+
+    return [digest for name, digest in zip(splits, digests, strict=True) if name == split.name]
+
+
+def _changed_samples(
+    reader: ChunkReader, chunk: int, digests: list[str], level: str
+) -> Iterator[int]:
+    """Open a stored chunk, and in `full` yield the samples that have another digest.
+
+    Raises WarehouseError, which names the file, if the chunk is damaged.
+    """
+    specs = reader.split.specs
+    small = {name: reader.small(name, chunk) for name, spec in specs.items() if spec.inner is None}
+    stored = {name: reader.chunk(name, chunk) for name in specs if name not in small}
+    if level != "full":
+        return
+
+    # One row for each array is reused for all samples, so that memory stays that of one sample.
+    buffers = {name: np.empty(specs[name].shape[1:], specs[name].dtype) for name in stored}
+    index = reader.split.sample_index
+    start, stop = index.starts[chunk : chunk + 2].tolist()
+    rows = index.locate(np.arange(start, stop))[1].tolist()
+
+    for sample, row in enumerate(rows, start):
+        arrays: dict[str, NDArray[Any]] = {}
+        for name in specs:
+            if name in stored:
+                stored[name].read_row(row, buffers[name], check=True)
+                arrays[name] = buffers[name]
+            else:
+                arrays[name] = small[name][row]
+
+        if _digest(arrays) != digests[sample]:
+            yield sample
+
+
+def _digest(arrays: dict[str, NDArray[Any]]) -> str:
+    # `content_digest` of the builder also checks shapes. Here they are those of the manifest, since
+    # the arrays were decoded by its specifications.
+    digest = hashlib.sha256()
+    for array in arrays.values():
+        digest.update(np.ascontiguousarray(array).view(np.uint8).reshape(-1).data)
+
+    return digest.hexdigest()
+
+
+def _path_in_version(warehouse: Warehouse, error: WarehouseError) -> str:
+    """Return the file that an error names, below the folder of the version where it lies there."""
+    where = str(error.where).split(", inner chunk")[0]
+    if not where.startswith(str(warehouse.folder)):
+        return where
+
+    return Path(where).relative_to(warehouse.folder).as_posix()
