@@ -154,10 +154,11 @@ def clean_boxes(
     boxes = np.asarray(boxes_xyxy, np.float64).reshape(-1, 4)
     ids = np.asarray(class_ids, np.int64).reshape(-1)
     bits = np.asarray(flags, np.uint8).reshape(-1).copy()
-    count = len(boxes)
-    if not count:
+    if not len(boxes):
         return CleanBoxes(boxes, ids.astype(np.int16), bits, ())
-    reason = np.full(count, -1, np.int8)
+
+    # All boxes of the picture at once: data sets have millions of them.
+    reason = np.full(len(boxes), -1, np.int8)
 
     def drop(where: NDArray[np.bool_] | np.bool_, name: str) -> None:
         reason[where & (reason < 0)] = REASONS.index(name)
@@ -169,23 +170,34 @@ def clean_boxes(
     sides = finite[:, 2:] - finite[:, :2]
     drop((sides < 0).any(axis=1), "reversed")
     drop((sides == 0).any(axis=1), "zero_area")
+
     limits = np.array([size[0], size[1], size[0], size[1]], np.float64)
     clipped = np.clip(finite, 0.0, limits)
     inner = clipped[:, 2:] - clipped[:, :2]
     drop((inner <= 0).any(axis=1), "outside")
+    # On the canvas, where training sees the box: in a large source even ten pixels may vanish.
     drop((inner * _scale(geometry)[:2] < LEAST_CANVAS_PX).any(axis=1), "tiny")
 
-    seen: set[tuple[float, ...]] = set()
-    for at in np.flatnonzero(reason < 0):
-        key = (*clipped[at].tolist(), float(ids[at]))
-        if key in seen:
-            reason[at] = REASONS.index("duplicate")
-        seen.add(key)
+    reason[_repeats(clipped, ids, reason < 0)] = REASONS.index("duplicate")
 
+    # Boxes whose corners only carry rounding errors of the annotation tool are not called clipped.
     bits[(np.abs(finite - clipped) >= CLIP_NOISE_PX).any(axis=1)] |= CLIPPED
     keep = reason < 0
     dropped = tuple((int(at), REASONS[reason[at]]) for at in np.flatnonzero(~keep))
     return CleanBoxes(clipped[keep], ids[keep].astype(np.int16), bits[keep], dropped)
+
+
+def _repeats(clipped: Boxes, ids: NDArray[np.int64], kept: NDArray[np.bool_]) -> list[int]:
+    """Return the indices of kept boxes that repeat an earlier one of the same class."""
+    # Compared after clipping: two boxes that differ only outside the picture are the same there.
+    seen: set[tuple[float, ...]] = set()
+    repeats = []
+    for at in np.flatnonzero(kept).tolist():
+        key = (*clipped[at].tolist(), float(ids[at]))
+        if key in seen:
+            repeats.append(at)
+        seen.add(key)
+    return repeats
 
 
 def keep_largest(boxes_xyxy: Boxes, most: int) -> NDArray[np.intp]:

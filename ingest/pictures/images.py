@@ -180,34 +180,47 @@ def load_sample(
     geometry = plan_letterbox(
         record.raw_width, record.raw_height, settings.target_size, settings.resize_mode
     )
+    # Written into place: no second picture of the canvas' size exists.
     image = np.empty((3, height, width), settings.dtype)
     letterbox_into(picture, geometry, image, settings.pad_value, settings.dtype)
 
-    count, slots = len(record.labels), settings.max_boxes
-    assert count <= slots
-    assert not count or int(record.labels.max()) < class_count
-    sample: dict[str, NDArray[Any]] = {
+    assert not len(record.labels) or int(record.labels.max()) < class_count
+    sample = {
         "image": image,
-        "box": np.zeros((slots, 4), np.float32),
-        "box_mask": np.zeros(slots, np.bool_),
-        "box_flags": np.zeros(slots, np.uint8),
-        "label": np.full(slots, -1, np.int16),
+        **_box_rows(record, geometry, settings),
         "letterbox": geometry.row(),
     }
     if record.target is not None:
         sample["target"] = np.array(record.target, np.int16)
     if record.mask is not None:
         sample["mask"] = load_mask(record, root, settings, geometry)
-    if count:
-        sample["box"][:count] = to_canvas(record.boxes_xyxy, geometry, settings.target_size)
-        sample["box_mask"][:count] = True
-        sample["box_flags"][:count] = record.flags
-        sample["label"][:count] = record.labels
     return sample, {
         "read": read - start,
         "decode": decoded - read,
         "letterbox": time.perf_counter() - decoded,
     }
+
+
+def _box_rows(
+    record: PictureRecord, geometry: Geometry, settings: BuildSettings
+) -> dict[str, NDArray[Any]]:
+    """Return the arrays of a picture's boxes, padded to `max_boxes` slots."""
+    count, slots = len(record.labels), settings.max_boxes
+    # The scan has refused pictures with more boxes, or dropped their smallest ones.
+    assert count <= slots
+
+    rows: dict[str, NDArray[Any]] = {
+        "box": np.zeros((slots, 4), np.float32),
+        "box_mask": np.zeros(slots, np.bool_),
+        "box_flags": np.zeros(slots, np.uint8),
+        "label": np.full(slots, -1, np.int16),
+    }
+    if count:
+        rows["box"][:count] = to_canvas(record.boxes_xyxy, geometry, settings.target_size)
+        rows["box_mask"][:count] = True
+        rows["box_flags"][:count] = record.flags
+        rows["label"][:count] = record.labels
+    return rows
 
 
 def _decode_jpeg(data: bytes, name: str, header: Header) -> NDArray[np.uint8]:

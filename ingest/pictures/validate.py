@@ -122,16 +122,14 @@ def scan(
             progress(1)
         return judged
 
+    # Threads, since nearly all of the time is spent waiting for the disk. `map` keeps the order of
+    # the annotations, so the result does not depend on the number of threads.
     with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
         judged = list(pool.map(judge, parsed.pictures))
     kept = bound_boxes([item.kept for item in judged if item.kept is not None], settings)
     names, kept = _drop_unused_classes(names, kept, parsed, settings)
 
-    rejected = [*parsed.rejected, *(item.refused for item in judged if item.refused is not None)]
-    dropped = {item.raw.source: item.dropped for item in kept}
-    for item in judged:
-        # `max_boxes` may have dropped more boxes of a kept picture since it was judged.
-        rejected += item.dropped if item.kept is None else dropped[item.kept.raw.source]
+    rejected = [*parsed.rejected, *_rejections(judged, kept)]
     records, warnings = _records(kept, listing, settings, names)
     warnings += _oddities(kept, rejected)
     result = Scan(
@@ -146,6 +144,15 @@ def scan(
         "a picture was lost or counted twice"
     )
     return replace(result, counts=_count(result, kept, settings))
+
+
+def _rejections(judged: list[JudgedPicture], kept: list[KeptPicture]) -> list[Rejection]:
+    rejected = [item.refused for item in judged if item.refused is not None]
+    dropped = {item.raw.source: item.dropped for item in kept}
+    for item in judged:
+        # `max_boxes` may have dropped more boxes of a kept picture since it was judged.
+        rejected += item.dropped if item.kept is None else dropped[item.kept.raw.source]
+    return rejected
 
 
 def _class_names(parsed: Parsed, settings: BuildSettings) -> tuple[str, ...]:
