@@ -1,14 +1,14 @@
-"""Checkpoints as one safetensors file and one JSON file that names it with its digest. No pickle
-anywhere.
+"""Checkpoints: a safetensors file, and a JSON file that names it with its digest.
 
 Purpose: save and load weights, their running average and optimizer state so that a crash at any
-  moment leaves a whole checkpoint.
+  moment leaves a complete checkpoint.
 Used by: detector.backbone, detector.task, features.encoders.open_encoder,
   features.finetuning.finetune_task, features.heads.run_heads, features.heads.scoring,
   features.heads.train, scripts.infer_view, segmentation.mask_jobs, segmentation.prediction,
   segmentation.unet, utils.training.backbone, utils.training.run.run_state, vqvae.compress.codec,
   vqvae.image_encoder
-Design notes: tensors go first, under a name that carries their digest; replacing `checkpoint.json`
+Design notes: there is no pickle anywhere, so that loading a stranger's checkpoint runs no code.
+  Tensors go first, under a name that carries their digest; replacing `checkpoint.json`
   is the commit, and only then is the former tensor file removed. Everything read is bounded,
   compared with its digest, and its weights checked for NaN. Names are flat: "model.<key>",
   "average.<key>", "optimizer.<parameter number>.<key>". Nothing random is stored: it all derives
@@ -23,7 +23,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,9 +66,16 @@ TAKERS = {
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """tensors: by prefixed name, on the CPU; meta: JSON values; path.
+    """A checkpoint that was read and checked.
 
-    The JSON file it came from.
+    Attributes
+    ----------
+    tensors
+        By prefixed name, on the CPU.
+    meta
+        JSON values.
+    path
+        The JSON file it came from.
     """
 
     tensors: dict[str, Tensor]
@@ -76,7 +83,7 @@ class Checkpoint:
     path: Path
 
     def part(self, prefix: str) -> dict[str, Tensor]:
-        """The tensors under "<prefix>.", without it."""
+        """Return the tensors under "<prefix>.", without the prefix."""
         return {
             name[len(prefix) + 1 :]: value
             for name, value in self.tensors.items()
@@ -84,15 +91,32 @@ class Checkpoint:
         }
 
 
-def prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors under names that begin with "<prefix>."."""
     return {f"{prefix}.{name}": value for name, value in tensors.items()}
 
 
-def save_checkpoint(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> Path:
-    """Write both files durably, drop the former tensors; the path of the JSON file.
+def save_checkpoint(
+    folder: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, object]
+) -> Path:
+    """Write both files durably, and delete the former tensors.
 
-    Raises TrainingError when the disk refuses.
+    Parameters
+    ----------
+    meta
+        JSON values.
+
+    Returns
+    -------
+    Path
+        The JSON file.
+
+    Raises
+    ------
+    TrainingError
+        The folder cannot be written.
     """
+    # Cloned, because safetensors refuses tensors that share memory, as tied weights do.
     data = pack_tensors(
         {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     )
@@ -105,6 +129,7 @@ def save_checkpoint(folder: Path, tensors: dict[str, Tensor], meta: dict[str, An
         write_bytes(
             folder / INDEX, json.dumps(index, indent=1, sort_keys=True, allow_nan=False).encode()
         )
+        # Only now: until the index was replaced, it named the former file.
         for other in folder.iterdir():
             if NAME.fullmatch(other.name) and other.name != name:
                 other.unlink(missing_ok=True)
@@ -119,19 +144,31 @@ def save_checkpoint(folder: Path, tensors: dict[str, Tensor], meta: dict[str, An
 
 
 def has_checkpoint(folder: Path) -> bool:
+    """Return whether a folder has a checkpoint; it is not read."""
     return (folder / INDEX).exists()
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read and check a checkpoint. path: its folder or its checkpoint.json.
+    """Read and check a checkpoint.
 
-    Raises ConfigError where there is none, CorruptError for bytes that disagree with their digest
-    or are not a checkpoint, StateError for another format. Weights with NaN or infinity are
-    corrupt.
+    Parameters
+    ----------
+    path
+        Its folder or its checkpoint.json.
+
+    Raises
+    ------
+    ConfigError
+        There is no checkpoint, or it cannot be read.
+    CorruptError
+        The bytes do not match their digest, are not a checkpoint, or weights are not finite.
+    StateError
+        The checkpoint has another format.
     """
     index_path = path / INDEX if path.is_dir() else path
     index = _read_index(index_path)
     name, size, digest, meta = (index.get(key) for key in ("file", "size", "sha256", "meta"))
+    # The pattern also keeps a crafted index from naming a file outside the folder.
     if not (
         isinstance(name, str)
         and NAME.fullmatch(name)
@@ -157,6 +194,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             where=index_path.parent / name,
             found=str(error),
         ) from None
+    # A run that diverged on its last steps may have saved NaN under a digest that matches.
     for key, value in tensors.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise CorruptError(
@@ -168,10 +206,21 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def known_model(saved: Checkpoint, kinds: Sequence[str], what: str, remedy: str) -> dict[str, Any]:
-    """What a checkpoint says of its model. Raises StateError, naming the command that takes it,
-    when that is of none of these kinds.
+    """Return what a checkpoint says of its model.
 
-    what: the model wanted, such as "a detector"; remedy: how to come by one.
+    Parameters
+    ----------
+    kinds
+        Kinds of model that are accepted.
+    what
+        The model that is wanted, such as "a detector", for the message.
+    remedy
+        How to come by one.
+
+    Raises
+    ------
+    StateError
+        The model is of another kind; names the command that takes it.
     """
     model = saved.meta.get("model")
     kind = model.get("kind") if isinstance(model, dict) else None
@@ -194,10 +243,8 @@ def _read_index(path: Path) -> dict[str, Any]:
     if path.is_symlink() or not path.is_file():
         raise ConfigError("no checkpoint there", where=path, remedy=REMEDY)
     try:
-        size, data = (
-            path.stat().st_size,
-            path.read_bytes() if path.stat().st_size <= MAX_INDEX_BYTES else b"",
-        )
+        size = path.stat().st_size
+        data = path.read_bytes() if size <= MAX_INDEX_BYTES else b""
     except OSError as error:
         raise ConfigError(
             "the checkpoint cannot be read", where=path, found=error.strerror
@@ -211,6 +258,7 @@ def _read_index(path: Path) -> dict[str, Any]:
         )
     try:
         index = json.loads(data)
+    # Deeply nested JSON exhausts the parser's stack.
     except (ValueError, RecursionError) as error:
         raise CorruptError(
             "the checkpoint's index does not parse", where=path, found=str(error)
@@ -229,10 +277,12 @@ def _read_index(path: Path) -> dict[str, Any]:
 
 def _read_tensors(path: Path, size: int) -> bytes:
     try:
+        # A link could lead to any file of the machine.
         if path.is_symlink() or not path.is_file():
             raise CorruptError(
                 "the checkpoint's tensors are missing", where=path, remedy="train again"
             )
+        # Before anything is read: a forged size must not fill the memory.
         found = os.stat(path).st_size
         if found != size or found > MAX_TENSOR_BYTES:
             raise CorruptError(
@@ -249,11 +299,20 @@ def _read_tensors(path: Path, size: int) -> bytes:
         ) from None
 
 
-def load_module(module: nn.Module, tensors: dict[str, Tensor], where: Path) -> None:
+def load_module(module: nn.Module, tensors: Mapping[str, Tensor], where: Path) -> None:
     """Copy tensors into a module of the same names and shapes, all or nothing.
 
-    Raises StateError naming the first that differs.
+    Parameters
+    ----------
+    where
+        The checkpoint, for the message.
+
+    Raises
+    ------
+    StateError
+        The checkpoint is of another model; names the first tensor that differs.
     """
+    # Compared here first: torch copies what fits before it raises, in a message of many lines.
     own = module.state_dict()
     for name in [*own, *tensors]:
         if name not in own or name not in tensors:
