@@ -1,5 +1,4 @@
-"""A trained model of ours as a backbone: what a package hands over so that its model can encode
-images.
+"""The interface by which a package hands over a trained model that encodes images.
 
 Purpose: `Backbone`, the network with its blocks and normalisation, and `Backbones`, the table of
   functions that open one kind of checkpoint each.

@@ -1,11 +1,12 @@
-"""Which split a model is chosen by, which its figures are of, and evaluating on it.
+"""Evaluation on held-out samples, and which split they come from.
 
-Purpose: `Evaluator` scores a model; `held_out_split` for trainers that score one split; `selection_and_final` for those that
-  choose by one split and report on another.
+Purpose: `Evaluator` scores a model; `held_out_split` for trainers that score one split;
+  `selection_and_final` for those that choose by one split and report on another.
 Used by: detector.training, features.finetuning.run_finetuning, features.heads.cached,
   segmentation.training, utils.training.loop, vqvae.training
-Design notes: in one place, so that all trainers mean the same by held out. A split without samples
-  counts as absent. Scoring on train is better than refusing a small data set, but there is a warning.
+Design notes: in one place, so that all trainers mean the same by held out. A split without
+  samples counts as absent. Scoring on train is better than refusing a small data set, but there is
+  a warning.
   Only the first rank evaluates; the others wait for its figures.
 Assistant guidance: when extending: a pass over the held-out split must not depend on the epoch.
 """
@@ -30,7 +31,7 @@ log = get_log(__name__)
 
 
 def held_out_split(warehouse: Warehouse, noun: str = "samples") -> Split:
-    """The split that a trainer scores: `val`, else `test`, else `train`.
+    """Return the split that a trainer scores: `val`, else `test`, else `train`.
 
     Parameters
     ----------
@@ -46,13 +47,14 @@ def held_out_split(warehouse: Warehouse, noun: str = "samples") -> Split:
 
 
 def selection_and_final(names: Collection[str]) -> tuple[str, str]:
-    """The split that chooses the best epoch, and the one that the reported figures are of.
+    """Return the split that chooses the best epoch, and the one that is reported on.
 
     Returns
     -------
     tuple
         `val` or else `train`; `test` or else the first.
     """
+    # Never test: a figure of the split that chose the epoch is too good.
     selection = "val" if "val" in names else "train"
     return selection, "test" if "test" in names else selection
 
@@ -87,6 +89,7 @@ class Evaluator:
         return shared
 
     def _batches(self) -> Iterator[Batch]:
+        # Always the same order, so that figures of two epochs can be compared to the last digit.
         self.loader.set_epoch(0)
         for batch in itertools.islice(self.loader, self.settings.limit_batches):
             yield to_device(batch, self.ranks.device)

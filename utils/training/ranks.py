@@ -19,7 +19,7 @@ import contextlib
 import json
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,20 +28,37 @@ from warehouse.errors import ConfigError
 
 __all__ = ["Ranks", "autocast_dtype", "choose_device", "to_device"]
 
+T = TypeVar("T")
+
 
 def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
-    """`auto` is a GPU where there is one, else the CPU; `cuda` is this rank's GPU.
+    """Return the device that a setting means.
 
-    Raises ConfigError for a device that is not there.
+    Parameters
+    ----------
+    wanted
+        `auto` is a GPU where there is one, else the CPU; `cuda` is this rank's GPU.
+    local_rank
+        Number of the process on this machine.
+
+    Raises
+    ------
+    ConfigError
+        The device is not there.
     """
     cuda = torch.cuda.is_available()
     if wanted == "auto":
-        wanted = "cuda" if cuda else "mps" if torch.backends.mps.is_available() else "cpu"
+        wanted = "cpu"
+        if cuda:
+            wanted = "cuda"
+        elif torch.backends.mps.is_available():
+            wanted = "mps"
     try:
         device = torch.device(wanted)
         if device == torch.device("cuda") and cuda:
             # Setting a device and a share of its memory need the number.
             device = torch.device("cuda", local_rank % torch.cuda.device_count())
+        # Making a device succeeds for any name; only an allocation shows whether it is there.
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ConfigError(
@@ -54,10 +71,18 @@ def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """What `auto`, `float32`, `bf16` or `fp16` means on a device; None is float32.
+    """Return what the forward pass computes in; None means float32.
 
-    `auto`: bf16 on a GPU that has it, fp16 on one that has not, float32 on the CPU. Raises
-    ConfigError for fp16 on a CPU.
+    Parameters
+    ----------
+    precision
+        `float32`, `bf16`, `fp16` or `auto`: bf16 on a GPU that has it, fp16 on one that has not,
+        and float32 on the CPU.
+
+    Raises
+    ------
+    ConfigError
+        fp16 is wanted on a CPU.
     """
     if precision == "auto":
         if device.type != "cuda":
@@ -69,12 +94,11 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
 
 
 def to_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """The batch on the device, through pinned memory to a GPU.
-
-    Pictures stay uint8, a quarter of the bytes.
-    """
+    """Return the batch on the device."""
     if device.type == "cpu":
         return batch
+    # From pinned memory the copy does not hold up this process. Images stay uint8: a quarter of
+    # the bytes of float32.
     if device.type == "cuda":
         batch = {
             key: value if value.is_cuda or value.is_pinned() else value.pin_memory()
@@ -85,7 +109,17 @@ def to_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tenso
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """rank 0..count-1 of `count` processes, and this process's device."""
+    """The processes of one run, as one of them sees them.
+
+    Attributes
+    ----------
+    rank
+        Number of this process, in 0..count-1.
+    count
+        Number of processes.
+    device
+        Of this process.
+    """
 
     rank: int
     count: int
@@ -93,12 +127,17 @@ class Ranks:
 
     @classmethod
     def start(cls, device: str = "auto") -> Ranks:
-        """Join the group torchrun describes in the environment, or be alone."""
+        """Join the group that torchrun describes in the environment, or be alone.
+
+        Raises
+        ------
+        ConfigError
+            The environment is incomplete, or the device is not there.
+        """
         try:
-            count, rank, local = (
-                int(os.environ.get(key, default))
-                for key, default in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0))
-            )
+            count = int(os.environ.get("WORLD_SIZE", "1"))
+            rank = int(os.environ.get("RANK", "0"))
+            local = int(os.environ.get("LOCAL_RANK", "0"))
         except ValueError:
             raise ConfigError(
                 "RANK, LOCAL_RANK and WORLD_SIZE must be numbers",
@@ -121,56 +160,74 @@ class Ranks:
 
     @property
     def first(self) -> bool:
+        """Whether this is the process that writes files and evaluates."""
         return self.rank == 0
 
     def close(self) -> None:
+        """Leave the group."""
         if self.count > 1 and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
 
     def wrap(self, model: nn.Module) -> nn.Module:
+        """Return the model in a wrapper that averages gradients over ranks, if there are several."""
         if self.count == 1:
             return model
         return nn.parallel.DistributedDataParallel(
             model, device_ids=[self.device.index] if self.device.type == "cuda" else None
         )
 
-    def sync(self, wrapped: nn.Module, *, when: bool) -> Any:
-        """A context in which backward averages the gradients over ranks, or leaves that to a later
-        one.
+    def sync(self, wrapped: nn.Module, *, when: bool) -> contextlib.AbstractContextManager[object]:
+        """Return a context for a backward pass.
+
+        Parameters
+        ----------
+        wrapped
+            As `wrap` returned it.
+        when
+            Average the gradients over ranks; false leaves that to a later backward pass.
         """
         if when or not isinstance(wrapped, nn.parallel.DistributedDataParallel):
             return contextlib.nullcontext()
-        return wrapped.no_sync()
+        context: contextlib.AbstractContextManager[object] = wrapped.no_sync()
+        return context
 
     def total(self, values: Tensor) -> Tensor:
-        """Elementwise sum over ranks."""
+        """Return the elementwise sum over ranks; `values` is overwritten."""
         if self.count > 1:
             torch.distributed.all_reduce(values)
         return values
 
     def maximum(self, values: list[float]) -> list[float]:
-        """Elementwise maximum over ranks: what one rank knows (out of time, Ctrl-C), all do."""
+        """Return the elementwise maximum over ranks.
+
+        So all ranks know what one of them does: that time is up, or that Ctrl-C was pressed.
+        """
         if self.count == 1:
             return values
-        shared = torch.tensor(
-            values,
-            dtype=torch.float64 if self.device.type != "mps" else torch.float32,
-            device=self.device,
-        )
+        # Metal has no float64.
+        dtype = torch.float32 if self.device.type == "mps" else torch.float64
+        shared = torch.tensor(values, dtype=dtype, device=self.device)
         torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX)
         return [float(value) for value in shared.tolist()]
 
-    def share(self, value: Any) -> Any:
-        """The first rank's value (anything JSON can say), on every rank."""
+    def share(self, value: T) -> T:
+        """Return the first rank's value on every rank.
+
+        Parameters
+        ----------
+        value
+            Of JSON types; that of the other ranks is not used.
+        """
         if self.count == 1:
             return value
+        # The others must know the length first: a broadcast fills a tensor that they made.
         text = json.dumps(value).encode() if self.first else b""
         size = torch.tensor([len(text)], device=self.device)
         torch.distributed.broadcast(size, src=0)
-        data = (
-            torch.tensor(list(text), dtype=torch.uint8, device=self.device)
-            if self.first
-            else size.new_empty(int(size), dtype=torch.uint8)
-        )
+        if self.first:
+            data = torch.tensor(list(text), dtype=torch.uint8, device=self.device)
+        else:
+            data = size.new_empty(int(size), dtype=torch.uint8)
         torch.distributed.broadcast(data, src=0)
-        return json.loads(bytes(data.tolist()))
+        shared: T = json.loads(bytes(data.tolist()))
+        return shared
