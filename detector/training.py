@@ -53,10 +53,8 @@ def train_detector(
     train = warehouse.split("train")
     held_out = held_out_split(warehouse, "pictures")
     task = DetectorTask(settings, data_facts(train, settings))
-    if settings.model == "tiny":
-        _warn_of_more_boxes(train)
+    _warn_of_more_boxes(train, settings)
 
-    output = Path(settings.output or f"checkpoints/{settings.model}det")
     options = loader.model_dump()
     # A held-out split may be smaller than a batch, which a loader refuses.
     scored_size = min(settings.batch_size, max(held_out.chunk_sizes))
@@ -71,17 +69,25 @@ def train_detector(
         ) as batches,
         ChunkLoader(held_out, scored_size, shuffle=False, **options) as scored,
     ):
-        trainer = Trainer(
+        result = Trainer(
             task,
             settings,
             batches,
             scored,
-            output,
+            _output_of(settings),
             ranks=ranks,
             open_seconds=time.monotonic() - start,
             experiments=experiments,
-        )
-        result = trainer.run()
+        ).run()
+    _log_next_step(_output_of(settings), warehouse)
+    return {**result, "warehouse": warehouse.version, "held_out": held_out.name}
+
+
+def _output_of(settings: DetectorSettings) -> Path:
+    return Path(settings.output or f"checkpoints/{settings.model}det")
+
+
+def _log_next_step(output: Path, warehouse: Warehouse) -> None:
     log.info(
         "checkpoint in %s; next: python -m scripts.infer_view --infer.checkpoint %s"
         " --infer.input %s",
@@ -89,10 +95,11 @@ def train_detector(
         output,
         warehouse.folder,
     )
-    return {**result, "warehouse": warehouse.version, "held_out": held_out.name}
 
 
-def _warn_of_more_boxes(train: Split) -> None:
+def _warn_of_more_boxes(train: Split, settings: DetectorSettings) -> None:
+    if settings.model != "tiny":
+        return
     # Not refused: the largest box may be just what is wanted.
     if int(train.array("box_mask")[:].sum(axis=1).max(initial=0)) > 1:
         log.warning(

@@ -51,7 +51,7 @@ class Assignment:
     ----------
     splits, groups
         For each source, in their order, its split and the key of its group.
-    given
+    from_folders
         Whether the data set's own split folders were kept.
     warnings
         Remarks for the user, one line each.
@@ -59,7 +59,7 @@ class Assignment:
 
     splits: tuple[str, ...]
     groups: tuple[str, ...]
-    given: bool
+    from_folders: bool
     warnings: tuple[str, ...] = ()
 
 
@@ -92,11 +92,11 @@ def assign_splits(
         of several classes counts with that of its first source.
     """
     groups = group_keys(sources, sha256s, settings.group_pattern)
-    given = [given_split(source) for source in sources]
+    folder_splits = [given_split(source) for source in sources]
     # A single split folder is a data set's only part, which still has to be divided.
-    if len(set(given) - {None}) >= 2:
-        splits = tuple(split or "train" for split in given)
-        return Assignment(splits, groups, True, _warnings(given, splits, groups))
+    if len(set(folder_splits) - {None}) >= 2:
+        splits = tuple(split or "train" for split in folder_splits)
+        return Assignment(splits, groups, True, _warnings(folder_splits, splits, groups))
 
     # Each class is divided by itself, so that a rare one is not missing from a split by chance.
     members: dict[int | None, list[str]] = defaultdict(list)
@@ -110,10 +110,10 @@ def assign_splits(
 
 
 def _warnings(
-    given: Sequence[str | None], splits: Sequence[str], groups: Sequence[str]
+    folder_splits: Sequence[str | None], splits: Sequence[str], groups: Sequence[str]
 ) -> tuple[str, ...]:
     warnings = []
-    outside = sum(split is None for split in given)
+    outside = sum(split is None for split in folder_splits)
     if outside:
         warnings.append(f"{outside} pictures lie outside the given split folders and go to train")
     seen: dict[str, set[str]] = defaultdict(set)

@@ -78,14 +78,14 @@ def assigned(sources, hashes=None, **options):
 
 def test_given_splits_are_kept_when_there_is_more_than_one():
     result = assigned(["train/a.jpg", "valid/b.jpg", "test/c.jpg"])
-    assert result.given
+    assert result.from_folders
     assert result.splits == ("train", "val", "test")
     assert not result.warnings
 
 
 def test_a_single_given_split_is_split_anew():
     result = assigned([f"train/{at}.jpg" for at in range(20)])
-    assert not result.given
+    assert not result.from_folders
     assert set(result.splits) == {"train", "val", "test"}
 
 
