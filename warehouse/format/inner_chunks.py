@@ -1,9 +1,9 @@
-"""Inner chunks as bytes: the only code that encodes and decodes samples.
+"""Inner chunks as bytes: the only module that encodes and decodes samples.
 
 An inner chunk, and the whole file of an unsharded array, is `blosc(bytes) | crc32c`, little-endian.
-Invariant: no byte is handed out whose crc32c or Blosc header size disagrees. Given up: codecs other
-than those that we write; `warehouse.format.compatibility` recognises them, and zarr-python reads
-them.
+Invariant: no byte is handed out whose crc32c or whose size in the Blosc header does not match.
+Given up: codecs other than those that we write; `warehouse.format.compatibility` recognises them,
+and zarr-python reads them.
 """
 
 from __future__ import annotations
@@ -27,25 +27,27 @@ blosc.use_threads = False
 
 CRC = struct.Struct("<I")
 """A crc32c as it stands at the end of an inner chunk, a file or an index."""
+
 BLOSC_HEADER_BYTES = 16
-_BLOSC_SIZES = struct.Struct("<III")  # uncompressed size, block size, compressed size
+# Uncompressed size, block size and compressed size, after four bytes of versions and flags.
+_BLOSC_SIZES = struct.Struct("<III")
 
 
-def fill_value(spec: ArraySpec) -> Any:
-    """What stands in padded places of a last, short stored chunk.
-
-    NaN in cubes, where it means missing.
-    """
+def fill_value(spec: ArraySpec) -> float | int | bool:
+    """Return what stands in an array where a last, short stored chunk has no sample."""
+    # Zarr and xarray show the fill value where a stored chunk is absent: NaN means missing there.
     if spec.name == "data":
         return float("nan")
-    return -1 if spec.name == "label" else np.dtype(spec.dtype).type(0).item()
+    # 0 is a class.
+    if spec.name == "label":
+        return -1
+
+    zero: float | int | bool = np.dtype(spec.dtype).type(0).item()
+    return zero
 
 
 def encode(array: NDArray[Any], codec: Codec) -> bytes:
-    """The codecs of one inner chunk over a C-contiguous array.
-
-    Little-endian bytes, Blosc unless cname is None, crc32c.
-    """
+    """Return an array as an inner chunk: little-endian bytes, Blosc if wanted, and a crc32c."""
     source = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
     if codec.cname is None:
         body = source.tobytes()
@@ -62,11 +64,21 @@ def encode(array: NDArray[Any], codec: Codec) -> bytes:
 
 
 def decode_into(source: memoryview, out: NDArray[Any], codec: Codec, check: bool) -> None:
-    """Decode one inner chunk straight into `out` (C-contiguous). Raises ValueError(reason) before
-    writing if anything is off.
+    """Decode one inner chunk straight into an array.
 
-    The header is compared with `out` first: a chunk that holds fewer bytes decodes without
-    complaint and leaves the row's old tail.
+    Parameters
+    ----------
+    source
+        The inner chunk with its crc32c.
+    out
+        The array that is filled, C-contiguous.
+    check
+        Whether the crc32c is compared.
+
+    Raises
+    ------
+    ValueError
+        The inner chunk does not match its crc32c or does not fit `out`, which is left as it was.
     """
     end = len(source) - 4
     body = source[:end]
@@ -77,8 +89,11 @@ def decode_into(source: memoryview, out: NDArray[Any], codec: Codec, check: bool
             raise ValueError(f"inner chunk holds {end} bytes instead of {out.nbytes}")
         out.view(np.uint8).reshape(-1)[:] = np.frombuffer(body, np.uint8)
         return
-    if end < 16:
+
+    if end < BLOSC_HEADER_BYTES:
         raise ValueError("inner chunk is shorter than a Blosc header")
+    # Before decoding: Blosc decodes an inner chunk of fewer bytes without complaint, and leaves what
+    # an earlier sample left in the rest of the row.
     size, _, packed = _BLOSC_SIZES.unpack_from(source, 4)
     if size != out.nbytes or packed != end:
         raise ValueError(
@@ -88,12 +103,14 @@ def decode_into(source: memoryview, out: NDArray[Any], codec: Codec, check: bool
 
 
 def parts_of(row: NDArray[Any], spec: ArraySpec) -> list[NDArray[Any]]:
-    """A sample as the inner chunks it is stored as, in order.
+    """Return a sample as the inner chunks it is stored as, in order.
 
     The last one is filled up with the fill value.
     """
+    # The usual case costs no copy.
     if spec.parts == 1:
         return [row]
+
     assert spec.inner is not None
     width = spec.inner[-1]
     room = np.full((*row.shape[:-1], spec.parts * width), fill_value(spec), row.dtype)
@@ -104,10 +121,11 @@ def parts_of(row: NDArray[Any], spec: ArraySpec) -> list[NDArray[Any]]:
 
 
 def padded(rows: Sequence[NDArray[Any]], spec: ArraySpec) -> NDArray[Any]:
-    """Rows of a plain array as one full stored chunk.
+    """Return rows of an unsharded array as one full stored chunk.
 
-    Places beyond the last row hold the fill value.
+    What lies beyond the last row holds the fill value.
     """
+    # Zarr stores every chunk in full size, also the last one of an array.
     out = np.full(spec.chunk, fill_value(spec), dtype=spec.dtype)
     for at, row in enumerate(rows):
         out[at] = row
@@ -115,8 +133,10 @@ def padded(rows: Sequence[NDArray[Any]], spec: ArraySpec) -> NDArray[Any]:
 
 
 def chunk_key(spec: ArraySpec, chunk: int) -> str:
-    """The file of stored chunk `chunk` below the array's folder (Zarr v3 default key encoding), C
-    order over the spec's grid.
+    """Return the path of a stored chunk below its array's folder.
+
+    Stored chunks are numbered in C order over the grid. The path is Zarr v3's default chunk key
+    encoding.
     """
     if spec.grid is not None:
         return "/".join(["c", *(str(at) for at in np.unravel_index(chunk, spec.grid))])

@@ -1,11 +1,12 @@
-"""Where a version lies: a folder, or a prefix of an object store or web server.
+"""Where a version lies: in a folder, or below a prefix of an object store or web server.
 
-`Remote` offers as much of `pathlib.Path` as reading a version takes, through obstore. Objects are
-fetched whole, and nothing is trusted for having arrived: sizes are compared here, digests and seals
-by the caller. A `Remote` made from a URL pickles as that URL; credentials come
-from the environment of each process, as obstore documents them (AWS_*, GOOGLE_*, AZURE_*). One made
-from an obstore store pickles with it. Given up: writing, listing, reading byte ranges. URLs:
-https://developmentseed.org/obstore/latest/getting-started/
+`Remote` offers as much of `pathlib.Path` as reading a version requires, through obstore. Objects
+are fetched whole. Invariant: what is returned has the size that the store declared or that the
+caller expects; the caller compares digests and seals. A `Remote` that was made from a URL pickles
+as that URL, and each process takes its credentials from its environment, as obstore documents them
+(AWS_*, GOOGLE_*, AZURE_*). One that was made from an obstore store pickles with it. Given up:
+writing, listing and reading byte ranges. The URLs are those of
+https://developmentseed.org/obstore/latest/getting-started/.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ REMEDY = "check the address and the network, or copy the version to a local disk
 class Remote:
     """An object, or the prefix of several.
 
-    `/` leads below it, as for a path; `str` is what errors show, without the user name and
-    password of a URL.
+    As for a path, `/` leads below it. Errors show its `str`, which has neither the user name and
+    password nor the query of a URL.
 
     Parameters
     ----------
@@ -46,6 +47,7 @@ class Remote:
         Name of the object or prefix below either.
     """
 
+    # obstore is an optional dependency without types that could be imported here.
     def __init__(self, url: str | None = None, store: Any = None, key: str = "") -> None:
         assert (url is None) != (store is None)
         self.url, self.own_store, self.key = url, store, key
@@ -53,9 +55,12 @@ class Remote:
 
     @property
     def store(self) -> Any:
-        """The obstore store, opened when first needed.
+        """The obstore store, which is opened when it is first needed.
 
-        Raises StoreError for a URL that obstore does not know, or when it is not installed.
+        Raises
+        ------
+        StoreError
+            obstore is not installed, or does not know the URL.
         """
         if self._opened is None:
             try:
@@ -67,6 +72,7 @@ class Remote:
                     remedy="pip install 'tensor-warehouse[cloud]'",
                 ) from None
             options: dict[str, Any] = {"timeout": f"{TIMEOUT_S}s"}
+            # obstore refuses plain HTTP unless told otherwise; who types such a URL means it.
             if str(self.url).startswith("http://"):
                 options["allow_http"] = True
             try:
@@ -79,13 +85,17 @@ class Remote:
 
     @property
     def name(self) -> str:
+        """The last part of the key or URL."""
         return PurePosixPath(self.key or urlsplit(self.url or "").path).name
 
     @property
     def parent(self) -> Remote:
+        """What this lies below."""
         if self.key:
             above = PurePosixPath(self.key).parent.as_posix()
             return self._at("" if above == "." else above)
+
+        # Here the URL itself is that of a manifest.json or a version folder.
         assert self.url is not None
         return Remote(self.url.rstrip("/").rsplit("/", 1)[0])
 
@@ -93,14 +103,18 @@ class Remote:
         return self._at((PurePosixPath(self.key) / PurePath(below).as_posix()).as_posix())
 
     def _at(self, key: str) -> Remote:
-        found = Remote(self.url, self.own_store, key)
-        found._opened = self._opened
-        return found
+        below = Remote(self.url, self.own_store, key)
+        # Shared, so that one version has one pool of connections.
+        below._opened = self._opened
+        return below
 
     def size(self) -> int | None:
-        """Bytes of this object, None where there is none.
+        """Return the size of this object in bytes, or None if there is no such object.
 
-        Raises StoreError when the store does not answer.
+        Raises
+        ------
+        StoreError
+            The store does not answer.
         """
         import obstore
 
@@ -127,6 +141,7 @@ class Remote:
         """
         result = self._get()
         size = int(result.meta["size"])
+        # Before a byte is fetched: the store may declare any size.
         if size > most:
             raise CorruptError(
                 "an object is too large", where=self, expected=f"at most {most} bytes", found=size
@@ -138,7 +153,12 @@ class Remote:
     def read_into(self, memory: memoryview) -> None:
         """Read the whole object into `memory`, whose length is the published size.
 
-        Raises CorruptError when the object is missing or of another size.
+        Raises
+        ------
+        StoreError
+            The store does not answer.
+        CorruptError
+            The object is missing or has another size.
         """
         try:
             self._receive(self._get(), memory)
@@ -151,6 +171,7 @@ class Remote:
         try:
             return obstore.get(self.store, self.key)
         except FileNotFoundError:
+            # With our own text: obstore's runs over many lines.
             raise FileNotFoundError(str(self)) from None
         except (obstore.exceptions.BaseError, OSError) as error:
             raise StoreError(
@@ -162,6 +183,7 @@ class Remote:
 
         at, size = 0, int(result.meta["size"])
         if size == len(memory):
+            # In parts: `result.bytes()` would hold a second copy of the whole object.
             try:
                 for part in result.stream(min_chunk_size=STREAM_BYTES):
                     memory[at : at + len(part)] = part
@@ -182,9 +204,11 @@ class Remote:
             )
 
     def __reduce__(self) -> tuple[Any, ...]:
+        # obstore's own refusal is a TypeError without a remedy. Told by its name, since obstore need
+        # not be installed.
         if type(self.own_store).__name__ == "MemoryStore":
             raise ConfigError(
-                "a MemoryStore cannot be read by other processes",
+                "other processes cannot read a MemoryStore",
                 where=self,
                 remedy="use engine='thread'",
             )
@@ -206,26 +230,31 @@ Location = Path | Remote
 """Where a version, or a file of one, lies."""
 
 
-def location_of(path: Any) -> Location:
-    """Turn a path, a URL or an obstore store into a location. A file:// URL becomes a path.
+def location_of(path: object) -> Location:
+    """Return the location that a path, a URL or an obstore store stands for.
 
-    Raises ConfigError for anything else.
+    Raises
+    ------
+    ConfigError
+        `path` is something else.
     """
     if isinstance(path, (Path, Remote)):
         return path
     if isinstance(path, str):
+        # Through obstore, a local version would be copied into memory instead of mapped.
         if path.lower().startswith("file://"):
             return Path(url2pathname(urlsplit(path).path))
         return Remote(path) if URL.match(path) else Path(path)
     if type(path).__module__.startswith("obstore"):
         return Remote(store=path)
+
     raise ConfigError("a warehouse is opened by path, URL or obstore store", found=repr(path)[:80])
 
 
 def zarr_store(location: Location) -> tuple[Any, str]:
-    """What zarr opens, and the prefix of its keys there.
+    """Return what zarr-python opens, and the prefix of the version's keys there.
 
-    That is the folder itself, or zarr's view of an object store.
+    That is the folder itself without a prefix, or an object store.
     """
     if not isinstance(location, Remote):
         return location, ""
@@ -235,4 +264,6 @@ def zarr_store(location: Location) -> tuple[Any, str]:
 
 
 def first_line(error: BaseException) -> str:
+    """Return what an error says, cut to 160 characters of its first line."""
+    # obstore appends its own Rust structures, over many lines.
     return str(error).split("\n", 1)[0][:160]

@@ -113,6 +113,7 @@ class Manifest(BaseModel):
         What `CubeGeometry.to_json` gives; None for versions of other kinds.
     """
 
+    # A key that we do not know was written by a later release, which may mean something by it.
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format_version: int
@@ -148,6 +149,7 @@ def version_name(recipe: dict[str, Any]) -> tuple[str, str]:
     The version is `v` and the first 12 hex digits of the recipe's sha256; the key is all 64.
     """
     key = hashlib.sha256(canonical(recipe)).hexdigest()
+    # 48 bits: a million versions in one warehouse would collide with a probability of 0.2%.
     return f"v{key[:12]}", key
 
 

@@ -26,6 +26,7 @@ __all__ = [
     "TRUNCATED",
     "ArraySpec",
     "Codec",
+    "Compressor",
     "picture_arrays",
     "shard_samples",
 ]
@@ -43,7 +44,10 @@ GEOMETRY = ("scale_x", "scale_y", "pad_x", "pad_y", "raw_width", "raw_height")
 
 CHUNK_BYTES = 128 << 20
 MIN_SHARD_SAMPLES = 64
+
 Compressor = Literal["lz4", "lz4hc", "none"]
+"""What `build.compressor` may be."""
+
 _MASK_TEXT = f"class of each pixel; {MASK_PADDING} where the canvas shows no picture"
 
 

@@ -1,12 +1,12 @@
 """Reading a stored chunk: one file of an array, checked when it is opened, decoded row by row.
 
-Invariant: no byte is handed out whose crc32c, Blosc header size and position in the seal disagree
-(the layout of the file is in `warehouse.format.shards`).
+Invariant: no sample is handed out whose size or, where it is compared, crc32c does not match, and no
+file is opened whose seal is not the published one. `warehouse.format.shards` describes the file.
+Given up: repairing or skipping a damaged sample; it is always an error that names the file.
 """
 
 from __future__ import annotations
 
-import errno
 import mmap
 import os
 from collections.abc import Sequence
@@ -17,46 +17,14 @@ import numpy as np
 from crc32c import crc32c
 from numpy.typing import NDArray
 
-from warehouse.errors import CorruptError, StoreError
+from warehouse.errors import CorruptError
+from warehouse.format.data_file import REMEDY, open_file
 from warehouse.format.inner_chunks import CRC, decode_into
 from warehouse.format.location import Location
 from warehouse.format.schema import ArraySpec
 from warehouse.format.shards import ABSENT, seal_of
 
-__all__ = ["REMEDY", "StoredChunk", "open_file"]
-
-REMEDY = (
-    "the file was changed after publishing; run python -m scripts.verify_zarr, then build again "
-    "with --build.if_exists clear"
-)
-
-
-def open_file(path: Path) -> int:
-    """A descriptor for reading; links are not followed, a FIFO does not hang.
-
-    Raises CorruptError naming the file.
-    """
-    try:
-        return os.open(
-            path,
-            os.O_RDONLY
-            | getattr(os, "O_CLOEXEC", 0)
-            | getattr(os, "O_NOFOLLOW", 0)
-            | getattr(os, "O_NONBLOCK", 0),
-        )
-    except OSError as error:
-        if error.errno in {errno.EMFILE, errno.ENFILE}:
-            raise StoreError(
-                "too many open files",
-                where=path,
-                remedy="raise the limit with ulimit -n, or lower --loader.interleave",
-            ) from None
-        raise CorruptError(
-            "a data file is missing or cannot be opened",
-            where=path,
-            found=error.strerror,
-            remedy=REMEDY,
-        ) from None
+__all__ = ["StoredChunk"]
 
 
 class StoredChunk:
@@ -119,6 +87,7 @@ class StoredChunk:
 
     def check_size(self) -> None:
         """Compare the file's size with the published one. Raises CorruptError."""
+        # What was fetched was compared when it arrived.
         if self.fd < 0:
             return
 
@@ -135,12 +104,14 @@ class StoredChunk:
             )
 
     def _open_index(self, seal: int) -> list[tuple[int, int]]:
-        """(offset, length) of each inner chunk by its number; absent ones are (0, 0)."""
+        """Return (offset, length) of each inner chunk by its number; absent ones are (0, 0)."""
         if self.spec.inner is None:
             if self.size < 4 or CRC.unpack(self._bytes(self.size - 4, 4))[0] != seal:
                 raise self._not_as_published("a data file", seal)
             return [(0, self.size)]
 
+        # The seal depends on the checksums of the inner chunks, which are read where the index says:
+        # so the index has to be sound before the seal can be compared.
         body = self._read_index()
         index = np.frombuffer(body, "<u8").reshape(-1, 2)
         present = self.present
@@ -202,6 +173,8 @@ class StoredChunk:
         )
 
     def _bytes(self, offset: int, length: int) -> memoryview:
+        # A map is sliced without a copy. `pread` costs one, but a file that is cut short meanwhile
+        # is an error there and does not kill the process.
         if self.view is not None:
             return self.view[offset : offset + length]
         try:
@@ -221,9 +194,9 @@ class StoredChunk:
         return memoryview(data)
 
     def read_row(self, row: int, out: NDArray[Any], *, check: bool) -> None:
-        """Decode sample `row` of this chunk into `out` (spec.shape[1:], C-contiguous).
+        """Decode a sample of this chunk into `out`, which is C-contiguous with its shape.
 
-        Raises CorruptError naming file and row.
+        Raises CorruptError as `read_rows` does.
         """
         self.read_rows([row], out[None], [0], verify="always" if check else "off")
 
@@ -294,10 +267,12 @@ class StoredChunk:
         """
         assert self.spec.inner is not None
         width = self.spec.inner[-1]
+
         # NumPy copies the last axis run by run: runs of up to four values went 1.4 to 4 times
         # faster one column at a time.
         step = 1 if width <= 4 else width
         scratch, size = np.empty(self.spec.inner[1:], out.dtype), 0
+
         for row, target in zip(rows, targets, strict=True):
             check = verify == "always" or (verify != "off" and not self.verified[row])
             for part in range(self.parts):
@@ -307,6 +282,8 @@ class StoredChunk:
                     decode_into(self._bytes(*entry), scratch, self.spec.codec, check)
                 except (ValueError, RuntimeError) as error:
                     raise self._does_not_decode(number, error) from None
+
+                # The last part may be wider than what is left of the row.
                 columns = out[target][..., part * width : (part + 1) * width]
                 wanted = columns.shape[-1]
                 for at in range(0, wanted, step):
@@ -317,10 +294,14 @@ class StoredChunk:
         return size
 
     def read_all(self) -> NDArray[Any]:
-        """A plain array's whole chunk, cut to its rows: [rows, ...].
+        """Return all samples of an array that is not sharded: [rows, ...]. Do not write into it.
 
-        Decoded once, then kept: a few KB. Do not write into it.
+        Raises
+        ------
+        CorruptError
+            The file does not decode.
         """
+        # Decoded once and kept, since such a file has a few KB and every batch asks for it.
         if self.decoded is None:
             out = np.empty(self.spec.chunk, dtype=self.spec.dtype)
             try:
@@ -333,6 +314,7 @@ class StoredChunk:
         return self.decoded
 
     def close(self) -> None:
+        """Close the file. Rows that are being decoded in other threads are still completed."""
         # The map goes with its last view: another thread may still be decoding from it.
         self.view = None
         if self.fd >= 0:
@@ -340,5 +322,6 @@ class StoredChunk:
             self.fd = -1
 
     def __del__(self) -> None:
+        # `__init__` may have raised before there was a descriptor.
         if getattr(self, "fd", -1) >= 0:
             self.close()

@@ -1,7 +1,7 @@
 """Version lookup: which version folder a path means.
 
-A root leads to the version that its CURRENT file names; a version folder and a manifest.json mean
-that version.
+A root leads to the version that its CURRENT file names; a version folder or a manifest.json stands
+for its own version. Given up: guessing a version where CURRENT is missing or damaged.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ BUILD_HINT = "build one with python -m scripts.build_zarr --build.input_root FOL
 
 
 def find_version(path: Location) -> Location:
-    """Return the version folder meant by a root, a version folder or a manifest.json.
+    """Return the version folder that a root, a version folder or a manifest.json stands for.
 
     Raises
     ------
     NotAWarehouseError
-        There is nothing, or no published version.
+        There is nothing at this path, or no published version.
     CorruptError
         CURRENT names no version, or one that is not there.
     """
     if path.name == tables.MANIFEST:
         path = path.parent
+
     if isinstance(path, Remote):
         if (path / tables.MANIFEST).size() is not None:
             return path
@@ -34,11 +35,13 @@ def find_version(path: Location) -> Location:
         return path
     elif not path.exists():
         raise NotAWarehouseError("no such warehouse", where=path, remedy=BUILD_HINT)
+
     current = path / tables.CURRENT
     if not _is_plain_file(current):
         raise NotAWarehouseError(
             "no published version here (no CURRENT file)", where=path, remedy=BUILD_HINT
         )
+    # The file may hold anything: its name must not lead to another folder, nor fill a message.
     name = current.read_bytes()[:64].decode(errors="replace").strip()
     if not tables.VERSION_NAME.fullmatch(name):
         raise CorruptError(

@@ -22,8 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from warehouse.errors import CorruptError, WorkerError
+from warehouse.format.data_file import REMEDY, open_file
 from warehouse.format.location import Location, Remote
-from warehouse.format.stored_chunk import REMEDY, StoredChunk, open_file
+from warehouse.format.stored_chunk import StoredChunk
 from warehouse.read.chunks import ChunkReader, Plan, SplitSource, Verify
 
 __all__ = ["FetchFailed", "SharedStreamReader", "StreamReader", "segment_bytes"]

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from warehouse.errors import CorruptError, StoreError
 from warehouse.format.compatibility import foreign
+from warehouse.format.data_file import REMEDY
 from warehouse.format.location import Location, Remote, location_of, zarr_store
 from warehouse.format.manifest import Manifest, SplitInfo, read_manifest
 from warehouse.format.parquet_tables import read_table
 from warehouse.format.schema import ArraySpec
-from warehouse.format.stored_chunk import REMEDY
 from warehouse.format.versions import find_version
 from warehouse.layouts.base import Layout, SampleIndex
 from warehouse.layouts.cube.geometry import CubeGeometry, CubeSampleIndex

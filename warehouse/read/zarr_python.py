@@ -33,8 +33,8 @@ from zarr.storage import LocalStore, WrapperStore
 
 from warehouse.errors import CorruptError, WarehouseError
 from warehouse.format import manifest as tables
+from warehouse.format.data_file import REMEDY
 from warehouse.format.location import Remote, first_line, zarr_store
-from warehouse.format.stored_chunk import REMEDY
 from warehouse.read.chunks import ChunkReader, SplitSource, Verify
 from warehouse.read.files import VersionFiles
 

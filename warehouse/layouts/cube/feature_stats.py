@@ -1,16 +1,16 @@
-"""What a cube's stored chunks say about its features, and how those facts add up to the feature
-table.
+"""Statistics of a cube's features, of each stored chunk and of all of them together.
 
-`block_facts` runs in a build worker on one decoded stored chunk and gives JSON for its marker;
-`merge_features` combines the markers in chunk order, so that the table is the same for any number
-of workers. Means and squared deviations are combined by the pairwise update of Chan, Golub and
-LeVeque (1979): no large sums cancel. Memory: one date of one feature.
+`block_facts` runs in a build worker on one decoded stored chunk and returns JSON for its marker;
+`merge_features` combines the markers in the order of the chunks, so that the feature table is the
+same for any number of workers. Means and squared deviations are combined by the pairwise update of
+Chan, Golub and LeVeque (1979), in which no large sums cancel. Given up: quantiles, which cannot be
+combined from parts.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,23 +26,38 @@ __all__ = ["block_facts", "merge_features", "valid_by_date"]
 def block_facts(
     data: NDArray[np.float32], train: NDArray[np.bool_], origin_t: int, features: Sequence[Feature]
 ) -> dict[str, Any]:
-    """Facts of one stored chunk. data: [time, y, x, feature], NaN where missing; train: voxels
-    [time, y, x] that statistics count.
+    """Return facts of one stored chunk, as JSON.
 
-    origin_t: its first date in the cube. "dates": values present of time-varying features, by date
-    of the chunk.
+    Parameters
+    ----------
+    data
+        Values, float32 [time, y, x, feature], NaN where missing.
+    train
+        Voxels that the statistics are over, bool [time, y, x].
+    origin_t
+        Number in the cube of the chunk's first date.
+
+    Returns
+    -------
+    dict
+        `features`: moments, range and class counts of each; `voxels`: how many of `train` are set;
+        `dates`: for each date of the chunk, how many values of time-varying features are present.
     """
     table = []
     for at, feature in enumerate(features):
         moments = (0, 0.0, 0.0)
         least, most, counts = math.inf, -math.inf, np.zeros(len(feature.codes), np.int64)
+        # Date by date: a stored chunk is up to 128 MiB, and its copies in float64 would be several
+        # times as large.
         for date in range(data.shape[0]):
             values = data[date, :, :, at][train[date]]
             values = values[~np.isnan(values)]
             if not values.size:
                 continue
             if feature.kind == "categorical":
+                # Codes are small integers, which float32 holds exactly.
                 counts += np.array([np.count_nonzero(values == code) for code in feature.codes])
+
             exact = values.astype(np.float64)
             mean = float(exact.mean())
             moments = _combine(moments, (values.size, mean, float(np.square(exact - mean).sum())))
@@ -54,6 +69,8 @@ def block_facts(
                 "counts": counts.tolist(),
             }
         )
+
+    # A static feature is repeated along time: its values would hide that a date has none.
     moving = [at for at, feature in enumerate(features) if not feature.static]
     present = [
         int(np.count_nonzero(~np.isnan(data[date][..., moving]))) for date in range(data.shape[0])
@@ -72,6 +89,7 @@ def _combine(
     """(count, mean, sum of squared deviations) of two sets together."""
     if not one[0] or not other[0]:
         return other if other[0] else one
+
     count, step = one[0] + other[0], other[1] - one[1]
     return (
         count,
@@ -81,10 +99,15 @@ def _combine(
 
 
 def merge_features(
-    features: Sequence[Feature], facts: Sequence[dict[str, Any]]
+    features: Sequence[Feature], facts: Sequence[Mapping[str, Any]]
 ) -> tuple[Feature, ...]:
-    """The feature table with statistics over valid training voxels, from all stored chunks' facts
-    in chunk order.
+    """Return the features with their statistics over valid training voxels.
+
+    Parameters
+    ----------
+    facts
+        What `block_facts` returned for each stored chunk, in the order of the chunks: rounding
+        depends on the order, and the table is part of a version's bytes.
     """
     voxels = sum(each["voxels"] for each in facts)
     return tuple(
@@ -119,10 +142,11 @@ def _merge(feature: Feature, parts: list[dict[str, Any]], voxels: int) -> Featur
     )
 
 
-def valid_by_date(layout: CubeChunking, facts: Sequence[dict[str, Any]]) -> NDArray[np.int64]:
-    """Values present of time-varying features at each date of the cube, int64 [time]."""
+def valid_by_date(layout: CubeChunking, facts: Sequence[Mapping[str, Any]]) -> NDArray[np.int64]:
+    """Return how many values of time-varying features are present at each date, int64 [time]."""
     total = np.zeros(layout.shape[0], np.int64)
     for each in facts:
+        # The last stored chunk may reach beyond the last date.
         dates = each["dates"][: layout.shape[0] - each["origin_t"]]
         total[each["origin_t"] : each["origin_t"] + len(dates)] += dates
     return total

@@ -1,17 +1,19 @@
-"""What a cube is made of: its features, its geometry, the places of its samples.
+"""The geometry of a cube, and in which stored chunk and inner chunk each sample is.
 
-A cube is one array [time, y, x, feature] cut into samples (time, y, x, all features), stored chunks
-(one is a file) and label blocks (one belongs to one split). A sample is one inner chunk, or one a
-feature group: splits, sample numbers and shares of valid values know nothing of feature groups.
-`CubeChunking` is the arithmetic between them; `CubeSampleIndex` numbers the samples of a split by (stored
-chunk, place in it), C order. Categorical values are stored as their codes (float32, NaN where
-missing); statistics are over valid voxels of the training split. Memory: 16 bytes a sample of the
-split.
+A cube is one array [time, y, x, feature] that is cut into samples (time, y, x, all features),
+stored chunks (each is a file) and label blocks (each belongs to one split). A sample is one inner
+chunk, or one for each feature group: splits, sample numbers and shares of valid values know nothing
+of feature groups. `CubeChunking` is the arithmetic between them; `CubeSampleIndex` numbers the
+samples of a split by (stored chunk, inner chunk), both in C order. Categorical values are stored as
+their codes (float32, NaN where missing); statistics are over valid voxels of the training split.
+Given up: an index that is computed when it is asked for; it takes 16 bytes of memory for each
+sample of the split.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -34,18 +36,30 @@ __all__ = [
 ]
 
 Box = tuple[int, int, int]
+"""(time, y, x), in voxels or in chunks."""
+
 LEFT_OUT = 3
 """The label of blocks in no split; 0, 1, 2 are train, val, test."""
 
 
 @dataclass(frozen=True)
 class CubeChunking:
-    """Shapes in voxels. shape: (time, y, x, feature); inner, shard, block: (time, y, x), the last
-    two multiples of inner.
+    """How a cube is cut into inner chunks, stored chunks and label blocks.
 
-    Stored chunks are numbered in C order over `shard_grid`, samples of one in C order over
-    `per_shard`. feature_group: features of an inner chunk; the last group of a sample is stored in
-    full size too.
+    Stored chunks are numbered in C order over `shard_grid`, the samples of each in C order over
+    `per_shard`.
+
+    Attributes
+    ----------
+    shape
+        (time, y, x, feature) of the cube, in voxels.
+    inner
+        (time, y, x) of a sample, in voxels.
+    shard, block
+        (time, y, x) of a stored chunk and of a label block; multiples of `inner`.
+    feature_group
+        Features of an inner chunk, None for all. The last group of a sample is stored in full size
+        too.
     """
 
     shape: tuple[int, int, int, int]
@@ -56,10 +70,9 @@ class CubeChunking:
 
     @property
     def group(self) -> int:
-        """Features of an inner chunk, at most all."""
-        return (
-            self.shape[3] if self.feature_group is None else min(self.feature_group, self.shape[3])
-        )
+        """Number of features of an inner chunk, at most all."""
+        every = self.shape[3]
+        return every if self.feature_group is None else min(self.feature_group, every)
 
     @property
     def inner_grid(self) -> Box:
@@ -83,7 +96,7 @@ class CubeChunking:
 
     @property
     def slots(self) -> int:
-        """Samples a stored chunk has room for."""
+        """Number of samples that a stored chunk has room for."""
         return math.prod(self.per_shard)
 
     @property
@@ -94,18 +107,19 @@ class CubeChunking:
         return -(-self.shape[0] // box[0]), -(-self.shape[1] // box[1]), -(-self.shape[2] // box[2])
 
     def present(self, chunk: int) -> NDArray[np.int64]:
-        """Slots of a stored chunk that lie inside the array, ascending."""
+        """Return the positions in a stored chunk that lie inside the array, ascending."""
         corner = np.array(np.unravel_index(chunk, self.shard_grid)) * self.per_shard
         inside = [
             np.arange(start, start + count) < limit
             for start, count, limit in zip(corner, self.per_shard, self.inner_grid, strict=True)
         ]
-        return np.flatnonzero(inside[0][:, None, None] & inside[1][:, None] & inside[2]).astype(
-            np.int64
-        )
+        grid = inside[0][:, None, None] & inside[1][:, None] & inside[2]
+
+        # `flatnonzero` gives the platform's integer, which has 32 bits on Windows.
+        return np.flatnonzero(grid).astype(np.int64)
 
     def origins(self, chunks: NDArray[np.int64], slots: NDArray[np.int64]) -> NDArray[np.int64]:
-        """(t, y, x) of the first voxel of inner chunks, int64 [n, 3]."""
+        """Return (t, y, x) of the first voxel of inner chunks, int64 [n, 3]."""
         corner = np.stack(np.unravel_index(chunks, self.shard_grid), axis=1) * np.array(
             self.per_shard
         )
@@ -113,28 +127,30 @@ class CubeChunking:
         origins: NDArray[np.int64] = ((corner + within) * np.array(self.inner)).astype(np.int64)
         return origins
 
-    def by_chunk(self, values: NDArray[Any], fill: Any) -> NDArray[Any]:
-        """One value an inner chunk, [inner grid] -> [stored chunks, slots].
+    def by_chunk(self, values: NDArray[Any], fill: object) -> NDArray[Any]:
+        """Return values of inner chunks, [inner grid], as [stored chunks, slots].
 
         Slots outside the array hold `fill`.
         """
         grid, per = self.shard_grid, self.per_shard
         room = np.full([g * p for g, p in zip(grid, per, strict=True)], fill, values.dtype)
         room[: values.shape[0], : values.shape[1], : values.shape[2]] = values
-        cut = room.reshape(grid[0], per[0], grid[1], per[1], grid[2], per[2]).transpose(
-            0, 2, 4, 1, 3, 5
-        )
+        # The stored chunks' axes first, then those of the slots in them.
+        cut = room.reshape(grid[0], per[0], grid[1], per[1], grid[2], per[2])
+        cut = cut.transpose(0, 2, 4, 1, 3, 5)
+
         return cut.reshape(self.stored_chunks, self.slots)
 
     def inner_labels(self, labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Labels of blocks [block grid] -> of inner chunks [inner grid]."""
+        """Return labels of blocks, [block grid], as labels of inner chunks, [inner grid]."""
         for axis, count in enumerate(self.inner_grid):
-            labels = np.repeat(labels, self.block[axis] // self.inner[axis], axis=axis).take(
-                range(count), axis=axis
-            )
+            repeats = self.block[axis] // self.inner[axis]
+            # The last block of an axis may reach beyond the cube.
+            labels = np.repeat(labels, repeats, axis=axis).take(range(count), axis=axis)
         return labels
 
     def to_json(self) -> dict[str, Any]:
+        """Return the chunking as a part of the manifest's `cube`."""
         boxes = {
             "shape": list(self.shape),
             "inner": list(self.inner),
@@ -145,16 +161,21 @@ class CubeChunking:
 
 
 class CubeSampleIndex:
-    """Places of one split of a cube (see warehouse/layouts/base.py). labels: u1 [block grid].
+    """The sample index of one split of a cube; see `warehouse.layouts.base.SampleIndex`.
 
-    label: 0 train, 1 val, 2 test.
+    Parameters
+    ----------
+    labels
+        Split of each label block, uint8 [block grid].
+    label
+        The split: 0 train, 1 val, 2 test, 3 left out.
     """
 
     def __init__(self, layout: CubeChunking, labels: NDArray[np.uint8], label: int) -> None:
         self.layout = layout
-        flat = np.flatnonzero(
-            layout.by_chunk(layout.inner_labels(labels), 255).reshape(-1) == label
-        )
+        # 255 is no label: slots outside the array belong to no split, not even to what is left out.
+        by_chunk = layout.by_chunk(layout.inner_labels(labels), 255)
+        flat = np.flatnonzero(by_chunk.reshape(-1) == label)
         numbers, self.slots = np.divmod(flat.astype(np.int64), layout.slots)
         self.numbers, self.chunks, counts = np.unique(
             numbers, return_inverse=True, return_counts=True
@@ -175,23 +196,33 @@ class CubeSampleIndex:
         return self.layout.present(self.stored(chunk))
 
     def gather(self, values: NDArray[Any]) -> NDArray[Any]:
-        """One value an inner chunk, [inner grid] -> one a sample of the split, [samples]."""
+        """Return values of inner chunks, [inner grid], as values of the split's samples, [samples]."""
         by_chunk = self.layout.by_chunk(values, values.dtype.type(0))
         chosen: NDArray[Any] = by_chunk[self.numbers[self.chunks], self.slots]
         return chosen
 
     def origins(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-        """(t, y, x) voxel offsets of samples in the cube, int64 [n, 3]."""
+        """Return (t, y, x) of the first voxel of each sample in the cube, int64 [n, 3]."""
         return self.layout.origins(self.numbers[self.chunks[indices]], self.slots[indices])
 
 
 @dataclass(frozen=True)
 class CubeGeometry:
-    """A published cube: layout, features, place. times: ISO 8601, one a step; transform: affine a,
-    b, c, d, e, f of pixel corners.
+    """What the manifest keeps of a cube: its chunking, its features and where it lies.
 
-    crs_wkt: WKT2:2019 (ISO 19162). extent: rows and columns of the declared grid; the array goes on
-    right and down to whole inner chunks, missing there.
+    Attributes
+    ----------
+    times
+        Date of each time step, ISO 8601.
+    crs_wkt
+        Coordinate reference system, WKT2:2019 (ISO 19162).
+    crs_code
+        Its code, such as EPSG:32614, where it has one.
+    transform
+        Affine (a, b, c, d, e, f) from (column, row) of pixel corners to (x, y).
+    extent
+        Rows and columns of the declared grid. The array extends to the right and down to complete
+        inner chunks, whose further voxels are missing values.
     """
 
     layout: CubeChunking
@@ -211,6 +242,7 @@ class CubeGeometry:
         return np.array(self.times, dtype="datetime64[s]")
 
     def to_json(self) -> dict[str, Any]:
+        """Return the manifest's `cube`."""
         return self.layout.to_json() | {
             "features": [feature.to_json() for feature in self.features],
             "times": list(self.times),
@@ -222,8 +254,10 @@ class CubeGeometry:
         }
 
     @classmethod
-    def of(cls, raw: dict[str, Any]) -> CubeGeometry:
+    def of(cls, raw: Mapping[str, Any]) -> CubeGeometry:
+        """Return the geometry that the manifest's `cube` describes."""
         boxes = tuple(raw["shape"]), tuple(raw["inner"]), tuple(raw["shard"]), tuple(raw["block"])
+        # Cubes that were built before there were feature groups do not have the key.
         layout = CubeChunking(*boxes, raw.get("feature_group"))
         features = tuple(Feature.of(each) for each in raw["features"])
         return cls(
@@ -240,15 +274,18 @@ class CubeGeometry:
 def cube_arrays(
     layout: CubeChunking, compressor: str, samples: int | None = None
 ) -> list[ArraySpec]:
-    """`data` and `valid` as readers and the builder see them, [sample, time, y, x, feature].
+    """Return `data` and `valid` as readers and the builder see them: [sample, time, y, x, feature].
 
-    `grid` finds the file.
+    Parameters
+    ----------
+    samples
+        Number of samples; None for all that the stored chunks have room for.
     """
     row, part = (*layout.inner, layout.shape[3]), (1, *layout.inner, layout.group)
     cname: Any = None if compressor == "none" else compressor
     level = 5 if cname == "lz4hc" else 9
-    # Shuffling whole voxels puts equal bytes of one feature side by side: ratio 2.67 against 1.77
-    # on NAIP (DESIGN section 2).
+    # Shuffling whole voxels puts equal bytes of one feature side by side: NAIP images then shrink
+    # by a factor of 2.67 instead of 1.77. Blosc keeps the size of an item in one byte.
     typesize = 4 * layout.group if 4 * layout.group <= 255 else 4
     codecs = {
         "data": ("float32", Codec(cname, level, True, typesize)),
@@ -274,7 +311,12 @@ def cube_arrays(
 class SmallArray:
     """A small array of a cube, kept in one file.
 
-    `blocks`: a value a label block, else one an inner chunk.
+    Attributes
+    ----------
+    blocks
+        Whether there is a value for each label block; or else there is one for each inner chunk.
+    text
+        Its `long_name` in the Zarr metadata.
     """
 
     name: str
@@ -284,9 +326,12 @@ class SmallArray:
     text: str
 
     def spec(self, layout: CubeChunking) -> ArraySpec:
+        """Return the Zarr array, all of which is one stored chunk."""
         shape = layout.block_grid if self.blocks else layout.inner_grid
         itemsize = np.dtype(self.dtype).itemsize
+        # Also where the cube is not compressed: it is decoded once, when a split is opened.
         codec = Codec("lz4", 9, itemsize > 1, itemsize)
+
         return ArraySpec(
             self.name,
             shape,

@@ -1,9 +1,10 @@
 """The Zarr group of a baked cube: coordinates, georeference, feature table and small arrays.
 
-The group reads with xarray as it is (CF time, named coordinates, `spatial_ref`), and carries
-`proj:` and `spatial:` attributes: https://github.com/zarr-conventions/proj,
-https://github.com/zarr-conventions/spatial, v0.1 of both, registered in `zarr_conventions` as
-https://github.com/zarr-conventions/zarr-conventions-spec asks.
+xarray reads the group as it is (CF time, named coordinates, `spatial_ref`). The group also carries
+the attributes of the conventions https://github.com/zarr-conventions/proj and
+https://github.com/zarr-conventions/spatial, version 0.1 of both, and registers them in
+`zarr_conventions` as https://github.com/zarr-conventions/zarr-conventions-spec requires. The place
+is therefore stored twice: readers of rasters know the older form, which no Zarr convention has.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,10 @@ from warehouse.format.inner_chunks import chunk_key, encode
 from warehouse.format.schema import ArraySpec
 from warehouse.layouts.cube.geometry import LABELS, VALID_SHARE, CubeGeometry
 from warehouse.layouts.metadata import consolidated, create_array
+
+if TYPE_CHECKING:
+    import zarr
+    from zarr.core.common import JSON
 
 __all__ = ["georeference", "on_disk", "write_cube_group"]
 
@@ -62,6 +67,8 @@ def write_cube_group(
 
     Parameters
     ----------
+    store
+        The Zarr store in the staging folder.
     specs
         `data` and `valid` as readers see them, by sample.
     labels
@@ -71,11 +78,13 @@ def write_cube_group(
 
     Returns
     -------
-    Rows of files.parquet for what is not a zarr.json.
+    list
+        Rows of files.parquet for all files written here but zarr.json.
     """
     layout = geometry.layout
     shared = {"class_names": [], "layout": "cube", "version": version, "summary": summary}
     rows = []
+
     with consolidated(store, ["cube"], shared) as groups:
         group = groups["cube"]
         group.attrs.update(
@@ -83,8 +92,12 @@ def write_cube_group(
             | georeference(geometry)
             | {"features": [feature.to_json() for feature in geometry.features]}
         )
+
         for spec in specs:
             create_array(group, on_disk(spec, geometry))
+
+        # Written by our own code and not by zarr-python, so that they have a seal, and are checked
+        # when they are read, as the data are.
         for small, values in ((LABELS, labels), (VALID_SHARE, shares)):
             spec = small.spec(layout)
             create_array(group, spec)
@@ -99,11 +112,14 @@ def write_cube_group(
                     "seal": int.from_bytes(data[-4:], "little"),
                 }
             )
+
         for name in _write_coordinates(group, geometry):
             for path in sorted((store / "cube" / name).rglob("*")):
                 if path.is_file() and path.name != "zarr.json":
-                    durable.write_bytes(path, path.read_bytes())  # zarr does not fsync
+                    # Written once more, because zarr-python does not fsync.
+                    durable.write_bytes(path, path.read_bytes())
                     rows.append(_row(store, path))
+
     return rows
 
 
@@ -120,7 +136,7 @@ def _row(store: Path, path: Path) -> dict[str, Any]:
 
 
 def on_disk(spec: ArraySpec, cube: CubeGeometry) -> ArraySpec:
-    """The Zarr array behind a by-sample spec."""
+    """Return the Zarr array [time, y, x, feature] that holds what readers see as `spec`."""
     assert spec.inner is not None
     layout = cube.layout
     group = layout.group
@@ -131,29 +147,42 @@ def on_disk(spec: ArraySpec, cube: CubeGeometry) -> ArraySpec:
         attrs |= {"long_name": "values, NaN where missing; categories as their codes"}
     else:
         attrs |= {"long_name": "true where data holds a value"}
-    dims = ("time", "y", "x", "feature")
-    stored, inner = (*layout.shard, spec.parts * group), (*layout.inner, group)
-    return ArraySpec(spec.name, layout.shape, spec.dtype, dims, stored, inner, spec.codec, attrs)
+
+    return ArraySpec(
+        spec.name,
+        layout.shape,
+        spec.dtype,
+        dims=("time", "y", "x", "feature"),
+        # Zarr requires that a shard is a multiple of its inner chunks, so that the last feature
+        # group may reach beyond the array.
+        chunk=(*layout.shard, spec.parts * group),
+        inner=(*layout.inner, group),
+        codec=spec.codec,
+        attrs=attrs,
+    )
 
 
-def _write_coordinates(group: Any, cube: CubeGeometry) -> list[str]:
+def _write_coordinates(group: zarr.Group, cube: CubeGeometry) -> list[str]:
+    """Write the coordinate arrays and return their names."""
     a, _, c, _, e, f = cube.transform
     _, height, width, _ = cube.shape
-    projected = cube.crs_wkt.startswith("PROJ")  # PROJCS in WKT1, PROJCRS in WKT2
-    place = (
+    # PROJCS in WKT1, PROJCRS in WKT2.
+    projected = cube.crs_wkt.startswith("PROJ")
+    standard_names = (
         ("projection_x_coordinate", "projection_y_coordinate")
         if projected
         else ("longitude", "latitude")
     )
-    epoch = {
+    epoch: dict[str, JSON] = {
         "standard_name": "time",
         "units": "seconds since 1970-01-01",
         "calendar": "proleptic_gregorian",
     }
-    columns: dict[str, tuple[Any, dict[str, Any]]] = {
+    # CF has coordinates of the centres of pixels; the transform is that of their corners.
+    columns: dict[str, tuple[NDArray[Any], dict[str, JSON]]] = {
         "time": (cube.dates.astype(np.int64), epoch),
-        "y": (f + e * (np.arange(height) + 0.5), {"standard_name": place[1], "axis": "Y"}),
-        "x": (c + a * (np.arange(width) + 0.5), {"standard_name": place[0], "axis": "X"}),
+        "y": (f + e * (np.arange(height) + 0.5), {"standard_name": standard_names[1], "axis": "Y"}),
+        "x": (c + a * (np.arange(width) + 0.5), {"standard_name": standard_names[0], "axis": "X"}),
         "feature": (np.array([feature.name for feature in cube.features], dtype=object), {}),
     }
     for name, (values, attrs) in columns.items():
@@ -167,23 +196,28 @@ def _write_coordinates(group: Any, cube: CubeGeometry) -> list[str]:
             chunks=values.shape,
         )
         array[:] = values
+
+    # The order of GDAL's GeoTransform, which rioxarray reads; affine has it as a, b, c, d, e, f.
     transform = f"{c} {a} 0.0 {f} 0.0 {e}"
-    place_attrs = {"crs_wkt": cube.crs_wkt, "spatial_ref": cube.crs_wkt, "GeoTransform": transform}
+    georeference_attrs: dict[str, JSON] = {
+        "crs_wkt": cube.crs_wkt,
+        "spatial_ref": cube.crs_wkt,
+        "GeoTransform": transform,
+    }
     group.create_array(
-        "spatial_ref", shape=(), dtype="int64", attributes=place_attrs, compressors=None
+        "spatial_ref", shape=(), dtype="int64", attributes=georeference_attrs, compressors=None
     )[...] = 0
     return [*columns, "spatial_ref"]
 
 
 def georeference(cube: CubeGeometry) -> dict[str, Any]:
-    """`proj:` and `spatial:` attributes of the group and of `data` and `valid`. proj:code is left
-    out where the CRS has none.
-    """
+    """Return the `proj:` and `spatial:` attributes of the group and of `data` and `valid`."""
     a, b, c, d, e, f = cube.transform
     _, height, width, _ = cube.shape
-    code = (
-        {"proj:code": cube.crs_code} if re.fullmatch("[A-Z]+:[0-9]+", cube.crs_code or "") else {}
-    )
+    # The convention's schema has this pattern; a CRS without a code is told by its WKT2 alone.
+    has_code = re.fullmatch("[A-Z]+:[0-9]+", cube.crs_code or "")
+    code = {"proj:code": cube.crs_code} if has_code else {}
+
     return code | {
         "zarr_conventions": CONVENTIONS,
         "proj:wkt2": cube.crs_wkt,
