@@ -1,14 +1,15 @@
 """A trained VQ-VAE as a codec: blocks of a cube to integer codes and back, from a checkpoint alone.
 
-Deterministic on one machine: weights are the run's averaged ones, in eval mode, float32, and blocks
-do not know of each other (a batch of two gives what two batches of one give up to rounding of sums;
-codes are compared by distance, so ties aside the same).
+The codec is deterministic on one machine: the weights are the run's averaged ones, in eval mode and
+float32, and blocks do not depend on each other. A batch of two blocks gives what two batches of one
+give, up to the rounding of sums, which changes a code only where two are equally near.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -25,51 +26,92 @@ from warehouse.layouts.features import Feature
 
 __all__ = ["CubeCodec", "restore_vqvae"]
 
+# A checkpoint may come from anyone: without limits a small JSON file could ask for a model that
+# fills the memory before its weights are even looked at.
 LIMITS = {"width": 4096, "depth": 64, "codebook_size": 65_536, "code_dim": 1024, "levels": 32}
 
 
 class CubeCodec:
-    """features; block, grid (time, y, x) in voxels and latent positions; levels; codebook_size;
-    decoder_bytes: float32 weights that decoding needs, without codebook_bytes."""
+    """A model that encodes and decodes blocks.
+
+    Parameters
+    ----------
+    model
+        The VQ-VAE with its weights.
+    path
+        Its checkpoint.json, for messages and for the digest.
+    device
+        Where to compute.
+
+    Attributes
+    ----------
+    features
+        The feature table that the model was trained on.
+    block, grid
+        Size of a block, (time, y, x) in voxels and in latent positions.
+    levels, codebook_size
+        Residual levels, and codes of each.
+    decoder_bytes, codebook_bytes
+        float32 weights that decoding needs, and the codebooks beside them.
+
+    Raises
+    ------
+    ConfigError
+        The device cannot be used.
+    """
 
     def __init__(self, model: VQVAE, path: Path, device: torch.device | str = "cpu") -> None:
-        """Raises ConfigError for a device that cannot be used."""
         self.device, self.path = choose_device(str(device)), path
         self.model = model.to(self.device).eval().requires_grad_(False)
         shape = model.shape
         self.features, self.block, self.grid = model.channels.features, shape.block, shape.grid
         self.levels, self.codebook_size = shape.levels, shape.codebook_size
+
         parts = (model.spread, model.decoder, model.head)
-        self.decoder_bytes = 4 * (
-            sum(value.numel() for part in parts for value in part.parameters())
-            + model.place.numel()
-        )
-        self.codebook_bytes = (
-            4 * shape.levels * shape.codebook_size * model.quantizer.dim
-            if shape.quantizer == "ema"
-            else 0
-        )
+        weights = sum(value.numel() for part in parts for value in part.parameters())
+        self.decoder_bytes = 4 * (weights + model.place.numel())
+        # The grid of FSQ follows from the codebook's size: there is nothing to store.
+        self.codebook_bytes = 0
+        if shape.quantizer == "ema":
+            self.codebook_bytes = 4 * shape.levels * shape.codebook_size * model.quantizer.dim
 
     @torch.inference_mode()
     def vectors(self, data: Tensor, valid: Tensor) -> Tensor:
-        """float32 [B, t, y, x, D], on the codec's device: what a block's codes approximate. data.
+        """Return what the codes of blocks approximate.
 
-        Float32 [B, T, Y, X, F], valid: bool.
+        Parameters
+        ----------
+        data, valid
+            float32 and bool [B, T, Y, X, F].
+
+        Returns
+        -------
+        Tensor
+            float32 [B, t, y, x, D], on the codec's device.
         """
         latent = self.model.latent(data.to(self.device), valid.to(self.device)).movedim(1, -1)
         return self.model.quantizer.measured(latent.flatten(0, -2)).view(latent.shape)
 
     @property
     def tables(self) -> list[Tensor]:
-        """What each code of each level adds to a vector, float32 [K, D] a level."""
+        """What each code of each level adds to a vector, float32 [K, D] for each level."""
         return self.model.quantizer.tables()
 
     @torch.inference_mode()
     def encode(self, data: Tensor, valid: Tensor, search: CodeSearch | None = None) -> Tensor:
-        """data: float32 [B, T, Y, X, F], valid: bool; codes int64 [B, levels, t, y, x] in
-        0..codebook_size-1.
+        """Encode blocks.
 
-        search: how they are chosen, and for how many levels; None: the nearest at each level.
+        Parameters
+        ----------
+        data, valid
+            float32 and bool [B, T, Y, X, F].
+        search
+            How codes are chosen, and for how many levels; None for the nearest at each level.
+
+        Returns
+        -------
+        Tensor
+            int64 [B, levels, t, y, x] in 0..codebook_size-1, on the CPU.
         """
         if search is None:
             return self.model.encode(data.to(self.device), valid.to(self.device)).cpu()
@@ -79,10 +121,18 @@ class CubeCodec:
 
     @torch.inference_mode()
     def decode(self, codes: Tensor) -> Tensor:
-        """codes: int64 [B, l, t, y, x], the first l levels of `levels`; data float32 [B, T, Y, X,
-        F] in physical units and codes.
+        """Decode codes.
 
-        Every voxel gets a value: keep `valid` beside the codes.
+        Parameters
+        ----------
+        codes
+            int64 [B, l, t, y, x], the first l of the levels.
+
+        Returns
+        -------
+        Tensor
+            float32 [B, T, Y, X, F] in physical units and class codes, on the CPU. Missing voxels
+            get a value too, so `valid` must be kept beside the codes.
         """
         return self.model.decode(codes.to(self.device)).cpu()
 
@@ -90,20 +140,37 @@ class CubeCodec:
 def restore_vqvae(
     path: Path | str, features: Sequence[Feature] | None = None, device: torch.device | str = "cpu"
 ) -> CubeCodec:
-    """The codec of a checkpoint (its folder or checkpoint.json).
+    """Return the codec of a checkpoint.
 
-    features: those of the cube to be encoded; name, kind and codes must be the checkpoint's, in
-    order. Statistics are the checkpoint's. Raises StateError for another model or other features,
-    CorruptError and ConfigError as `load_checkpoint`.
+    Parameters
+    ----------
+    path
+        The checkpoint's folder or its checkpoint.json.
+    features
+        Of the cube to be encoded. Their names, kinds and codes must be those of the checkpoint, in
+        the same order; None skips the comparison.
+    device
+        Where to compute.
+
+    Raises
+    ------
+    StateError
+        The checkpoint is of another model, or of other features; else as `load_checkpoint`.
+    ConfigError
+        The device cannot be used.
     """
     checkpoint = load_checkpoint(Path(path))
     remedy = "train one with python -m scripts.train_vqvae"
-    said = known_model(checkpoint, ("vqvae",), "a VQ-VAE", remedy)
+    description = known_model(checkpoint, ("vqvae",), "a VQ-VAE", remedy)
     try:
-        if said.pop("scaling", None) != SCALING:
-            raise ValueError("features are scaled otherwise than here")
-        table = tuple(Feature.of(dict(raw)) for raw in said.pop("features"))
-        shape = _shape(said)
+        # Weights fit whatever the features were divided by, so that a model of an earlier release
+        # would load and decode to wrong units.
+        if description.pop("scaling", None) != SCALING:
+            raise ValueError("its features are scaled differently")
+
+        # Statistics are the checkpoint's and not the cube's: they are part of what was learned.
+        table = tuple(Feature.of(dict(raw)) for raw in description.pop("features"))
+        shape = _shape(description)
         shape.check()
         model = VQVAE(table, shape, CodebookRules())
     except (KeyError, TypeError, ValueError, AttributeError, WarehouseError) as error:
@@ -119,12 +186,13 @@ def restore_vqvae(
     return CubeCodec(model, checkpoint.path, device)
 
 
-def _shape(said: dict[str, Any]) -> Shape:
-    known = {field.name: said[field.name] for field in fields(Shape)}
+def _shape(description: Mapping[str, Any]) -> Shape:
+    known = {field.name: description[field.name] for field in fields(Shape)}
     for key in ("block", "stride", "patch"):
         known[key] = tuple(int(size) for size in known[key])
         if len(known[key]) != 3 or not all(1 <= size <= 4096 for size in known[key]):
             raise ValueError(f"{key} {known[key]}")
+
     for key, most in LIMITS.items():
         known[key] = int(known[key])
         if not 0 <= known[key] <= most:
@@ -135,29 +203,20 @@ def _shape(said: dict[str, Any]) -> Shape:
 
 
 def _same_features(trained: Sequence[Feature], wanted: Sequence[Feature], path: Path) -> None:
-    one, other = (
-        [(feature.name, feature.kind, tuple(sorted(feature.codes))) for feature in table]
-        for table in (trained, wanted)
-    )
-    if one != other:
-        place = next(
-            (
-                place
-                for place, pair in enumerate(zip(one, other, strict=False))
-                if pair[0] != pair[1]
-            ),
-            min(len(one), len(other)),
-        )
-        said = [_words(table[place]) if place < len(table) else "nothing" for table in (one, other)]
-        raise StateError(
-            "the checkpoint was trained on other features",
-            where=path,
-            expected=f"{said[0]} as feature {place}",
-            found=said[1],
-            remedy="train on this cube with python -m scripts.train_vqvae",
-        )
+    # As text, with "nothing" where one table is shorter, so that the message can show the first
+    # pair that differs.
+    pairs = zip_longest(map(_text_of, trained), map(_text_of, wanted), fillvalue="nothing")
+    for number, (expected, found) in enumerate(pairs):
+        if expected != found:
+            raise StateError(
+                "the checkpoint was trained on other features",
+                where=path,
+                expected=f"{expected} as feature {number}",
+                found=found,
+                remedy="train on this cube with python -m scripts.train_vqvae",
+            )
 
 
-def _words(feature: tuple[str, str, tuple[int, ...]]) -> str:
-    name, kind, codes = feature
-    return f"{name} ({kind}{' ' + str(list(codes)) if codes else ''})"
+def _text_of(feature: Feature) -> str:
+    codes = f" {sorted(feature.codes)}" if feature.codes else ""
+    return f"{feature.name} ({feature.kind}{codes})"
