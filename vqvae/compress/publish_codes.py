@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from utils.jobs.bake import bake_once
 from vqvae.compress.encode import codes_recipe, plan_codes
@@ -23,20 +22,23 @@ __all__ = ["publish_codes", "publish_reconstruction"]
 
 
 def publish_codes(cube: Warehouse, settings: CompressSettings) -> Manifest:
-    """The version of codes of a cube below `output_root`; encoded now if it is not there."""
+    """Return the version of codes of a cube below `output_root`, encoding it if it is not there."""
     recipe, _ = codes_recipe(cube, settings)
     root = Path(settings.output_root)
     return _publish(recipe, lambda: plan_codes(cube, settings), root, settings)
 
 
 def publish_reconstruction(codes: Path, root: Path, settings: CompressSettings) -> Manifest:
-    """The cube that a version of codes decodes to, below `root`; decoded now if it is not there."""
+    """Return the cube that a version of codes decodes to, below `root`.
+
+    It is decoded now if it is not there.
+    """
     plan, load = plan_reconstruction(codes, settings.checkpoint, device=settings.device)
     return _publish(plan.recipe, lambda: (plan, load), root, settings)
 
 
 def _publish(
-    recipe: Mapping[str, Any],
+    recipe: Mapping[str, object],
     prepare: Callable[[], tuple[BuildPlan, LoadSample]],
     root: Path,
     settings: CompressSettings,
