@@ -26,8 +26,9 @@ from utils.loader import ChunkLoader
 from utils.training.checkpoint import prefixed, save_checkpoint
 from vqvae.compress.blocks import encode_blocks, learned_search, training_vectors
 from vqvae.compress.codec import restore_vqvae
+from vqvae.compress.decode import CodesOfCube, decode_blocks
 from vqvae.compress.encode import plan_codes
-from vqvae.compress.reconstruct import CodesOfCube, decode_blocks, reconstruct
+from vqvae.compress.reconstruct import reconstruct
 from vqvae.network.model import VQVAE, Shape
 from vqvae.rate.distortion import packed_bytes
 from vqvae.settings import CompressSettings

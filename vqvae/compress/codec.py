@@ -7,8 +7,10 @@ give, up to the rounding of sums, which changes a code only where two are equall
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from functools import lru_cache
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from vqvae.quantizers.codebook import CodebookRules
 from warehouse.errors import StateError, WarehouseError
 from warehouse.layouts.features import Feature
 
-__all__ = ["CubeCodec", "restore_vqvae"]
+__all__ = ["CubeCodec", "checkpoint_digest", "open_codec", "restore_vqvae"]
 
 # A checkpoint may come from anyone: without limits a small JSON file could ask for a model that
 # fills the memory before its weights are even looked at.
@@ -184,6 +186,40 @@ def restore_vqvae(
         _same_features(table, features, checkpoint.path)
     load_module(model, checkpoint.part("average"), checkpoint.path)
     return CubeCodec(model, checkpoint.path, device)
+
+
+def checkpoint_digest(codec: CubeCodec) -> str:
+    """Return the sha256 of the checkpoint's safetensors file."""
+    return str(json.loads(codec.path.read_bytes())["sha256"])
+
+
+@lru_cache(maxsize=2)
+def open_codec(path: str, digest: str | None, device: str = "cpu") -> CubeCodec:
+    """Return the codec of a checkpoint, opened once in each process.
+
+    Parameters
+    ----------
+    path
+        The checkpoint's folder or checkpoint.json.
+    digest
+        Of the checkpoint that the codes were made with; None accepts any.
+
+    Raises
+    ------
+    StateError
+        The checkpoint has another digest; else as `restore_vqvae`.
+    """
+    codec = restore_vqvae(path, device=device)
+    found = checkpoint_digest(codec)
+    if digest is not None and found != digest:
+        raise StateError(
+            "these codes were made with another checkpoint",
+            where=codec.path,
+            expected=f"sha256 {digest[:12]}",
+            found=found[:12],
+            remedy="name the one they were made with: --compress.checkpoint FOLDER",
+        )
+    return codec
 
 
 def _shape(description: Mapping[str, Any]) -> Shape:

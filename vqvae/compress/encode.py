@@ -8,7 +8,6 @@ in the encoder.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Iterator
@@ -32,7 +31,7 @@ from vqvae.compress.blocks import (
     training_vectors,
 )
 from vqvae.compress.code_rows import CodeRows, code_arrays
-from vqvae.compress.codec import CubeCodec, restore_vqvae
+from vqvae.compress.codec import CubeCodec, checkpoint_digest, open_codec, restore_vqvae
 from vqvae.compress.search import CodeSearch
 from vqvae.settings import CompressSettings
 from warehouse.errors import StateError, TrainingError
@@ -43,41 +42,7 @@ from warehouse.layouts.plan import Block, BuildPlan, SplitPlan
 from warehouse.read.chunks import ChunkReader
 from warehouse.read.version import Warehouse
 
-__all__ = ["CodeLoader", "checkpoint_digest", "codes_recipe", "open_codec", "plan_codes"]
-
-
-def checkpoint_digest(codec: CubeCodec) -> str:
-    """Return the sha256 of the checkpoint's safetensors file."""
-    return str(json.loads(codec.path.read_bytes())["sha256"])
-
-
-@lru_cache(maxsize=2)
-def open_codec(path: str, digest: str | None, device: str = "cpu") -> CubeCodec:
-    """Return the codec of a checkpoint, opened once in each process.
-
-    Parameters
-    ----------
-    path
-        The checkpoint's folder or checkpoint.json.
-    digest
-        Of the checkpoint that the codes were made with; None accepts any.
-
-    Raises
-    ------
-    StateError
-        The checkpoint has another digest; else as `restore_vqvae`.
-    """
-    codec = restore_vqvae(path, device=device)
-    found = checkpoint_digest(codec)
-    if digest is not None and found != digest:
-        raise StateError(
-            "these codes were made with another checkpoint",
-            where=codec.path,
-            expected=f"sha256 {digest[:12]}",
-            found=found[:12],
-            remedy="name the one they were made with: --compress.checkpoint FOLDER",
-        )
-    return codec
+__all__ = ["CodeLoader", "codes_recipe", "plan_codes"]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from vqvae.compress.blocks import BATCH, encode_blocks, learned_search, numbered, training_vectors
 from vqvae.compress.code_rows import code_arrays
-from vqvae.compress.reconstruct import CodesOfCube, decode_blocks
+from vqvae.compress.decode import CodesOfCube, decode_blocks
 from vqvae.compress.search import CodeSearch
 from vqvae.rate.distortion import Distortion, entropy_bits, packed, unpacked
 from vqvae.rate.points import OURS, RatePoint

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.training.confusion import ConfusionMatrix
-from vqvae.compress.encode import open_codec
+from vqvae.compress.codec import open_codec
 from vqvae.rate.points import RatePoint
 from warehouse.format import manifest as tables
 from warehouse.format.inner_chunks import decode_into, encode, padded

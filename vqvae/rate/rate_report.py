@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from vqvae.compress.blocks import CubePart, read_blocks
 from vqvae.compress.codec import CubeCodec
-from vqvae.compress.reconstruct import CodesOfCube
+from vqvae.compress.decode import CodesOfCube
 from vqvae.rate.baselines import absent_baselines, baseline_points
 from vqvae.rate.code_points import code_points
 from vqvae.rate.codecs.base import Blocks, Coded
