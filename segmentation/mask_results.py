@@ -1,5 +1,4 @@
-"""From the probabilities of patches to stitched Zarr groups, PNG masks, sheets, scores and a page,
-one image at a time.
+"""Stitch the probabilities of patches, and write PNG masks, sheets, scores and a page of them.
 
     <folder>/<version>/stitched/<picture>.zarr
                        masks/<picture>.png
@@ -7,10 +6,10 @@ one image at a time.
                        index.html
                        scores.json
 
-`version` names the probabilities and the way they were blended. An image whose stitched group
-exists is not stitched again: the group appears by a rename, after all of it is durable. If several
-processes come at once, one stitches an image and the others wait for it. Memory: one band of
-`segmentation.stitch` and one overview of SIDE pixels.
+`version` names the probabilities and the way they were blended. Images are done one at a time. An
+image whose stitched group exists is not stitched again: the group appears by a rename, after all of
+it is durable. If several processes come at once, one stitches an image and the others wait for it.
+Memory holds one band of `segmentation.stitch` and one overview of SIDE pixels.
 """
 
 from __future__ import annotations
@@ -84,14 +83,15 @@ class Stitched:
 
 
 def parents_of(patches: Warehouse) -> list[ParentRow]:
-    """The large images of a version of patches, in stored order."""
+    """Return the large images of a version of patches, in stored order."""
     columns = ["source", "split", "raw_width", "raw_height"]
     rows = patches.table(tables.SAMPLES, columns).to_pylist()
+    # The patches of an image follow one another; a dict keeps the first of each, in order.
     return list(dict.fromkeys(ParentRow(*(row[key] for key in columns)) for row in rows))
 
 
 def picture_names(sources: Sequence[str]) -> dict[str, str]:
-    """A file name for each source: its path without extension, made safe.
+    """Return a file name for each source: its path without extension, made safe.
 
     Part of a hash is added where two names would be the same, or a name would be too long.
     """
@@ -100,6 +100,7 @@ def picture_names(sources: Sequence[str]) -> dict[str, str]:
     taken = Counter(name.lower() for name in names.values())
     for source, name in names.items():
         if taken[name.lower()] > 1 or len(name) > LONGEST_NAME:
+            # Of the whole name of the source, which is unique; a number would depend on the order.
             digest = hashlib.sha256(source.encode()).hexdigest()[:12]
             names[source] = f"{name[-LONGEST_NAME:].lstrip('_.')}-{digest}"
     return names
@@ -110,9 +111,12 @@ def _safe(text: str) -> str:
 
 
 def stitched_paths(patches: Warehouse, folder: Path, version: str, blend: Blend) -> dict[str, Path]:
-    """Where the stitched group of each source is or will be.
+    """Return where the stitched group of each source is or will be.
 
-    version: of the probabilities.
+    Parameters
+    ----------
+    version
+        Of the probabilities.
     """
     names = picture_names([parent.source for parent in parents_of(patches)])
     stitched = folder / f"{version}-{blend}" / "stitched"
@@ -132,6 +136,8 @@ def stitch_pictures(
 
     Parameters
     ----------
+    patches
+        Whose manifest says how they were cut and where.
     probabilities
         Folder of their version. It may have been deleted if every image is stitched already.
     folder
@@ -171,7 +177,7 @@ def stitch_pictures(
 
 
 def _mask_values(patches: Warehouse) -> NDArray[np.uint8]:
-    """The value of each class in mask files, uint8 [256].
+    """Return the value of each class in mask files, uint8 [256].
 
     A class may be declared by several values: the smallest one represents it.
     """
@@ -216,7 +222,7 @@ def _stitch_once(
 
 
 def _score(path: Path, parent: ParentRow, tally: MaskTally) -> MaskTally | None:
-    """`tally` with the pixels of a stitched image; None where there is no truth."""
+    """Return `tally` with the pixels of a stitched image, or None where there is no truth."""
     group = open_stitched(path)
     truth = group.get("truth")
     if truth is None:
@@ -233,7 +239,7 @@ def _show(
     values: NDArray[np.uint8],
     tally: MaskTally | None,
 ) -> dict[str, Any]:
-    """Write mask and sheet of a stitched image; its entry on the page."""
+    """Write the mask and the sheet of a stitched image; return its entry on the page."""
     group = open_stitched(path)
     label, truth = group["label"], group.get("truth")
     mask, sheet = f"masks/{path.stem}.png", f"sheets/{path.stem}.png"
@@ -241,6 +247,7 @@ def _show(
     bands = (values[band] for band in _bands(label))
     write_mask(folder / mask, bands, parent.width, parent.height)
 
+    # Rounded up, so that neither side of the sheet exceeds SIDE.
     step = -(-max(parent.width, parent.height) // SIDE)
     draw_sheet(
         folder / sheet,
@@ -260,7 +267,7 @@ def _show(
 
 
 def overview(patches: Warehouse, parent: ParentRow, step: int) -> NDArray[np.uint8]:
-    """Every `step`-th pixel of a large image, uint8 [h, w, 3].
+    """Return every `step`-th pixel of a large image, uint8 [h, w, 3].
 
     It is put together from the patches, PATCHES_AT_A_TIME of them in memory.
     """
@@ -269,7 +276,7 @@ def overview(patches: Warehouse, parent: ParentRow, step: int) -> NDArray[np.uin
     grid = patch_boxes(parent.width, parent.height, settings["patch_size"], settings["overlap"])
     boxes = [box for _, _, box in grid]
     out = np.zeros((-(-parent.height // step), -(-parent.width // step), 3), np.uint8)
-    # pread: mapped pages would count as memory of the process.
+    # With pread: mapped pages would count as memory of the process.
     reader = patches.split(split).reader(access="pread", keep=4)
     for start in range(0, count, PATCHES_AT_A_TIME):
         end = min(start + PATCHES_AT_A_TIME, count)
@@ -285,13 +292,15 @@ def overview(patches: Warehouse, parent: ParentRow, step: int) -> NDArray[np.uin
 
 
 def _bands(array: Any) -> Iterator[NDArray[np.uint8]]:
-    """Consecutive bands of LINES lines of a Zarr array [y, x]."""
+    """Yield consecutive bands of LINES lines of a Zarr array [y, x]."""
+    # The height of a stored chunk: each one is read and decoded once.
     for start in range(0, array.shape[0], LINES):
         yield array[start : start + LINES]
 
 
 def _every(array: Any, step: int) -> NDArray[np.uint8]:
-    """Every `step`-th pixel of a Zarr array [y, x], read by bands."""
+    """Return every `step`-th pixel of a Zarr array [y, x], read by bands."""
+    # A band begins at a line that need not be a multiple of the step; its first lines are skipped.
     rows = [
         band[-number * LINES % step :: step, ::step] for number, band in enumerate(_bands(array))
     ]
@@ -299,9 +308,9 @@ def _every(array: Any, step: int) -> NDArray[np.uint8]:
 
 
 def peak_memory_gb() -> float | None:
-    """The most memory this process has held, in 10^9 bytes.
+    """Return the most memory that this process has held, in 10^9 bytes.
 
-    None on Windows, where the system does not tell.
+    On Windows, which has no `getrusage`, it is None.
     """
     if sys.platform == "win32":
         return None

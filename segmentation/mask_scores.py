@@ -1,7 +1,8 @@
-"""How well predicted masks agree with true ones: Dice, IoU and boundary F1.
+"""Score how well predicted masks agree with true ones: Dice, IoU and boundary F1.
 
 Masks are read in bands of lines, so that memory does not depend on the height of an image.
-Everything is counted first and divided once: scores over several images are of all their pixels.
+Everything is counted first and divided once, so that scores over several images are of all their
+pixels: a small image weighs less than a large one.
 Unknown pixels (255) are not counted anywhere.
 """
 
@@ -59,7 +60,8 @@ class MaskTally:
 
     def add(self, read_predicted: ReadLines, read_truth: ReadLines, height: int) -> None:
         """Count the pixels and boundaries of an image of `height` lines."""
-        # Lines beyond the band that decide its boundaries and their distances.
+        # Lines beyond the band that decide its boundaries and their distances: without them the
+        # scores would depend on the height of a band.
         halo = int(np.ceil(self.tolerance)) + 2
         for start in range(0, height, BAND):
             end = min(start + BAND, height)
@@ -67,6 +69,7 @@ class MaskTally:
             predicted, truth = read_predicted(slice(low, high)), read_truth(slice(low, high))
             inside = slice(start - low, end - low)
             known = truth != MASK_PADDING
+            # The lines of the halo are counted in their own bands.
             self.confusion.add(truth[inside][known[inside]], predicted[inside][known[inside]])
             for index in range(self.classes):
                 found = boundary(predicted, index) & known
@@ -77,8 +80,7 @@ class MaskTally:
     def _near(
         self, own: NDArray[np.bool_], other: NDArray[np.bool_], inside: slice
     ) -> tuple[int, int]:
-        """Pixels of `own` near one of `other`, and pixels of `own`, of the lines `inside`."""
-        # Lines outside `inside` are counted in their own band.
+        """Count pixels of `own` near one of `other`, and pixels of `own`, in the lines `inside`."""
         near = own & within(other, self.tolerance)
         return int(near[inside].sum()), int(own[inside].sum())
 
@@ -88,7 +90,14 @@ class MaskTally:
         self.near += other.near
 
     def scores(self) -> dict[str, Any]:
-        """`dice`, `iou` and `boundary_f1` as {class: score}, and `pixels`, the known ones."""
+        """Return the scores as JSON values.
+
+        Returns
+        -------
+        dict
+            `dice`, `iou` and `boundary_f1` as {class: score in [0, 1]}, and `pixels`, the number
+            of known pixels.
+        """
         return {
             "dice": _by_class(_where_present(self.confusion.dice())),
             "iou": _by_class(_where_present(self.confusion.iou())),
@@ -99,6 +108,7 @@ class MaskTally:
     @staticmethod
     def _boundary_f1(row: NDArray[np.int64]) -> float:
         found_near, found, wanted_near, wanted = (int(value) for value in row)
+        # As of Dice and IoU: a class that occurs nowhere was predicted without error.
         if not found and not wanted:
             return 1.0
         precision, recall = found_near / max(1, found), wanted_near / max(1, wanted)
@@ -108,18 +118,19 @@ class MaskTally:
 
 
 def _by_class(values: Iterable[float]) -> dict[str, float]:
-    """Keyed by strings, as JSON would make them."""
+    """Key scores by the strings that JSON would make of the class indices."""
     return {str(index): value for index, value in enumerate(values)}
 
 
 def _where_present(values: NDArray[np.float64]) -> list[float]:
-    """The scores of the classes; 1 for one that occurs neither in truth nor in prediction."""
+    """Return the scores, with 1 for a class that occurs neither in truth nor in prediction."""
     return [1.0 if np.isnan(value) else float(value) for value in values]
 
 
 def boundary(label: NDArray[np.uint8], index: int) -> NDArray[np.bool_]:
-    """Pixels of class `index` with a 4-neighbour of another known class, bool [h, w]."""
+    """Return pixels of class `index` with a 4-neighbour of another known class, bool [h, w]."""
     own: NDArray[np.bool_] = label == index
+    # The rim of an unknown region is where annotation ends, not where an object does.
     other = ~own & (label != MASK_PADDING)
     found = np.zeros_like(own)
     found[1:] |= other[:-1]
@@ -130,12 +141,13 @@ def boundary(label: NDArray[np.uint8], index: int) -> NDArray[np.bool_]:
 
 
 def within(mask: NDArray[np.bool_], tolerance: float) -> NDArray[np.bool_]:
-    """Pixels at most `tolerance` away (Euclidean) from a true one, bool [h, w]."""
+    """Return pixels at most `tolerance` away (Euclidean) from a true one, bool [h, w]."""
     import cv2
 
     reach = int(tolerance)
     y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
     disc = (x**2 + y**2 <= tolerance**2).astype(np.uint8)
+    # With a constant border: pixels outside the image are not part of any boundary.
     wide = cv2.dilate(mask.astype(np.uint8), disc, borderType=cv2.BORDER_CONSTANT, borderValue=0)
     near: NDArray[np.bool_] = np.asarray(wide) > 0
     return near

@@ -1,8 +1,7 @@
-"""Stitched masks to look at: PNG masks in the mask files' own values, sheets and one HTML page.
+"""Write stitched masks to look at: PNG masks in the mask files' own values, sheets, an HTML page.
 
-A sheet shows an image, the truth, the prediction and the error side by side. Rows of a PNG mask are
-compressed as they come, so that a mask of any size needs little memory; Pillow would need all of
-it at once. Sheets and the page show at most SIDE pixels of a side, every k-th pixel.
+A sheet shows an image, the truth, the prediction and the error side by side. Sheets and the page
+show at most SIDE pixels of a side, every k-th pixel.
 
 Colours of errors (Okabe and Ito, distinct for colour-blind eyes): vermilion where a class was
 predicted that is not there, blue where the rarest class was missed.
@@ -44,6 +43,8 @@ def write_mask(path: Path, bands: Iterator[NDArray[np.uint8]], width: int, heigh
     -----
     ISO/IEC 15948; each row has filter type 0 (none).
     """
+    # Rows are compressed as they come, so that a mask of any size needs little memory; Pillow would
+    # need all of it at once.
     squeeze = zlib.compressobj(6)
     with durable.durable(path) as file:
         header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
@@ -62,7 +63,7 @@ def write_mask(path: Path, bands: Iterator[NDArray[np.uint8]], width: int, heigh
 
 
 def png_chunk(kind: bytes, data: bytes) -> bytes:
-    """Length, kind, data, and the CRC over kind and data."""
+    """Return a chunk of a PNG file: length, kind, data, and the CRC over kind and data."""
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
@@ -98,7 +99,7 @@ def draw_sheet(
 
 
 def tint(label: NDArray[np.uint8], classes: int) -> NDArray[np.uint8]:
-    """Classes as greys from black to white, uint8 [h, w, 3]; unknown pixels as a grey between."""
+    """Return classes as greys from black to white, uint8 [h, w, 3]; unknown ones grey between."""
     grey = label.astype(np.float32) * (255 / max(1, classes - 1))
     out = np.repeat(grey.clip(0, 255).astype(np.uint8)[:, :, None], 3, axis=2)
     out[label == MASK_PADDING] = UNKNOWN
@@ -111,7 +112,7 @@ def errors(
     truth: NDArray[np.uint8],
     classes: int,
 ) -> NDArray[np.uint8]:
-    """A pale image with wrong pixels coloured, uint8 [h, w, 3]."""
+    """Return a pale image with wrong pixels coloured, uint8 [h, w, 3]."""
     known = truth != MASK_PADDING
     rarest = int(np.bincount(truth[known], minlength=classes).argmin()) if known.any() else 0
     # Pale, so that both colours of errors stand out.
@@ -155,10 +156,11 @@ def write_page(
 
 def _figure(picture: Mapping[str, Any]) -> str:
     scores = picture["scores"]
-    what, result = "picture, prediction", "no truth"
+    what, result = "image, prediction", "no truth"
     if scores:
-        what = "picture, truth, prediction, error"
+        what = "image, truth, prediction, error"
         result = " · ".join(f"Dice {index}: {value:.3f}" for index, value in scores["dice"].items())
+    # Names are those of the user's files, and may hold any characters.
     name = html.escape(f"{picture['name']} ({picture['split']}, {picture['size']})")
     sheet = html.escape(picture["sheet"])
     return (
@@ -218,7 +220,7 @@ figure { margin: 1.5rem 0; } img { max-width: 100%; height: auto; }
 <h1>Stitched masks</h1>
 <p>Error: <b class="wrong">vermilion</b> where a class was predicted that is not there,
 <b class="missed">blue</b> where the rarest class was missed. Sheets show every k-th pixel of large
-pictures; the masks beside them are complete.</p>
+images; the masks beside them are complete.</p>
 <table><thead><tr><th>split</th>{{head}}</tr></thead><tbody>{{rows}}</tbody></table>
 {{figures}}
 </body>

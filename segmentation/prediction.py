@@ -1,4 +1,4 @@
-"""Predicting probabilities for all patches, in small jobs, and what a run reports."""
+"""Predict probabilities for all patches in small jobs, and choose the scores that a run reports."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def predict_patches(
     stitched = stitched_paths(patches, settings.folder, plan.version, settings.blend)
     if all(path.exists() for path in stitched.values()):
         # Probabilities are large, and people delete them once the masks are stitched.
-        log.info("every picture is stitched already, so nothing is predicted again")
+        log.info("every image is stitched already, so nothing is predicted again")
         return folder, 0
     with open_queue(plan, settings.folder / "jobs") as queue:
         derived = derive_version(plan, load, queue, root, verb="predicting", limit=settings.jobs)
@@ -56,7 +56,8 @@ def predict_patches(
 
 
 def reported_scores(done: Stitched) -> dict[str, float | None]:
-    """Dice, IoU and boundary F1 of `test`, else of all held-out pictures, else of `train`."""
+    """Return Dice, IoU and boundary F1 of `test`, else of all held-out images, else of `train`."""
+    # The fairest split that has masks: val has chosen the epoch, train has made the weights.
     splits = ("test", "held_out", "train")
     scored = [done.scores[name] for name in splits if done.scores.get(name)]
     scores: dict[str, float] = scored[0] if scored else {}

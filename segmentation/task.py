@@ -1,4 +1,6 @@
-"""Segmentation as a task of the training loop: loss, augmentation, and scores on held-out patches.
+"""Train a segmentation network as a task of the training loop.
+
+The task has the loss, the augmentation, and the scores on held-out patches.
 
 The loss is cross-entropy plus soft Dice (Milletari et al. 2016, arXiv:1606.04797). Both are means
 over the known pixels of each patch and summed over patches, so that the loss does not depend on how
@@ -57,7 +59,7 @@ class SegmentTask(Task):
             )
 
     def loss(self, model: nn.Module, batch: Batch, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cross-entropy plus `dice_weight` times soft Dice, summed over the patches."""
+        """Return cross-entropy plus `dice_weight` times soft Dice, summed over the patches."""
         image, mask = augment_patches(
             batch["image"], batch["mask"], batch["index"], epoch, self.settings
         )
@@ -65,6 +67,7 @@ class SegmentTask(Task):
         # In float32: sums over the pixels of a patch overflow float16.
         with torch.autocast(logits.device.type, enabled=False):
             cross, dice = segmentation_loss(logits.float(), mask)
+        # `pad` marks repeated samples, which must count only once.
         real = (~batch["pad"]).float() if "pad" in batch else torch.ones_like(cross)
         total = ((cross + self.settings.dice_weight * dice) * real).sum()
         return total, {
@@ -73,9 +76,10 @@ class SegmentTask(Task):
         }
 
     def evaluate(self, model: nn.Module, batches: Iterator[Batch]) -> dict[str, float]:
-        """Dice and IoU over the pixels of the held-out patches.
+        """Return Dice and IoU over the pixels of the held-out patches.
 
-        Pixels of overlaps count as often as patches show them.
+        Pixels of overlaps count as often as patches show them. Scores of whole, stitched images
+        are a little higher, since patches see less at their borders (docs/log.md).
         """
         confusion = ConfusionMatrix(self.model.classes)
         with torch.inference_mode():
@@ -86,7 +90,8 @@ class SegmentTask(Task):
                 if "pad" in batch:
                     known &= ~batch["pad"].view(-1, 1, 1)
                 confusion.add(truth[known], predicted[known])
-        # A class that occurs neither in truth nor in prediction was predicted perfectly.
+        # As in `MaskTally`: a class that occurs neither in truth nor in prediction was predicted
+        # without error.
         dice = np.nan_to_num(confusion.dice(), nan=1.0).tolist()
         iou = np.nan_to_num(confusion.iou(), nan=1.0).tolist()
         return {
@@ -96,7 +101,7 @@ class SegmentTask(Task):
         }
 
     def describe(self) -> dict[str, Any]:
-        """JSON from which `restore_unet` builds the model."""
+        """Return JSON from which `restore_unet` builds the model."""
         return self.model.describe()
 
     def draw(self, history: list[dict[str, Any]], path: Path) -> None:
@@ -107,7 +112,7 @@ class SegmentTask(Task):
 
 
 def segmentation_loss(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy and soft Dice loss of each patch.
+    """Return the cross-entropy and the soft Dice loss of each patch.
 
     Parameters
     ----------
@@ -123,6 +128,7 @@ def segmentation_loss(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         known pixels gives 0 and 0.
     """
     known = mask != MASK_PADDING
+    # Class 0 in place of 255, which `one_hot` refuses; `known` takes these pixels out again.
     target = torch.where(known, mask, 0).long()
     count = known.sum(dim=(1, 2)).clamp_min(1)
     pixels = functional.cross_entropy(logits, target, reduction="none") * known
@@ -163,7 +169,8 @@ def augment_patches(
     picture = image.float()
     if settings.turns:
         turn, mirror = draw(TURN, MIRROR)
-        turns, mirrored = (turn * 4).long().tolist(), (mirror < 0.5).tolist()
+        turns = (turn * 4).long().tolist()
+        mirrored = (mirror < 0.5).tolist()
         # Half turns only where a quarter turn would change the shape.
         if picture.shape[-1] != picture.shape[-2]:
             turns = [number & 2 for number in turns]

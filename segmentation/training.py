@@ -1,4 +1,8 @@
-"""Training the U-Net on a version of patches: splits, loaders, task and loop put together."""
+"""Train the U-Net on a version of patches.
+
+This module only puts splits, loaders, task and training loop together, so that the task knows
+nothing of files and the loop nothing of patches.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +31,7 @@ def train_unet(
     experiments: ExperimentSettings,
     patches: Warehouse,
 ) -> dict[str, Any]:
-    """Train on the patches with masks.
+    """Train a U-Net on the patches with masks.
 
     Returns
     -------
@@ -37,13 +41,13 @@ def train_unet(
     Raises
     ------
     TrainingError
-        If no picture with a mask is in the split `train`.
+        No image with a mask is in the split `train`.
     StateError
-        If the checkpoint to be resumed is of other patches.
+        The checkpoint to be resumed is of other patches.
     """
     if "train" not in patches.splits:
         raise TrainingError(
-            "no picture with a mask is in the split train",
+            "no image with a mask is in the split train",
             where=settings.input_root,
             found=f"only {', '.join(patches.splits)}",
             remedy="add masks, or predict with --segment.checkpoint FOLDER",
@@ -51,10 +55,13 @@ def train_unet(
     train, held_out = patches.split("train"), held_out_split(patches, "patches")
     options = loader.model_dump()
     if options["store"] == "auto":
-        # Not decoded into memory, nor mapped: patches of large pictures are many, and reading them
-        # is nothing beside the U-Net.
+        # Not decoded into memory, nor mapped: patches of large images are many, and reading them is
+        # nothing beside the U-Net. It was 3.41 GB instead of 1.02 GB for 20,000 x 20,000 pixels.
         options["store"] = bounded_memory_store(train, ["image", "mask"])
+    # Neighbouring patches of one image are alike and stored together: batches of one chunk each
+    # would be of a single image.
     mixed = {"chunks_per_batch": max(settings.chunks_per_batch, loader.chunks_per_batch)}
+    # Held-out batches lie in one chunk each: a size that no chunk can fill makes the loader warn.
     scored_size = min(settings.batch_size, max(held_out.chunk_sizes))
     training = settings.training()
     channels = patches.manifest.arrays["image"].row[0]

@@ -1,9 +1,9 @@
-"""A small U-Net: uint8 images in, a logit for every class and pixel out.
+"""A small U-Net, from uint8 images to a logit for every class and pixel.
 
-Ronneberger et al. 2015 (arXiv:1505.04597), with residual blocks, GroupNorm (batches are small) and
-a space-to-depth stem: `stem` x `stem` pixels are folded into channels, all layers work on the
-smaller grid, and the head unfolds its logits again, so that the output keeps every pixel at a
-fraction of the work (docs/log.md). No layer sees beyond its own sample. Given up: attention, deep
+It follows Ronneberger et al. 2015 (arXiv:1505.04597), with residual blocks, GroupNorm (batches are
+small) and a space-to-depth stem: `stem` x `stem` pixels are folded into channels, all layers work
+on the smaller grid, and the head unfolds its logits again, so that the output keeps every pixel at
+a fraction of the work. No layer sees beyond its own sample. It has neither attention nor deep
 supervision.
 """
 
@@ -48,7 +48,7 @@ class Block(nn.Module):
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Groups of 8 channels where that is possible, else one group."""
+    """Return a GroupNorm with groups of 8 channels where that is possible, else with one group."""
     return nn.GroupNorm(max(1, channels // 8) if channels % 8 == 0 else 1, channels)
 
 
@@ -64,7 +64,8 @@ class UNet(nn.Module):
     width
         Channels of the first level; they double at each of `levels`.
     stem
-        Side of the square of pixels that is folded into channels.
+        Side of the square of pixels that is folded into channels. Full resolution, a stem of 1,
+        did not score better on membranes (docs/log.md).
     """
 
     def __init__(
@@ -78,8 +79,10 @@ class UNet(nn.Module):
         self.stem = stem
         widths = [width * 2**level for level in range(levels)]
         inputs = [channels * stem**2, *widths]
-        # The order in which modules are made decides their initial weights.
+        # Changing the order in which modules are made would change their initial weights, and with
+        # them every run of a given seed.
         self.down = nn.ModuleList(Block(inputs[at], widths[at]) for at in range(levels))
+        # Halved before enlarging, where a pixel costs a quarter of what it costs afterwards.
         self.narrow = nn.ModuleList(nn.Conv2d(2 * outputs, outputs, 1) for outputs in widths[:-1])
         self.up = nn.ModuleList(Block(2 * outputs, outputs) for outputs in widths[:-1])
         self.head = nn.Conv2d(width, classes * stem**2, 1)
@@ -90,7 +93,18 @@ class UNet(nn.Module):
         return int(self.stem * 2 ** (self.levels - 1))
 
     def forward(self, image: Tensor) -> Tensor:
-        """Logits float [B, classes, H, W] of uint8 or float [B, C, H, W] in [0, 255]."""
+        """Return the logits of a batch.
+
+        Parameters
+        ----------
+        image
+            uint8 or float [B, C, H, W] in [0, 255], H and W multiples of `multiple`.
+
+        Returns
+        -------
+        Tensor
+            float [B, classes, H, W].
+        """
         # From [0, 255] to about [-2, 2].
         scaled = image.float() / 64 - 2
         x = functional.pixel_unshuffle(scaled, self.stem)
@@ -105,14 +119,17 @@ class UNet(nn.Module):
         return functional.pixel_shuffle(self.head(x), self.stem)
 
     def describe(self) -> dict[str, Any]:
-        """JSON from which `restore_unet` builds the model."""
+        """Return JSON from which `restore_unet` builds the model."""
         return {"kind": KIND, **{key: getattr(self, key) for key in LIMITS}}
 
 
 def restore_unet(checkpoint: Checkpoint) -> UNet:
-    """The model of a checkpoint, with its averaged weights, in eval mode.
+    """Return the model of a checkpoint, with its averaged weights, in eval mode.
 
-    Raises StateError for a checkpoint that is not of this project's U-Net.
+    Raises
+    ------
+    StateError
+        The checkpoint is not of this project's U-Net, or asks for a shape outside LIMITS.
     """
     remedy = "train one with python -m scripts.segment_patches"
     model = known_model(checkpoint, (KIND,), "a U-Net", remedy)

@@ -195,7 +195,7 @@ def test_the_page_escapes_names_and_says_which_pictures_have_no_truth(tmp_path: 
     assert "&lt;b&gt;.png (test, 20 x 20)" in text
     assert "<b>.png" not in text
     assert 'src="sheets/a&amp;b.png"' in text
-    assert "free.png (predict, 20 x 20): picture, prediction. no truth" in text
+    assert "free.png (predict, 20 x 20): image, prediction. no truth" in text
     assert f"{scores['dice']['1']:.3f}" in text
 
 

@@ -71,7 +71,7 @@ def test_a_run_ends_with_a_mask_for_every_picture_and_figures_that_hold(
     assert pixels_of(results(finished) / free["mask"]).shape == (100, 64)
     assert "truth" not in open_stitched(results(finished) / "stitched" / "images_free.zarr")
     assert (
-        "images/free.png (predict, 64 x 100): picture, prediction. no truth"
+        "images/free.png (predict, 64 x 100): image, prediction. no truth"
         in (results(finished) / "index.html").read_text()
     )
 
@@ -249,7 +249,7 @@ def test_grey_pictures_without_masks_are_predicted_by_a_model_of_colour(
         ).save(tmp_path / "in" / name)
     code, result, last = segment(tmp_path / "in", tmp_path / "out")
     assert code == 1
-    assert "no picture with a mask is in the split train" in last
+    assert "no image with a mask is in the split train" in last
     code, result, _ = segment(
         tmp_path / "in", tmp_path / "out", checkpoint=finished / "checkpoint", channels=3
     )
