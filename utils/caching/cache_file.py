@@ -1,4 +1,4 @@
-"""The file that cached items lie in: a header, a row for each sample, then the items.
+"""The file that holds cached items: a header, a row for each sample, then the items.
 
 Purpose: `CacheFile` appends items and reads them back, from any number of threads and processes.
 Used by: utils.caching.tensor_cache
@@ -48,7 +48,7 @@ Appended = Literal["written", "present", "full"]
 
 
 class Row(NamedTuple):
-    """Where an item lies; see `ROW`."""
+    """The position, size and checksums of an item; see `ROW`."""
 
     offset: int
     header_bytes: int
@@ -74,6 +74,7 @@ class FileLock:
         self._lock, self._pid = threading.Lock(), os.getpid()
 
     def __reduce__(self) -> tuple[type[FileLock], tuple[()]]:
+        # A threading.Lock cannot be pickled, and a spawned worker has threads of its own.
         return FileLock, ()
 
     @contextlib.contextmanager
@@ -84,6 +85,7 @@ class FileLock:
             self._lock, self._pid = threading.Lock(), os.getpid()
 
         with self._lock:
+            # lockf and not flock: a forked child shares its parent's open file, and so its flock.
             fcntl.lockf(fd, fcntl.LOCK_EX, 1, 0)
             try:
                 yield
@@ -101,9 +103,9 @@ class CacheFile:
     limit
         The largest size of the file, in bytes.
     digest
-        Of the key, 32 bytes. A file with another one is emptied when it is opened.
+        The digest of the key, 32 bytes. A file with another digest is emptied when it is opened.
     path
-        Where the file lies; None keeps it in memory, for this process and its workers.
+        The file's path; None keeps it in memory, for this process and its workers.
 
     Raises
     ------
@@ -122,12 +124,14 @@ class CacheFile:
         self.fd = self._open_path() if self._block is None else self._block.fd
         with self._lock.hold(self.fd):
             if self.end() is None or os.fstat(self.fd).st_size > self.limit:
+                # Cut to nothing first, so that the rows grow back as zeros: as not written.
                 os.ftruncate(self.fd, 0)
                 os.ftruncate(self.fd, self.start)
                 self._set_end(self.start)
 
     def _open_path(self) -> int:
         assert self.path is not None
+        # A link at this predictable name could make us empty a file of the user's.
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -162,6 +166,7 @@ class CacheFile:
         """
         if not 0 <= index < self.count:
             raise IndexError(f"sample {index} of {self.count}")
+        # pread, since it moves no file position that threads and processes would share.
         packed = os.pread(self.fd, ROW.size, HEAD_SIZE + ROW_SIZE * index)
         if len(packed) < ROW.size or not any(packed):
             return None
@@ -170,7 +175,7 @@ class CacheFile:
         return Row(*ROW.unpack(packed))
 
     def written_rows(self) -> NDArray[np.bool_]:
-        """Return whose rows are written, bool ``[count]``. A row may still be damaged."""
+        """Return which samples have a row, bool ``[count]``. A row may still be damaged."""
         table = os.pread(self.fd, ROW_SIZE * self.count, HEAD_SIZE)
         rows = np.zeros((self.count, ROW_SIZE), np.uint8)
         rows.reshape(-1)[: len(table)] = np.frombuffer(table, np.uint8)
@@ -191,6 +196,8 @@ class CacheFile:
         if row.header_bytes > row.size:
             raise ValueError("header and size disagree")
 
+        # The header has a checksum of its own: it says how much memory to allocate, which must not
+        # be taken from damaged bytes.
         header = os.pread(self.fd, row.header_bytes, row.offset)
         crc = crc32c(header)
         if crc != row.header_crc:
@@ -253,6 +260,7 @@ class CacheFile:
         size = len(header) + sum(len(buffer) for buffer in buffers)
 
         with self._lock.hold(self.fd):
+            # Asked again under the lock: another process may have computed the same item meanwhile.
             if self.row(index) not in {None, former}:
                 return "present"
             offset = self.end() or self.start
@@ -260,6 +268,8 @@ class CacheFile:
                 return "full"
 
             self._write_at(offset, [header, *buffers])
+            # Before the row: a process killed in between wastes the item's space, whereas an end
+            # that lags behind would let the next item overwrite one that has a row.
             self._set_end(offset + size)
             body = ROW.pack(offset, len(header), header_crc, size, crc, seconds, 0)[:-4]
             row = body + crc32c(body).to_bytes(4, "little")
@@ -272,6 +282,7 @@ class CacheFile:
             group = buffers[first : first + MOST_BUFFERS]
             want = sum(len(buffer) for buffer in group)
             if os.pwritev(self.fd, group, offset) != want:
+                # A full disk or a file-size limit cuts a write short without an error.
                 raise OSError(errno.ENOSPC, "short write")
             offset += want
 

@@ -1,15 +1,14 @@
-"""Batches of a cached dataset: what is kept is read where it is used, and only what is not goes to
-worker processes.
+"""Batches of a cached dataset, without worker processes for the items that are kept.
 
 Purpose: `CachedLoader` gives a `CachedDataset`'s items in a sampler's order, in batches or one by
   one.
 Used by: benchmarks.tensor_cache
 Design notes: a DataLoader moves every item of every epoch through shared memory of its own (1.6 ms
   for 201 KB), which is most of what a hit costs. Here workers put what they compute into the cache,
-  whose pages the parent reads anyway, and answer "kept"; only an item beyond the cache's limit
-  travels. So the first epoch needs no transport and the next no workers: they end once everything
-  is kept. The order is the sampler's for any number of workers. Items are copies of one's own, as
-  from the dataset.
+  whose pages the parent reads anyway, and answer that it is kept; only an item beyond the cache's
+  limit is sent. So the first epoch needs no transport and later ones no workers, which end once
+  everything is kept. The order is the sampler's for any number of workers. Each item is a new copy,
+  as from the dataset.
 Assistant guidance: when extending: an item from here equals the dataset's bit for bit; nothing
   random may come before the cache.
 """
@@ -30,14 +29,34 @@ __all__ = ["CachedLoader"]
 
 
 class CachedLoader:
-    """An iterable of batches; arguments as of torch's DataLoader, of which it is the cached kind.
+    """Iterate a cached dataset in batches, as torch's DataLoader does.
 
-    batch_size: None gives single items. sampler: finitely many sample numbers, anew for each epoch;
-    None: 0, 1, ... collate_fn: called in this process; None is DataLoader's default (of ragged
-    items: pass one). num_workers: processes for items that are not kept, there while there are any;
-    a second iteration at the same time takes them over, and the first goes on without. A worker's
-    WarehouseError is raised as it is, any other exception as DataLoader does; a worker that dies
-    raises WorkerError.
+    Parameters
+    ----------
+    dataset
+        The cached dataset.
+    batch_size
+        Items in a batch; None gives single items.
+    sampler
+        Finitely many sample numbers, drawn anew for each epoch; 0, 1, ... when None.
+    drop_last
+        Whether a short last batch is left out.
+    num_workers
+        Processes that compute the items that are not kept yet; they end when all are. A second
+        iteration at the same time takes them over, and the first one continues without them.
+    collate_fn
+        Makes a batch of a list of items, in this process. DataLoader's default when None; items of
+        different shapes need one of their own.
+    multiprocessing_context
+        How the workers are started; as of DataLoader.
+
+    Raises
+    ------
+    ConfigError
+        If the options contradict each other.
+    WorkerError
+        While iterating, if a worker dies. A WarehouseError of a worker is raised as it is, and any
+        other exception as DataLoader raises it.
     """
 
     def __init__(
@@ -90,6 +109,8 @@ class CachedLoader:
         return count // self.batch_size if self.drop_last else -(-count // self.batch_size)
 
     def __iter__(self) -> Iterator[Any]:
+        # The range turns negative numbers into positive ones and refuses numbers that do not exist,
+        # before any worker is asked.
         items = self._items([range(len(self.dataset))[index] for index in self.sampler])
         if self.batch_size is None:
             yield from map(self.collate_fn, items)
@@ -100,9 +121,9 @@ class CachedLoader:
             yield self.collate_fn(batch)
 
     def close(self) -> None:
-        """End the workers; they start anew when needed.
+        """End the workers; they are started again when they are needed.
 
-        An iteration that was using them goes on without.
+        An iteration that was using them continues without them.
         """
         self._turn += 1
         workers, self._workers = self._workers, None
@@ -134,6 +155,7 @@ class CachedLoader:
         cache = self.dataset.cache
         kept = cache.kept_rows()
         missing = [index for index in order if not kept[index]] if not kept.all() else []
+        # Workers would only be asked for what is kept already, at 1.6 ms an item.
         if not missing or not self.num_workers:
             self.close()
             yield from map(self.dataset.__getitem__, order)
@@ -141,6 +163,7 @@ class CachedLoader:
         self._turn += 1
         turn, answers = self._turn, self._ask(missing)
         for index in order:
+            # Another iteration may have taken the workers over since this one began.
             if kept[index] or turn != self._turn:
                 yield self.dataset[index]
                 continue
@@ -156,8 +179,9 @@ class CachedLoader:
             self.close()
 
     def _ask(self, missing: list[int]) -> Iterator[Any]:
-        """What the workers answer for each number, in order."""
+        """Yield what the workers answer for each number, in order."""
         if self._workers is None:
+            # Two batches ahead over all workers, which each fetch single items.
             ahead = max(2, -(-2 * (self.batch_size or 1) // self.num_workers))
             # Map-style by its methods; torch names only its own base class.
             keeper: Any = _Keeper(self.dataset)
@@ -204,6 +228,7 @@ class _Keeper:
         try:
             item = self.dataset[index]
         except WarehouseError as error:
+            # As a value, since DataLoader would raise it again with a traceback as its message.
             return error
         return None if self.dataset.cache.has(index) else (item,)
 

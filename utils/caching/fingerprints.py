@@ -1,7 +1,7 @@
 """What a kept item depends on, and which transforms must not be cached.
 
-Purpose: `CacheKey` and `fingerprint` name what an item was made of; `refuse_random` judges a
-  transform.
+Purpose: `CacheKey` and `fingerprint` identify what an item was made from; `refuse_random` rejects
+  transforms that give another result each time.
 Used by: utils.caching.cache_file, utils.caching.tensor_cache
 Design notes: a fingerprint has the transform's settings, since its name alone does not tell which
   ones it has. Whether a transform is random cannot be proved: it goes by an attribute `random`,
@@ -44,6 +44,7 @@ class CacheKey:
 
     def digest(self, count: int) -> bytes:
         """Return the sha256 of the key, the file's format and the number of samples."""
+        # The count is part of it, since it decides where the items begin in the file.
         parts = (FORMAT, self.version, self.split, self.transform, count)
         return hashlib.sha256(repr(parts).encode()).digest()
 
@@ -62,6 +63,7 @@ def fingerprint(transform: object) -> str:
     ConfigError
         If the transform has none of these.
     """
+    # A transform is foreign code: it may be any callable, with or without these attributes.
     own = getattr(transform, "fingerprint", None)
     if isinstance(own, str):
         return own
@@ -108,6 +110,7 @@ def refuse_random(transform: object) -> None:
             refuse_random(part)
         return
 
+    # A declaration wins over the name: a deterministic class may well be called NoiseFilter.
     name, declared = name_of(transform), getattr(transform, "random", None)
     by_name = any(word in name.lower() for word in RANDOM_WORDS)
     if declared is True or (by_name and not isinstance(declared, bool)):
@@ -118,5 +121,6 @@ def refuse_random(transform: object) -> None:
             "a transform that is not random declares it with an attribute random = False",
         )
 
+    # torchvision's Compose has `transforms`, functools.partial has `func`.
     refuse_random(getattr(transform, "transforms", None))
     refuse_random(getattr(transform, "func", None))

@@ -1,8 +1,7 @@
-"""Nested items as bytes and back: a JSON line that says the shape of things, then the raw numbers.
-No pickle.
+"""Nested items as bytes and back: a JSON header that describes the structure, then the raw numbers.
 
 Purpose: `encode_item` and `decode_item` keep any nesting of dicts, lists, tuples, numbers, strings,
-  bytes, arrays and tensors.
+  bytes, arrays and tensors, without pickle.
 Used by: benchmarks.tensor_cache, utils.caching.cache_file, utils.caching.cached_passes,
   utils.caching.tensor_cache
 Design notes: exact, type by type: an int stays an int, float32(1) a NumPy scalar, bfloat16 a
@@ -28,6 +27,7 @@ from warehouse.errors import ConfigError
 
 __all__ = ["decode_item", "encode_item"]
 
+# Well below the recursion limit, so that an item that contains itself ends in a clear message.
 MOST_DEPTH = 64
 DTYPES = {
     str(value).removeprefix("torch."): value
@@ -38,9 +38,24 @@ Buffers = list[Any]
 
 
 def encode_item(item: Any) -> tuple[bytes, list[memoryview]]:
-    """(header, buffers): UTF-8 JSON and the bytes of each leaf in order.
+    """Describe an item, and point at its bytes.
 
-    Raises ConfigError naming what cannot be kept.
+    Parameters
+    ----------
+    item
+        Dicts, lists, tuples, numbers, strings, bytes, arrays and tensors, in any nesting.
+
+    Returns
+    -------
+    header : bytes
+        UTF-8 JSON.
+    buffers : list of memoryview
+        The bytes of each leaf in the order of the header; not copied where the leaf is contiguous.
+
+    Raises
+    ------
+    ConfigError
+        If the item holds anything else; the message names its place in the item.
     """
     buffers: list[memoryview] = []
     header = _describe(item, "item", buffers, 0)
@@ -48,10 +63,22 @@ def encode_item(item: Any) -> tuple[bytes, list[memoryview]]:
 
 
 def decode_item(header: bytes, read: Callable[[Buffers], None]) -> Any:
-    """The item. read fills the writeable buffers it is given, in order.
+    """Make an item again.
 
-    Raises ValueError when the header is not one of ours.
+    Parameters
+    ----------
+    header
+        The header, from `encode_item`.
+    read
+        Fills the writeable buffers that it is given, in order.
+
+    Raises
+    ------
+    ValueError
+        If the header is not one that `encode_item` makes.
     """
+    # Leaves are allocated first and filled afterwards, so that a file can be read straight into
+    # tensors that the caller keeps: one copy, and a single preadv for many leaves.
     leaves: Buffers = []
     build = _rebuild(json.loads(header), leaves)
     read(leaves)
@@ -65,6 +92,7 @@ def _describe(value: Any, where: str, buffers: list[memoryview], depth: int) -> 
             where=where,
             expected=f"at most {MOST_DEPTH} levels",
         )
+    # The exact type, since a subclass would come back as its base class and lose what it adds.
     kind = type(value)
     if value is None or kind in {bool, str, float} or (kind is int and abs(value) < 1 << 63):
         return value
@@ -86,6 +114,7 @@ def _describe(value: Any, where: str, buffers: list[memoryview], depth: int) -> 
                     expected="keys of type str or int",
                     found=repr(key)[:60],
                 )
+            # A flat list, because the keys of a JSON object are always strings.
             pairs += [key, _describe(part, f"{where}[{key!r}]", buffers, depth + 1)]
         return ["d", *pairs]
     if kind is bytes:
@@ -128,13 +157,14 @@ def _tensor(value: Tensor, where: str, buffers: list[memoryview]) -> list[Any]:
             found=f"{value.layout}, {value.device}, requires_grad {value.requires_grad}",
             remedy="move it to the device after the cache",
         )
+    # A lazily conjugated or negated tensor holds the bytes of the original values.
     plain = value.contiguous().reshape(-1).resolve_conj().resolve_neg()
     buffers.append(plain.view(torch.uint8).numpy().data if plain.numel() else memoryview(b""))
     return [str(value.dtype).removeprefix("torch."), list(value.shape)]
 
 
 def _rebuild(header: Any, leaves: Buffers) -> Callable[[], Any]:
-    """A function that makes the value once the leaves it has put down are filled."""
+    """Append the leaves of a value, and return what makes the value once they are filled."""
     if not isinstance(header, list):
         return lambda: header
     tag, *rest = header
@@ -154,6 +184,7 @@ def _rebuild(header: Any, leaves: Buffers) -> Callable[[], Any]:
         return lambda: bytes(buffer)
     if tag == "x":
         if any(type(side) is not int or side < 0 for side in rest[1]):
+            # torch.empty would raise RuntimeError, which callers do not take for damage.
             raise ValueError(f"no shape of a tensor: {rest[1]!r}"[:80])
         tensor = torch.empty(rest[1], dtype=DTYPES[rest[0]])
         leaves.append(
@@ -165,12 +196,13 @@ def _rebuild(header: Any, leaves: Buffers) -> Callable[[], Any]:
         leaves.append(
             array.reshape(-1).view(np.uint8) if array.size and array.dtype.itemsize else bytearray()
         )
+        # Indexing a zero-dimensional array with () gives the NumPy scalar of its type.
         return (lambda: array) if tag == "a" else (lambda: array[()])
     raise ValueError(f"unknown tag {tag!r}")
 
 
 def _tuples(descr: Any) -> Any:
-    """JSON has made lists of the tuples in a structured dtype's description."""
+    """Make tuples again of what JSON has turned into lists in a structured dtype's description."""
     if isinstance(descr, str):
         return descr
     return [

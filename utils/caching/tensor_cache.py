@@ -1,4 +1,4 @@
-"""What a deterministic transform made of a sample, kept after its first computation.
+"""A cache of what a deterministic transform makes of each sample.
 
 Purpose: `TensorCache` keeps items by sample number, once for a whole node; `CachedDataset` puts one
   before a map-style dataset.
@@ -13,29 +13,24 @@ from __future__ import annotations
 
 import contextlib
 import os
-import struct
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.caching.cache_file import CacheFile, FileLock, Row, table_bytes
+from utils.caching.cache_file import CacheFile, Row, table_bytes
+from utils.caching.cache_stats import CacheStats, SharedCounts
 from utils.caching.fingerprints import CacheKey, fingerprint, name_of, refuse_random
 from utils.caching.item_codec import decode_item, encode_item
-from utils.loader_utils import SharedBlock
 from utils.log import get_log
 from warehouse.errors import ConfigError
 
 __all__ = ["CacheKey", "CacheStats", "CachedDataset", "TensorCache", "fingerprint", "refuse_random"]
 
 log = get_log(__name__)
-COUNTS = struct.Struct("<QQQQQd")
-"""The numbers of `COUNTED`, and the seconds saved."""
-COUNTED = ("hits", "misses", "refused", "damaged", "items")
 PROBES = 2
 """Items that are computed twice, to find a transform that is random."""
 DAMAGE = (ValueError, KeyError, TypeError, IndexError, OSError, MemoryError)
@@ -45,46 +40,18 @@ Not RuntimeError: PyTorch raises one wherever a process is when its DataLoader's
 """
 
 
-@dataclass(frozen=True, slots=True)
-class CacheStats:
-    """Counts of a cache and of the workers that share it.
+class MapDataset(Protocol):
+    """What DataLoader calls a map-style dataset."""
 
-    Attributes
-    ----------
-    hits, misses
-        Items that were read, and items that had to be computed.
-    refused
-        Items that did not fit.
-    damaged
-        Items whose checksum was wrong.
-    items
-        Items that are kept.
-    bytes
-        Bytes of the file in use.
-    seconds_saved
-        What the hits would have taken to compute, less what reading them took.
-    """
+    def __len__(self) -> int: ...
 
-    hits: int
-    misses: int
-    refused: int
-    damaged: int
-    items: int
-    bytes: int
-    seconds_saved: float
-
-    def __str__(self) -> str:
-        parts = [f"{self.hits} hits", f"{self.misses} misses"]
-        parts += [f"{self.refused} refused"] if self.refused else []
-        parts += [f"{self.damaged} damaged"] if self.damaged else []
-        parts += [f"{self.bytes / 1e6:.1f} MB", f"{self.seconds_saved:.2f} s saved"]
-        return ", ".join(parts)
+    def __getitem__(self, index: int, /) -> Any: ...
 
 
 class TensorCache:
     """Keep items by sample number.
 
-    What is handed out is a copy of one's own: contiguous, writeable, the same on a hit and on a
+    Each item that is returned is a new copy: contiguous, writeable, and the same on a hit and on a
     miss. See `utils.caching.item_codec` for what an item can be.
 
     Parameters
@@ -92,15 +59,14 @@ class TensorCache:
     count
         The number of samples; items have the numbers 0 to count - 1.
     limit_bytes
-        The size of the items and their table, at most.
+        The largest size of the items and their table.
     name
-        Of the transform, for messages.
+        The name of the transform, for messages.
     transform
-        What makes the items. It is refused if it is random: by its name, by an attribute `random`,
-        or because it makes two different things of one sample (the first items are computed
-        twice).
+        What makes the items. A random one is refused: by its name, by an attribute `random`, or
+        because it gives two different results for one sample (the first items are computed twice).
     key, folder
-        Keep the items between runs, in ``folder/<split>-<digest>.cache``. Another key is another
+        Keep the items between runs, in ``folder/<split>-<digest>.cache``. Another key gives another
         file.
 
     Raises
@@ -116,7 +82,7 @@ class TensorCache:
         *,
         limit_bytes: int = 1 << 30,
         name: str = "items",
-        transform: Any = None,
+        transform: object = None,
         key: CacheKey | None = None,
         folder: Path | None = None,
     ) -> None:
@@ -140,8 +106,9 @@ class TensorCache:
 
         self.count, self.limit, self.name = count, limit_bytes, name
         self.file = CacheFile(count, limit_bytes, digest, path)
-        self.counts, self._counting = SharedBlock(COUNTS.size), FileLock()
+        self.counts = SharedCounts()
         self.samples, self.probes, self.warned = count, PROBES, False
+        # The process that logs how much will be kept; None once that is done.
         self.maker: int | None = os.getpid()
 
     @property
@@ -184,11 +151,16 @@ class TensorCache:
         item = compute()
         seconds = time.perf_counter() - start
         header, buffers = encode_item(item)
+
+        # Whether a transform is random cannot be proved. Two items catch one whose name tells
+        # nothing; more would double the cost of the first pass.
         if self.probes > 0:
             self.probes -= 1
             self._probe(compute, header, buffers)
         kept = self._append(index, header, buffers, seconds, row)
         self._add(misses=1, refused=int(not kept))
+        # Not `item` itself: it may share memory with the dataset, and a miss must not differ from a
+        # hit in layout or writeability.
         return decode_item(header, lambda leaves: _copy(buffers, leaves))
 
     def put(self, index: int, item: Any, seconds: float) -> bool:
@@ -217,9 +189,9 @@ class TensorCache:
         return self.get(index, compute)
 
     def kept_rows(self) -> NDArray[np.bool_]:
-        """Return whose rows are written, bool ``[count]``.
+        """Return which samples have a row, bool ``[count]``.
 
-        A row may still turn out to be damaged, which `get` sees to.
+        A row may still turn out to be damaged; `get` then computes its item again.
         """
         return self.file.written_rows()
 
@@ -230,9 +202,7 @@ class TensorCache:
     @property
     def stats(self) -> CacheStats:
         """The counts so far, of this process and of the workers that share the cache."""
-        *counts, seconds = COUNTS.unpack(os.pread(self.counts.fd, COUNTS.size, 0))
-        named = dict(zip(COUNTED, counts, strict=True))
-        return CacheStats(**named, bytes=self.file.end() or 0, seconds_saved=max(0.0, seconds))
+        return self.counts.stats(self.file.end() or 0)
 
     def _probe(self, compute: Callable[[], Any], header: bytes, buffers: list[memoryview]) -> None:
         again = encode_item(compute())
@@ -240,7 +210,7 @@ class TensorCache:
             bytes(one) != bytes(two) for one, two in zip(buffers, again[1], strict=True)
         ):
             raise ConfigError(
-                "a transform that makes different things of one sample cannot be cached",
+                "a transform that gives different results for one sample cannot be cached",
                 where=self.name,
                 remedy="cache what comes before its random part, "
                 "or set cache_transformed_tensors: false",
@@ -257,16 +227,17 @@ class TensorCache:
         try:
             appended = self.file.append(index, header, buffers, seconds, former)
         except OSError as error:
-            self._warn(f"the tensor cache takes no more: {error.strerror}")
+            # A full disk costs speed but no result: the item was computed, and training goes on.
+            self._warn(f"nothing more can be written to the tensor cache: {error.strerror}")
             return False
         if appended == "written":
             self._add(items=1)
         return appended != "full"
 
     def announce(self) -> None:
-        """Log once how much will be kept, going by what is.
+        """Log once how much will be kept, as estimated from the items that are kept so far.
 
-        Only the process that made the cache does so, since spawned ones have no log.
+        Only the process that made the cache does so, since spawned processes have no log.
         """
         end = self.file.end()
         if self.maker != os.getpid() or end is None or end == self.start:
@@ -279,16 +250,10 @@ class TensorCache:
     def _add(self, *, seconds: float = 0.0, **counts: int) -> None:
         if self.maker is not None:
             self.announce()
-        more = (*(counts.get(name, 0) for name in COUNTED), seconds)
-        with self._counting.hold(self.counts.fd):
-            was = COUNTS.unpack(os.pread(self.counts.fd, COUNTS.size, 0))
-            os.pwrite(
-                self.counts.fd,
-                COUNTS.pack(*(one + two for one, two in zip(was, more, strict=True))),
-                0,
-            )
+        self.counts.add(seconds=seconds, **counts)
 
     def _warn(self, text: str) -> None:
+        # Once: a damaged disk would give a line for each sample.
         if not self.warned:
             log.warning("%s: %s", text, self.file.path or self.name)
         self.warned = True
@@ -302,10 +267,10 @@ class CachedDataset:
     dataset
         A dataset with `__len__` and `__getitem__`.
     limit_bytes, key, folder
-        As of `TensorCache`.
+        See `TensorCache`.
     transform
-        What makes the dataset's items, to refuse a random one and for messages; the dataset itself
-        when None.
+        What makes the dataset's items; a random one is refused, and messages name it. The dataset
+        itself when None.
 
     Examples
     --------
@@ -316,10 +281,10 @@ class CachedDataset:
 
     def __init__(
         self,
-        dataset: Any,
+        dataset: MapDataset,
         *,
         limit_bytes: int = 1 << 30,
-        transform: Any = None,
+        transform: object = None,
         key: CacheKey | None = None,
         folder: Path | None = None,
     ) -> None:
@@ -338,10 +303,12 @@ class CachedDataset:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Any:
+        # Negative numbers count from the end, as in a list, and others raise IndexError.
         index = range(len(self))[index]
         return self.cache.get(index, lambda: self.dataset[index])
 
     def log_stats(self) -> None:
+        """Log the counts of the cache."""
         log.info("%s cache: %s", self.cache.name, self.cache.stats)
 
 
