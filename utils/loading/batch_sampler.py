@@ -1,6 +1,6 @@
-"""What all samplers share: the check of their options, ranks, epochs, and a state to resume from.
+"""The base of all samplers: their options, ranks and epochs, and a state to resume from.
 
-Purpose: `BatchSampler` deals the batches of an order to ranks, and knows where it stands.
+Purpose: `BatchSampler` deals the batches of an order to ranks, and keeps the position in it.
 Used by: utils.loading.engines, utils.loading.sources, utils.loading.stores, utils.samplers
 Design notes: from global batch d on, rank r of W takes G[d+r::W]; a state saved by W ranks is
   therefore good for any other number of them. The position counts batches of G, not of a rank.
@@ -23,22 +23,21 @@ __all__ = ["BatchSampler"]
 
 
 class BatchSampler:
-    """What samplers share: validation, ranks, epochs and state.
-
-    Iterating gives lists of sample indices.
+    """The base class of samplers, which iterate lists of sample indices.
 
     Parameters
     ----------
     chunk_sizes
         Samples in each stored chunk, from `Split.chunk_sizes`.
     batch_size
-        Samples in a batch; short ones occur at the end of what batches are cut from.
+        Samples in a batch; the last batch of the group of chunks it is cut from may be shorter.
     shuffle, seed
         Whether the order is drawn anew each epoch, from (seed, epoch).
     drop_last
         Whether short batches, and a tail that does not fill all ranks, are left out.
     interleave
-        Chunks, or groups of them, that give batches in turn: a finer shuffle, more open files.
+        Chunks, or groups of them, that give batches in turn. More of them shuffle more finely, but
+        keep more files open.
     chunks_per_batch
         Chunks whose samples are permuted together.
     rank, world_size
@@ -77,6 +76,7 @@ class BatchSampler:
             "chunks_per_batch": chunks_per_batch,
             "world_size": world_size,
         }.items():
+            # True is an int in Python, and NumPy's integers are not.
             if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
                 raise ConfigError(f"{name} must be a positive whole number", found=repr(value))
         if not 0 <= rank < world_size:
@@ -99,14 +99,16 @@ class BatchSampler:
 
     @property
     def order(self) -> Order:
-        """G of the current epoch: `total` batches, `batch(number)` -> int64 indices."""
+        """The order of the current epoch, which docs and comments call G."""
+        # Kept for the epoch: its size grows with the stored chunks, of which there may be millions.
         if self._order is None or self._order[0] != self.epoch:
             self._order = (self.epoch, self._make_order(self.epoch))
         return self._order[1]
 
     @property
     def largest_batch(self) -> int:
-        """The samples of the largest batch: no more than its chunks hold."""
+        """The largest number of samples in a batch, which is what ring buffers are made for."""
+        # No more than its chunks hold: a batch_size far above that would reserve memory in vain.
         if self.by_chunk:
             available = int(self.sizes.max(initial=1)) * self.chunks_per_batch
         else:
@@ -116,38 +118,41 @@ class BatchSampler:
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch to iterate next.
 
-        A loaded position is kept when it belongs to this very epoch.
+        A loaded position is kept if it belongs to this epoch.
         """
         if epoch != self.epoch:
             self.epoch, self.position, self._resuming = int(epoch), 0, False
 
     @property
     def start(self) -> int:
-        """The global batch the next iteration begins with."""
+        """The global batch with which the next iteration begins."""
         return self.position if self._resuming else 0
 
     def begin(self) -> int:
-        """Consume a loaded position: the global batch this iteration begins with.
+        """Return the global batch with which this iteration begins, and forget a loaded position.
 
-        Iterating again starts the epoch anew.
+        Iterating again starts the epoch from its first batch.
         """
         start, self._resuming = self.start, False
         self.position = start
         return start
 
     def after(self, start: int, delivered: int) -> int:
-        """The global position once this rank has delivered `delivered` batches from `start` on."""
+        """Return the global position after this rank has delivered so many batches from `start`."""
+        # Ranks take turns, so that each of them knows where all stand without asking the others.
         return min(int(self.order.total), start + delivered * self.world_size)
 
     def batches(self, start: int) -> Iterator[BatchPlan]:
-        """This rank's share of G[start:], in order; the last may be a repeat with `pad` set.
+        """Yield this rank's share of G[start:] in order; the position does not move.
 
-        Does not move the position.
+        The last batch may be a repeat with `pad` set.
         """
         order, left = self.order, self.order.total - start
         rounds = left // self.world_size if self.drop_last else -(-left // self.world_size)
         for turn in range(rounds):
             number = start + turn * self.world_size + self.rank
+            # All ranks must take equally many steps, or the gradient exchange of the last one would
+            # wait for ever.
             pad = number >= order.total
             if pad:
                 number = start + (number - start) % left
@@ -160,12 +165,13 @@ class BatchSampler:
             yield plan.indices.tolist()
 
     def __len__(self) -> int:
-        """Batches the next iteration gives this rank."""
+        """Return the number of batches that the next iteration gives this rank."""
         left = int(self.order.total) - self.start
         return left // self.world_size if self.drop_last else -(-left // self.world_size)
 
     def options(self) -> dict[str, Any]:
-        """What G depends on beside the epoch."""
+        """Return what G depends on besides the epoch."""
+        # Without rank and world_size, since another number of ranks may load a state.
         return {
             "sampler": type(self).__name__,
             "samples": int(self.sizes.sum()),
@@ -183,7 +189,7 @@ class BatchSampler:
         return self.options() | {"epoch": self.epoch, "position": self.position}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue at a saved position; the number of ranks may be another.
+        """Continue at a saved position, also with another number of ranks.
 
         Raises
         ------
@@ -199,12 +205,14 @@ class BatchSampler:
                     found=state.get(key, "nothing"),
                     remedy="use the options the state was saved with, or start afresh",
                 )
+        # A state is read from a file: it may hold anything.
         epoch, position = state.get("epoch"), state.get("position")
         if not isinstance(epoch, int) or not isinstance(position, int) or epoch < 0 or position < 0:
             raise StateError(
                 "this state has no epoch and position",
                 found=f"epoch {epoch!r}, position {position!r}",
             )
+        # The order of the saved epoch, since `total` can differ between epochs of unequal chunks.
         self.epoch = epoch
         if position > self.order.total:
             raise StateError(

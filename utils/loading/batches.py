@@ -1,4 +1,4 @@
-"""What an engine makes of a plan: a filled batch, and what filling it took.
+"""The batches that engines fill, with the counts of what filling them took.
 
 Purpose: `Batch` is what engines deliver; `Filled` is what a thread or worker reports; `Engine` is
   what the loader asks of an engine; `LoaderStats` adds up an epoch.
@@ -27,7 +27,19 @@ __all__ = ["Batch", "Engine", "Filled", "LoaderStats"]
 
 @dataclass(slots=True)
 class Batch:
-    """A filled batch: arrays ``[B, ...]`` by name, and what filling it took."""
+    """A filled batch.
+
+    Attributes
+    ----------
+    plan
+        The batch's number and sample indices.
+    arrays
+        The arrays by name, ``[B, ...]`` each.
+    decoded, bytes_read, chunks_opened
+        Samples decoded, stored bytes read, and stored chunks opened for it.
+    fallback
+        1 if it got a fresh buffer because all ring buffers were in use, else 0.
+    """
 
     plan: BatchPlan
     arrays: dict[str, NDArray[Any]]
@@ -39,9 +51,9 @@ class Batch:
 
 @dataclass(slots=True)
 class Filled:
-    """What filling a batch took: counters or an error, which travels as a value.
+    """What a thread or worker reports about a batch: counts, or an error as a value.
 
-    `arrays` holds the batch itself where no ring buffer was free for it.
+    `arrays` holds the batch itself if no ring buffer was free for it.
     """
 
     decoded: int = 0

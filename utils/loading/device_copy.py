@@ -1,15 +1,15 @@
-"""Batches on their way to a GPU: from a page-locked ring, on a stream of their own, one batch
-ahead.
+"""Copies of batches to a GPU: from a page-locked ring, on their own stream, one batch ahead.
 
 Purpose: `DeviceCopier.run(batches, tensors)` yields each batch with its tensors on the device,
   while the next one is being copied.
 Used by: utils.loader
-Design notes: a copy reads the ring's slot after the call that started it has returned, so that the
-  host tensors are kept until the copy's event has passed: only then does the slot come back. At
-  most COPIES_PENDING wait so; beyond that the oldest is waited for. All CUDA calls are in
-  `CudaDevice`, for the order of things to be testable without a GPU. They follow the documentation
-  of torch.Tensor.record_stream (memory allocated on a side stream) and torch.cuda.cudart
-  (cudaHostRegister of existing memory). CudaDevice itself has not run on a GPU yet.
+Design notes: a copy reads the ring buffer after the call that started it has returned. The host
+  tensors are therefore kept until the copy's event has passed; only then is the buffer free. At
+  most COPIES_PENDING copies are pending; beyond that the oldest is waited for. All CUDA calls are
+  in `CudaDevice`, so that the order of events can be tested without a GPU. They follow the
+  documentation of torch.Tensor.record_stream (memory allocated on a side stream) and
+  torch.cuda.cudart (cudaHostRegister of existing memory). CudaDevice itself has not run on a GPU
+  yet.
 Assistant guidance: when extending: nothing may be yielded before the consumer's stream waits for
   its copy, and no host tensor let go before its event; whatever ends an epoch, `run` waits for the
   copies under way.
@@ -33,11 +33,11 @@ log = get_log(__name__)
 T = TypeVar("T")
 Tensors = dict[str, torch.Tensor]
 COPIES_PENDING = 2
-"""Batches whose host memory may still be read by a copy: the ring has so many slots more."""
+"""Batches whose host memory a copy may still read; the ring has this many more buffers."""
 
 
 class Passed(Protocol):
-    """What a CUDA event says about the copy before it."""
+    """A CUDA event after a copy, which tells when the copy is done."""
 
     def query(self) -> bool: ...
 
@@ -49,22 +49,28 @@ class Device(Protocol):
     """What a copier asks of a GPU."""
 
     def lock(self, memory: Any) -> Callable[[], None] | None:
-        """Page-lock a buffer; what undoes it, or None where it cannot be."""
+        """Page-lock a buffer; return what unlocks it, or None if it cannot be locked."""
 
     def copy(self, host: Tensors) -> tuple[Tensors, Passed]:
         """Start copying on the side stream.
 
-        The copies, not to be touched yet, and the event after them.
+        Returns the copies, which must not be used yet, and the event after them.
         """
 
     def hand_over(self, copies: Tensors, event: Passed) -> None:
-        """Make the consumer's stream wait for the event, and the allocator know that it uses the
+        """Make the consumer's stream wait for the event, and tell the allocator that it uses the
         copies.
         """
 
 
 class CudaDevice:
-    """One CUDA device and a side stream on it. Raises ConfigError where there is no such device."""
+    """One CUDA device, and a side stream on it.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such device.
+    """
 
     def __init__(self, device: torch.device) -> None:
         if not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count():
@@ -82,6 +88,7 @@ class CudaDevice:
         self.stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
 
     def lock(self, memory: Any) -> Callable[[], None] | None:
+        # The existing memory, since tensor.pin_memory() would make a copy of each batch.
         view = np.frombuffer(memory, np.uint8)
         address, size, cudart = view.ctypes.data, view.nbytes, _cuda_runtime()
         with torch.cuda.device(self.device):
@@ -95,6 +102,7 @@ class CudaDevice:
             return None
 
         def unlock() -> None:
+            # Memory that a copy still reads must not be unlocked.
             self.stream.synchronize()
             cudart.cudaHostUnregister(address)
 
@@ -111,6 +119,8 @@ class CudaDevice:
 
     def hand_over(self, copies: Tensors, event: Passed) -> None:
         stream = torch.cuda.current_stream(self.device)
+        # The GPU waits, not this thread. record_stream keeps the allocator from giving the memory to
+        # the side stream's next copy while the consumer's kernels still read it.
         stream.wait_event(cast(torch.cuda.Event, event))
         for tensor in copies.values():
             tensor.record_stream(stream)
@@ -121,9 +131,23 @@ def _cuda_runtime() -> Any:
 
 
 def open_device(device: Any) -> tuple[torch.device | None, Device | None]:
-    """(where batches go by a blocking copy, what copies them ahead): at most one of them.
+    """Decide how batches get to a device.
 
-    Raises ConfigError for no device of torch's.
+    Parameters
+    ----------
+    device
+        None, a torch device or its name, or a `Device`.
+
+    Returns
+    -------
+    tuple
+        The torch device for blocking copies, and the `Device` that copies ahead; at least one of
+        them is None.
+
+    Raises
+    ------
+    ConfigError
+        If torch does not know the device.
     """
     if device is None or isinstance(device, Device):
         return None, device
@@ -137,9 +161,14 @@ def open_device(device: Any) -> tuple[torch.device | None, Device | None]:
 
 
 class DeviceCopier:
-    """Copies batches one ahead of who takes them. memory.
+    """Copy batches to a device, one batch ahead of the consumer.
 
-    The ring to page-lock, locked at the first epoch and let go by `close`.
+    Parameters
+    ----------
+    device
+        Where to copy to.
+    memory
+        The ring of batches, which is page-locked from the first epoch until `close`.
     """
 
     def __init__(self, device: Device, memory: Any) -> None:
@@ -151,11 +180,18 @@ class DeviceCopier:
     def run(
         self, batches: Iterator[T], tensors: Callable[[T], Tensors]
     ) -> Generator[tuple[T, Tensors], None, None]:
-        """(batch, its tensors on the device), in the order of `batches`. tensors: takes a batch's
-        host tensors out of it.
+        """Yield each batch with its tensors on the device, in the order of `batches`.
 
-        An exception of `batches` is raised where it belongs: after the batches before it.
+        An exception of `batches` is raised after the batches that came before it.
+
+        Parameters
+        ----------
+        batches
+            The filled batches.
+        tensors
+            Takes the host tensors out of a batch.
         """
+        # At the first epoch: a loader that is only asked for its length locks no memory.
         if not self.tried:
             self.tried, self.unlock = True, self.device.lock(self.memory)
         ahead: tuple[T, Tensors, Passed] | None = None
@@ -166,7 +202,10 @@ class DeviceCopier:
                     batch = next(batches, None)
                 except Exception as error:
                     batch, failure = None, error
+                # The next copy starts before the former batch is handed out, so that it runs while
+                # the consumer computes.
                 started = None if batch is None else (batch, *self._start(tensors(batch)))
+                # The generator's own names would keep the ring buffer in use while it is suspended.
                 del batch
                 if ahead is not None:
                     taken, copies, event = ahead
@@ -181,6 +220,7 @@ class DeviceCopier:
             if failure is not None:
                 raise failure
         finally:
+            # However the epoch ends, no copy may still read a buffer that is filled again.
             self._settle()
 
     def _start(self, host: Tensors) -> tuple[Tensors, Passed]:
@@ -197,7 +237,7 @@ class DeviceCopier:
             self.pending.popleft()
 
     def close(self) -> None:
-        """Wait for what is under way, and give the ring back to the pager."""
+        """Wait for pending copies, and unlock the ring."""
         self._settle()
         if self.unlock is not None:
             self.unlock()

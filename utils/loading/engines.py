@@ -1,7 +1,7 @@
-"""Choosing an engine: in line, decode threads, or spawned worker processes.
+"""The choice of an engine: inline, decode threads, or spawned worker processes.
 
-Purpose: `make_engine` opens what the read plan says and gives an object whose `run(plans)` yields
-  filled batches in the order of the plans.
+Purpose: `make_engine` opens what the read plan says, and returns an engine whose `run(plans)`
+  yields filled batches in the order of the plans.
 Used by: utils.loader
 Design notes: all engines fill batches through a reader's `fill`, so that they cannot differ in what
   they deliver. Abandoned batches return their ring buffers before the next epoch begins.
@@ -43,7 +43,7 @@ def make_engine(
     split, names
         The split, and the arrays to read from it.
     sampler
-        It decides how large a batch can be.
+        The sampler, which decides how large a batch can be.
     options
         The loader's options.
     spare
@@ -56,6 +56,7 @@ def make_engine(
     """
     rows = {name: (split.specs[name].shape[1:], split.specs[name].dtype) for name in names}
     layout = BatchLayout.of(sampler.largest_batch, rows)
+    # The reader comes first: a store that cannot be opened then costs no memory for a ring.
     reader, source = open_source(plan, split, names, sampler, options)
     try:
         if options.spawns:
@@ -71,6 +72,7 @@ def make_engine(
         in_flight = max(1, options.threads * options.prefetch_factor)
         return LocalEngine(reader, names, layout, options.threads, in_flight, spare)
     except (OSError, MemoryError) as error:
+        # Anonymous memory that does not fit raises OSError from mmap or ftruncate.
         size = f"{layout.size / 1e6:.0f} MB a batch"
         raise ConfigError(
             "no memory for the ring of batches",

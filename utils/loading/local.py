@@ -26,9 +26,22 @@ __all__ = ["LocalEngine"]
 
 
 class LocalEngine:
-    """Threads of this process.
+    """Fill batches in threads of this process.
 
-    With no workers each batch is filled when it is asked for (`inline`).
+    Parameters
+    ----------
+    reader
+        The reader that all threads share.
+    names
+        The arrays to read.
+    layout
+        The layout of a ring buffer.
+    workers
+        The number of threads; with 0 each batch is filled when it is asked for ("inline").
+    in_flight
+        Batches that are issued ahead.
+    spare
+        Ring buffers beyond those of the batches in flight, for copies to a device.
     """
 
     def __init__(
@@ -42,10 +55,12 @@ class LocalEngine:
     ) -> None:
         self.reader, self.names = reader, names
         self.in_flight = in_flight
+        # Two more than are in flight, for the batches that the consumer holds.
         self.ring = BatchRing(layout, in_flight + 2 + spare, shared=False)
         self.pool = ThreadPoolExecutor(workers, thread_name_prefix="decode") if workers else None
 
     def run(self, plans: Iterator[BatchPlan]) -> Generator[Batch, None, None]:
+        """Yield the batches of `plans`; closing the generator abandons the rest."""
         counted = self.reader.chunks_opened
         plans = self.reader.follow(plans)
         waiting: deque[tuple[BatchPlan, Future[Any] | None]] = deque()
@@ -67,6 +82,7 @@ class LocalEngine:
                 yield Batch(
                     plan, exported, filled.decoded, filled.bytes_read, opened, int(slot is None)
                 )
+                # A name left here would keep the buffer in use until the next batch is filled.
                 del arrays, exported
         finally:
             for _, future in waiting:
@@ -76,9 +92,9 @@ class LocalEngine:
                     self.ring.give_back(future.result()[0])
 
     def _fill(self, plan: BatchPlan) -> tuple[int | None, dict[str, NDArray[Any]], Filled]:
-        """The slot is taken only now, so that a fast consumer's threads go round few buffers, and
-        those stay in the cache.
-        """
+        # The ring buffer is taken only now, so that a fast consumer's threads reuse few buffers,
+        # which stay in the processor's cache. A batch stays one thread's: two on one batch were not
+        # faster in 39 rounds (docs/log.md, 2026-11-25).
         slot = self.ring.take()
         try:
             out = self.ring.write_views(slot, len(plan.indices))
@@ -88,6 +104,7 @@ class LocalEngine:
             raise
 
     def close(self) -> None:
+        """End the threads, and close the reader's files."""
         if self.pool:
             self.pool.shutdown(wait=True, cancel_futures=True)
         self.reader.close()

@@ -38,7 +38,14 @@ _MASK = (1 << 64) - 1
 class BatchPlan:
     """One batch to deliver.
 
-    Its number in G, its sample indices (int64 ``[B]``), and whether it only fills up a rank.
+    Attributes
+    ----------
+    number
+        The batch's number in G.
+    indices
+        Its sample indices, int64 ``[B]``.
+    pad
+        Whether it is a repeat that only fills up a rank.
     """
 
     number: int
@@ -67,7 +74,7 @@ class OrderOptions(Protocol):
 
 
 def mix64(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The splitmix64 step and finaliser (Steele, Lea, Flood 2014), elementwise."""
+    """Apply the splitmix64 step and finaliser (Steele, Lea, Flood 2014), elementwise."""
     value = value + np.uint64(0x9E3779B97F4A7C15)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
         value ^= value >> np.uint64(shift)
@@ -76,10 +83,11 @@ def mix64(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def permutation(size: int, *key: int) -> NDArray[np.int64]:
-    """A permutation of range(size) that follows from `key` alone.
+    """Return a permutation of range(size) that depends on `key` alone, int64 ``[size]``.
 
-    Indices sorted by the splitmix64 hash of (key, index).
+    The indices are sorted by the splitmix64 hash of (key, index).
     """
+    # Not numpy.random, whose shuffles may change between releases and with them every saved order.
     base = np.zeros(1, np.uint64)
     for part in key:
         base = mix64(base ^ np.uint64(part & _MASK))
@@ -92,10 +100,19 @@ def permutation(size: int, *key: int) -> NDArray[np.int64]:
 
 
 class ChunkOrder:
-    """G of one epoch.
+    """G of one epoch, in which a batch stays inside its unit of stored chunks.
 
     A unit is `chunks_per_batch` chunks whose samples are permuted together; lanes deal units out in
     turn.
+
+    Parameters
+    ----------
+    sizes
+        Samples in each stored chunk, int64 ``[chunks]``.
+    sampler
+        The options.
+    epoch
+        The epoch.
     """
 
     def __init__(self, sizes: NDArray[np.int64], sampler: OrderOptions, epoch: int) -> None:
@@ -109,6 +126,9 @@ class ChunkOrder:
         # All that grows with the stored chunks is kept small: there may be millions on each of a
         # thousand ranks.
         self.chunks = chunks = chunks.astype(np.int32)
+
+        # Batches in each unit. Only their number is kept; which samples they hold is computed when
+        # they are asked for.
         per, lanes = sampler.chunks_per_batch, sampler.interleave
         units = sizes[chunks]
         if per > 1 and len(units):
@@ -116,30 +136,39 @@ class ChunkOrder:
         units += 0 if sampler.drop_last else sampler.batch_size - 1
         units //= sampler.batch_size
         self.unit_batches = units.astype(np.int32)
-        whole = len(units) // lanes * lanes
-        self.lane_batches = units[:whole].reshape(-1, lanes).sum(axis=0, dtype=np.int64)
-        self.lane_batches[: len(units) - whole] += units[whole:]
+
+        # Unit u belongs to lane u % lanes. In 64 bits, since the sum over a lane may exceed 32.
+        full = len(units) // lanes * lanes
+        self.lane_batches = units[:full].reshape(-1, lanes).sum(axis=0, dtype=np.int64)
+        self.lane_batches[: len(units) - full] += units[full:]
+
         # Rounds in which the same lanes have batches left form a segment: it begins in round
-        # `rounds[k]`, at position `places[k]` of G.
+        # `rounds[k]`, at position `first_batch[k]` of G.
         self.rounds = np.concatenate(([0], np.unique(self.lane_batches)))
         alive = np.array(
             [(self.lane_batches > start).sum() for start in self.rounds[:-1]], dtype=np.int64
         )
-        self.places = np.concatenate(([0], np.cumsum(alive * np.diff(self.rounds))))
+        self.first_batch = np.concatenate(([0], np.cumsum(alive * np.diff(self.rounds))))
         self.total = int(self.lane_batches.sum())
+
+        # Caches of this object and not of its class, which would keep former epochs alive.
         self._lane = lru_cache(maxsize=None)(self._lane_ends)
         self._alive = lru_cache(maxsize=None)(
             lambda segment: np.flatnonzero(self.lane_batches > self.rounds[segment])
         )
+        # Each batch would otherwise permute its whole unit again. Lanes take turns, so a unit of
+        # each lane is in use at a time.
         self._samples = lru_cache(maxsize=2 * lanes + 2)(self._unit_samples)
 
     def batch(self, number: int) -> NDArray[np.int64]:
+        """Return the sample indices of a batch, int64 ``[B]``."""
         # bisect, since np.searchsorted lets go of the GIL and waits behind the decode threads to
         # get it back.
-        segment = bisect_right(self.places, number) - 1
+        segment = bisect_right(self.first_batch, number) - 1
         alive = self._alive(segment)
-        turn, place = divmod(number - int(self.places[segment]), len(alive))
-        lane, at = int(alive[place]), int(self.rounds[segment]) + turn
+        turn, position = divmod(number - int(self.first_batch[segment]), len(alive))
+        lane, at = int(alive[position]), int(self.rounds[segment]) + turn
+
         ends = self._lane(lane)
         unit_in_lane = bisect_right(ends, at)
         cut = at - (int(ends[unit_in_lane - 1]) if unit_in_lane else 0)
@@ -166,6 +195,8 @@ class ChunkOrder:
 
 
 class RandomOrder:
+    """G of one epoch, in which a batch takes its samples from anywhere."""
+
     def __init__(self, samples: int, sampler: OrderOptions, epoch: int) -> None:
         self.order = (
             permutation(samples, sampler.seed, epoch, 2) if sampler.shuffle else np.arange(samples)
@@ -174,4 +205,5 @@ class RandomOrder:
         self.total = samples // self.size if sampler.drop_last else -(-samples // self.size)
 
     def batch(self, number: int) -> NDArray[np.int64]:
+        """Return the sample indices of a batch, int64 ``[B]``."""
         return self.order[number * self.size : (number + 1) * self.size]

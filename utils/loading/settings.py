@@ -20,9 +20,8 @@ from warehouse.section import Section
 
 __all__ = ["Engine", "LoaderSettings", "Store"]
 
-
+# There is no "fork": a fork copies locks that the threads of zarr hold, and deadlocks.
 Engine = Literal["thread", "spawn", "inline"]
-
 
 Store = Literal["auto", "mmap", "pread", "memory", "stream", "library"]
 

@@ -1,6 +1,6 @@
-"""Opening what a read plan says: readers for this process, and what spawned workers need.
+"""Readers for a read plan: those of this process, and what spawned workers need for theirs.
 
-Purpose: `open_source` makes the parent's reader, its memory, and the `Source` that workers get.
+Purpose: `open_source` makes the parent's reader, its memory, and the `Source` that workers receive.
 Used by: utils.loading.engines, utils.loading.spawn
 Design notes: a reader lives in one process. A `Source` is pickled to spawned workers, so that each
   opens its own handles: the split by path or URL, or memory that the parent shares.
@@ -89,8 +89,10 @@ def open_source(
 ) -> tuple[ChunkReader, Source]:
     """Open the parent's reader, and describe to spawned workers what they read from.
 
-    Memory taken: the decoded split for "memory"; (prefetch + chunks read in turn) stored chunks
-    for "stream"; none to speak of for the others.
+    Notes
+    -----
+    Store "memory" takes the size of the decoded split, and "stream" that of as many stored chunks
+    as are prefetched and read in turn. The others take hardly any memory.
     """
     source = Source(split, names, plan, options)
     if plan.store == "memory":
@@ -113,6 +115,7 @@ def _open_memory(source: Source) -> MemoryReader:
     threads = max(1, options.num_workers)
 
     def load() -> int:
+        # Every checksum, since each chunk is read once and never again.
         reader = open_reader(split, source.plan.access, "always", 4 * threads * len(names))
         return decode_split(reader, names, views, threads=threads)
 
@@ -134,7 +137,7 @@ def _open_stream(source: Source, in_turn: int) -> StreamReader:
 
 
 def _memory(source: Source, size: int) -> mmap:
-    """Memory of this process, or, where workers are spawned, of all of them."""
+    """Return memory of this process or, if workers are spawned, memory that they share."""
     if not source.options.spawns:
         return private_memory(max(1, size))
     source.block = SharedBlock(max(1, size))
@@ -146,7 +149,8 @@ def _aligned(size: int) -> int:
 
 
 def decoded_views(split: Split, names: Sequence[str], memory: mmap) -> dict[str, NDArray[Any]]:
-    """The decoded split's arrays, ``[samples, ...]`` each, one after the other in `memory`."""
+    """Return the decoded split's arrays, ``[samples, ...]`` each, as views of `memory`."""
+    # Parent and workers compute the same offsets from the split; none have to be sent.
     views, offset = {}, 0
     for name in names:
         spec = split.specs[name]
@@ -157,7 +161,7 @@ def decoded_views(split: Split, names: Sequence[str], memory: mmap) -> dict[str,
 
 
 def stream_views(memory: mmap, buffer_bytes: int) -> tuple[NDArray[np.int64], list[memoryview]]:
-    """A stream's table (int64 ``[buffers, 3]``) and its buffers, as views of `memory`."""
+    """Return a stream's table, int64 ``[buffers, 3]``, and its buffers as views of `memory`."""
     count = (len(memory) - TABLE_BYTES) // buffer_bytes
     if 24 * count > TABLE_BYTES:
         raise ConfigError(
@@ -173,7 +177,7 @@ def stream_views(memory: mmap, buffer_bytes: int) -> tuple[NDArray[np.int64], li
 
 
 def open_reader(split: Split, access: Access, verify: Verify, keep: int) -> ChunkReader:
-    """Open a reader; "library" goes through zarr-python, whatever the codecs."""
+    """Open a reader; "library" reads through zarr-python, for any codec."""
     if access == "library":
         # Imported here so that reading our own codecs never loads zarr.
         from warehouse.read.zarr_python import ZarrPythonReader
