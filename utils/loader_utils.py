@@ -3,7 +3,7 @@ back when nothing refers to them.
 
 Purpose: `BatchRing` hands out slots; a slot's arrays may be viewed, sliced, detached and kept, and
   are never overwritten while they are.
-Used by: utils.caching.cache_file, utils.caching.tensor_cache, utils.loading.batches,
+Used by: utils.caching.cache_file, utils.caching.cache_stats, utils.loading.batches,
   utils.loading.engines, utils.loading.local, utils.loading.sources, utils.loading.spawn
 Design notes: fresh 28 MB batches cost more in page faults than LZ4 costs in decoding, so buffers
   are reused. The finalizer hangs on the NumPy array that exports the slot's memory: every view,

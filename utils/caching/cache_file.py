@@ -1,7 +1,7 @@
 """The file that holds cached items: a header, a row for each sample, then the items.
 
 Purpose: `CacheFile` appends items and reads them back, from any number of threads and processes.
-Used by: utils.caching.tensor_cache
+Used by: utils.caching.cache_stats, utils.caching.tensor_cache
 Design notes: the file only grows. It has no name (memfd) or lies in a folder. Spawned and forked
   workers read the same pages, so that there is one copy on the node. Appends hold a kernel lock,
   which dies with its holder; a row is written after its item, so that a killed worker leaves
