@@ -1,13 +1,12 @@
-"""A trained VQ-VAE's encoder as a backbone for pictures: what it learnt of raster blocks, read off
-a picture.
+"""A trained VQ-VAE's encoder as a backbone for images: features of raster blocks, applied to them.
 
-A picture has neither time nor units, so this is a loan, and it is defined here: the picture stands
-still for all time steps of a block; its channels, normalised as values of 0.5 +- 0.25, take the
-place of the scaled features; every voxel is valid; the grid grows to the picture's size. The map is
-what the last residual block says, before it is squeezed into a code, averaged over time. Only
-models of one continuous feature (given the picture's luma) or of three (by name where they are red,
-green and blue, else in order) can be filled that way; any other is refused, not padded with
-guesses.
+An image has neither time nor units, so the mapping is a convention, defined here: the image is
+repeated for all time steps of a block; its channels, normalised as values of 0.5 +- 0.25, take the
+place of the scaled features; every voxel is valid; and the grid grows to the image's size. The map
+is the output of the last residual block, before it is squeezed into a code, averaged over time.
+Only models of one continuous feature (given the image's luma) or of three (by name where they are
+red, green and blue, else in order) can be filled in this way. Any other model is refused rather
+than padded with guesses.
 """
 
 from __future__ import annotations
@@ -24,21 +23,33 @@ from utils.training.checkpoint import Checkpoint
 from vqvae.compress.codec import restore_vqvae
 from vqvae.network.layers import Residual, Triple, space_to_depth
 from warehouse.errors import StateError
+from warehouse.layouts.features import Feature
 
 __all__ = ["ImageMap", "vqvae_trunk"]
 
 LUMA = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue, of ITU-R BT.601."""
+
 RGB = ("red", "green", "blue")
+
+# A recipe may come from any checkpoint of a head: without limits it could ask for a network that
+# fills the memory.
 LIMITS = {"width": 4096, "depth": 64}
 
 
 class ImageMap(nn.Module):
-    """float [B, 3, H, W], 0 where the picture is 0.5 and 1 where it is 0.75 -> [B, width, ceil(H /
-    patch y), ceil(W / patch x)].
+    """The stem and the residual blocks of a VQ-VAE's encoder, over images of any size.
 
-    order: which channel of the picture each feature is, or () for one feature, the luma; grid:
-    positions (t, y, x) of a training block, which decides where kernels are 3 wide; patch: voxels
-    (t, y, x) the stem folds.
+    Parameters
+    ----------
+    order
+        Which channel of the image each feature is; () for one feature, the luma.
+    grid
+        Positions (t, y, x) of a training block, which decide where kernels are 3 wide.
+    patch
+        Voxels (t, y, x) that the stem folds.
+    width, depth
+        Channels, and residual blocks.
     """
 
     def __init__(
@@ -58,26 +69,37 @@ class ImageMap(nn.Module):
         self.luma: Tensor
         self.register_buffer("luma", torch.tensor(LUMA).view(1, 3, 1, 1), persistent=False)
 
-    def forward(self, picture: Tensor) -> Tensor:
-        value = (
-            picture[:, list(self.order)]
-            if self.order
-            else (picture * self.luma).sum(dim=1, keepdim=True)
-        )
+    def forward(self, image: Tensor) -> Tensor:
+        """Return the feature map of images.
+
+        Parameters
+        ----------
+        image
+            float [B, 3, H, W], 0 where the image is 0.5 and 1 where it is 0.75.
+
+        Returns
+        -------
+        Tensor
+            float [B, width, ceil(H / patch y), ceil(W / patch x)].
+        """
+        if self.order:
+            value = image[:, list(self.order)]
+        else:
+            value = (image * self.luma).sum(dim=1, keepdim=True)
+
+        # The edge is padded as missing, which the encoder was trained with, and not as black.
         height, width = value.shape[2:]
-        known = nn.functional.pad(
-            torch.ones_like(value), (0, -width % self.patch[2], 0, -height % self.patch[1])
-        )
-        value = nn.functional.pad(value, (0, -width % self.patch[2], 0, -height % self.patch[1]))
-        block = (
-            torch.cat([value, known], dim=1)
-            .unsqueeze(2)
-            .expand(-1, -1, self.grid[0] * self.patch[0], -1, -1)
-        )
-        said: Tensor = self.encoder(self.stem(space_to_depth(block, self.patch)))
-        return said.mean(dim=2)
+        edges = (0, -width % self.patch[2], 0, -height % self.patch[1])
+        known = nn.functional.pad(torch.ones_like(value), edges)
+        flat = torch.cat([nn.functional.pad(value, edges), known], dim=1)
+
+        dates = self.grid[0] * self.patch[0]
+        block = flat.unsqueeze(2).expand(-1, -1, dates, -1, -1)
+        found: Tensor = self.encoder(self.stem(space_to_depth(block, self.patch)))
+        return found.mean(dim=2)
 
     def recipe(self) -> dict[str, Any]:
+        """Return JSON from which `vqvae_trunk` makes the same network."""
         return {
             "kind": "vqvae",
             "order": list(self.order),
@@ -89,11 +111,19 @@ class ImageMap(nn.Module):
 
 
 def vqvae_trunk(source: Checkpoint | dict[str, Any]) -> Backbone:
-    """The encoder of a VQ-VAE as a backbone: its blocks are the stem and the residual blocks.
+    """Return the encoder of a VQ-VAE as a backbone of its stem and its residual blocks.
 
-    source: a VQ-VAE's checkpoint, or a recipe, which gives the same network with fresh weights.
-    Raises StateError for features that pictures cannot fill, and as `restore_vqvae`; KeyError,
-    TypeError and ValueError for a recipe that is none.
+    Parameters
+    ----------
+    source
+        A VQ-VAE's checkpoint, or a recipe, which gives the same network with fresh weights.
+
+    Raises
+    ------
+    StateError
+        The model has features that images cannot fill; else as `restore_vqvae`.
+    KeyError, TypeError, ValueError
+        The recipe is not one of an `ImageMap`.
     """
     if isinstance(source, Checkpoint):
         model = restore_vqvae(source.path).model
@@ -120,11 +150,13 @@ def vqvae_trunk(source: Checkpoint | dict[str, Any]) -> Backbone:
     )
 
 
-def _order(features: Any, source: Checkpoint) -> tuple[int, ...]:
+def _order(features: Sequence[Feature], source: Checkpoint) -> tuple[int, ...]:
+    """Return the image's channel of each feature, or () for the luma."""
     names = [feature.name for feature in features]
-    if any(feature.kind != "continuous" for feature in features) or len(names) not in {1, 3}:
+    continuous = all(feature.kind == "continuous" for feature in features)
+    if not continuous or len(names) not in {1, 3}:
         raise StateError(
-            "pictures cannot fill this VQ-VAE's features",
+            "images cannot fill this VQ-VAE's features",
             where=source.path,
             expected="one continuous feature, or three",
             found=", ".join(f"{feature.name} ({feature.kind})" for feature in features)[:160],
@@ -132,7 +164,9 @@ def _order(features: Any, source: Checkpoint) -> tuple[int, ...]:
         )
     if len(names) == 1:
         return ()
-    return tuple(RGB.index(name) for name in names) if set(names) == set(RGB) else (0, 1, 2)
+    if set(names) == set(RGB):
+        return tuple(RGB.index(name) for name in names)
+    return 0, 1, 2
 
 
 def _plain(recipe: dict[str, Any]) -> ImageMap:
@@ -149,7 +183,7 @@ def _plain(recipe: dict[str, Any]) -> ImageMap:
     return ImageMap(order=order, grid=grid, patch=patch, width=width, depth=depth)
 
 
-def _triple(values: Sequence[Any]) -> Triple:
+def _triple(values: Sequence[int | str]) -> Triple:
     t, y, x = (int(value) for value in values)
     if not all(1 <= value <= 4096 for value in (t, y, x)):
         raise ValueError(f"grid or patch {(t, y, x)}")
