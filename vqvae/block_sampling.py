@@ -34,6 +34,8 @@ from warehouse.read.version import Split
 __all__ = ["cube_features", "cut", "drawn_blocks", "make_sampler", "sample_depth"]
 
 log = get_log(__name__)
+# Purposes of random numbers. They begin at 32 to stay clear of those of utils.augment: with the
+# same number, a turn would always come with the same flip.
 TURN, MIRROR, WINDOW_T, WINDOW_Y, WINDOW_X, HAS_DEPTH, DEPTH = range(32, 39)
 START_BLOCKS = 128
 Triple = tuple[int, int, int]
@@ -151,9 +153,12 @@ class _Kept(BatchSampler):
             raise ConfigError(
                 "one share a sample is needed", expected=int(self.sizes.sum()), found=len(keep)
             )
+        # The order is made over the kept samples alone and renumbered: leaving samples out of a
+        # full order would give batches of unequal size.
         self.kept = np.flatnonzero(keep)
         starts = np.cumsum(self.sizes) - self.sizes
         counts = np.add.reduceat(keep.astype(np.int64), starts)
+        # A chunk that nothing is left of must not take a turn.
         self.below = self.plain(counts[counts > 0].tolist(), batch_size, **options)
 
     def _make_order(self, epoch: int) -> Any:
@@ -161,6 +166,7 @@ class _Kept(BatchSampler):
         return _Renumbered(self.below.order, self.kept)
 
     def options(self) -> dict[str, Any]:
+        # In the sampler's state, so that a run is not resumed in an order of other samples.
         digest = hashlib.sha256(self.sizes.tobytes() + self.kept.tobytes()).hexdigest()[:16]
         return super().options() | {"samples": len(self.kept), "chunks": digest}
 
@@ -222,6 +228,7 @@ def cut(
 
     def draw(purpose: int, count: int) -> NDArray[np.int64]:
         if epoch is None:
+            # The middle, so that every evaluation scores the same voxels.
             return np.full(len(index), count // 2)
         return (uniform(seed, epoch, index, purpose) * count).astype(np.int64)
 
@@ -231,6 +238,7 @@ def cut(
         corners = np.stack(columns, axis=1).tolist()
         data, valid = (_windows(array, corners, wanted) for array in (data, valid))
 
+    # A quarter turn of an oblong window would not fit into the batch.
     if not flips or epoch is None or wanted[1] != wanted[2]:
         return data, valid
     turns, mirrored = draw(TURN, 4).tolist(), draw(MIRROR, 2).tolist()

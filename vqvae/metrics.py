@@ -72,9 +72,11 @@ class Tally:
             Of `loss_terms`, [B] each.
         """
         self.samples += len(data)
+        # Sums on the device, without waiting for it at every batch.
         self.terms += torch.stack([terms[name].sum() for name in TERMS])
 
         valid = valid & torch.isfinite(data)
+        # Masked and not multiplied: data may be NaN where not valid, and NaN times 0 is NaN.
         error = (physical - data).masked_fill(~valid, 0.0).to(self.squared.dtype)
         self.squared += error.square().sum(dim=(0, 1, 2, 3))
         self.absolute += error.abs().sum(dim=(0, 1, 2, 3))
@@ -108,6 +110,8 @@ class Tally:
         terms = (self.terms / max(1, self.samples)).tolist()
         figures = dict(zip(TERMS, terms, strict=True))
 
+        # Over all held-out tokens: the perplexity of a batch is limited by its few tokens, and a
+        # mean over batches would be too.
         first, *others = perplexity(self.codes).tolist()
         figures |= {
             "perplexity": first,
@@ -119,6 +123,7 @@ class Tally:
         rmse = (self.squared / count).sqrt().tolist()
         for number, feature in enumerate(self.channels.features):
             if feature.kind != "categorical":
+                # The difference of two class codes has no unit.
                 figures[f"rmse.{feature.name}"] = rmse[number]
 
         canopy = self.channels.canopy

@@ -100,6 +100,7 @@ class VqvaeTask(Task):
         begins; None for random weights.
     """
 
+    # At 3e-3 a run of eight levels diverged (docs/log.md).
     name, section, lr = "VQ-VAE", "vqvae", 2e-3
     headline = ("total", "min")
 
@@ -112,6 +113,7 @@ class VqvaeTask(Task):
     ) -> None:
         self.settings, self.weights = settings, loss_weights(settings)
         shape = model_shape(settings, chunk)
+        # The same seed gives the same weights on every rank, whatever was drawn before.
         with seeded(settings.seed):
             self.vqvae = VQVAE(features, shape, codebook_rules(settings))
         self.model = self.vqvae
@@ -137,6 +139,7 @@ class VqvaeTask(Task):
             keep = torch.ones(len(index), dtype=torch.bool, device=data.device)
 
         found = model(data, valid, keep, depth)
+        # bf16 has three digits: sums over millions of voxels would lose what a step changes.
         with torch.autocast(data.device.type, enabled=False):
             channels = self.vqvae.channels
             terms = loss_terms(found, channels.truth(data, valid), channels, self.weights)
@@ -145,6 +148,7 @@ class VqvaeTask(Task):
 
     def copied_modules(self) -> tuple[nn.Module, ...]:
         """Return the quantizer, whose codebooks are moving averages already."""
+        # Codes get replaced, and the mean of a code before and after is no code.
         return (self.vqvae.quantizer,)
 
     def after_step(self, step: int, epoch: int) -> dict[str, float]:
@@ -163,11 +167,14 @@ class VqvaeTask(Task):
                 physical = channels.physical(found.outputs)
                 terms = loss_terms(found, channels.truth(data, valid), channels, self.weights)
                 if tally is None:
+                    # At the first batch, because only then is the device known.
                     tally = Tally(channels, shape.codebook_size, shape.levels, data.device)
                     self.shown = _most_varied(data, physical, valid)
                 tally.add(data, valid, physical, found, terms)
 
         figures = tally.metrics() if tally else {}
+        # Of the whole epoch's training tokens: held-out blocks are few places, and a code that they
+        # do not need is not dead (docs/log.md).
         used = self.vqvae.quantizer.epoch_count[0] > 0
         return figures | {"train_usage": float(used.double().mean())}
 
@@ -193,6 +200,7 @@ def _most_varied(data: Tensor, physical: Tensor, valid: Tensor) -> tuple[Tensor,
 
     A flat one would show nothing.
     """
+    # A uniform block looks right under any model.
     first = data[..., 0].nan_to_num().masked_fill(~valid[..., 0], 0.0)
     sample = int(first.flatten(1).std(dim=1).argmax())
     return data[sample].clone(), physical[sample].clone(), valid[sample].clone()

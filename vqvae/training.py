@@ -44,6 +44,7 @@ def train_vqvae(
     train = warehouse.split("train")
     features = cube_features(train)
     held_out = held_out_split(warehouse, "blocks")
+    # Before the model exists: its weights begin as the principal components of these blocks.
     blocks = drawn_blocks(train, settings.min_valid_share)
     task = VqvaeTask(settings, features, train.specs["data"].shape[1:4], blocks)
 
@@ -52,6 +53,7 @@ def train_vqvae(
     sampler = _training_sampler(train, settings, loader, ranks)
     scored_by = make_sampler(
         held_out,
+        # A batch lies within a stored chunk, so that larger ones would only be warned of.
         min(settings.batch_size, max(held_out.chunk_sizes)),
         settings.min_valid_share,
         shuffle=False,
@@ -79,6 +81,7 @@ def train_vqvae(
         output,
         warehouse.folder,
     )
+    # The names say what the figures are of: they cannot be compared between versions or splits.
     return {**as_result(result), "warehouse": warehouse.version, "held_out": held_out.name}
 
 

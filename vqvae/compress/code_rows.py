@@ -151,7 +151,8 @@ class CodeRows(Rows):
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def digested(self, plan: BuildPlan, digests: Mapping[str, Sequence[str]]) -> list[Any]:
-        # The checkpoint counts as content: the same numbers mean other blocks under another decoder.
+        # The checkpoint counts as content: the same numbers mean other blocks under another
+        # decoder.
         return [
             plan.recipe["checkpoint"],
             plan.recipe["source"]["digest"],

@@ -90,6 +90,7 @@ class CodeLoader:
     ) -> Iterator[dict[str, NDArray[Any]]]:
         origins = part.sample_index.origins(indices).astype(np.int32)
         dtype = np.uint8 if codec.codebook_size <= 256 else np.uint16
+        # In batches of one size, so that the memory does not depend on `shard_samples`.
         for first in range(0, len(indices), BATCH):
             batch = indices[first : first + BATCH]
             data, valid = read_blocks(part, reader, batch)
@@ -106,6 +107,7 @@ class CodeLoader:
                 }
 
 
+# Opening a part reads the table of labels, which a large cube should do once for each worker.
 @lru_cache(maxsize=len(LABEL_NAMES))
 def _part(cube: Path, label: int) -> tuple[CubePart, ChunkReader]:
     part = CubePart(Warehouse.open(cube), label)
@@ -192,6 +194,8 @@ def plan_codes(warehouse: Warehouse, settings: CompressSettings) -> tuple[BuildP
         version=version,
         key=key,
         recipe=recipe,
+        # PyTorch decides how sums are rounded, and with them which of two equally near codes is
+        # chosen.
         toolchain=toolchain() | {"torch": torch.__version__},
         splits=splits,
         found=samples,
@@ -249,5 +253,7 @@ def _summary(
         "codebook_size": codec.codebook_size,
         "inner": list(cube.layout.inner),
         "features": [feature.name for feature in cube.features],
+        # In the version itself: the numbers were learned from the cube, so the checkpoint cannot
+        # know them.
         "codebook_rows": search.order.tolist(),
     }

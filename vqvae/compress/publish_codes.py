@@ -43,7 +43,8 @@ def _publish(
     root: Path,
     settings: CompressSettings,
 ) -> Manifest:
-    # Planning codes takes seconds, since it learns their prices: it happens once and only if needed.
+    # Planning codes takes seconds, since it learns their prices: it happens once and only if
+    # needed.
     prepared = cache(prepare)
     return bake_once(
         recipe,

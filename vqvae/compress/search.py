@@ -106,9 +106,9 @@ def learn_search(
         bits = -(count / count.sum(dim=1, keepdim=True)).log2()
         price = worth * (bits * STEPS).round() / STEPS
 
-    # By use, so that common codes have small numbers: the upper byte of most is 0 and zstd's Huffman
-    # stage sees few values, which saves 4-13% of the bytes (docs/log.md). Stable, so that equal
-    # counts are numbered the same on every machine.
+    # By use, so that common codes have small numbers: the upper byte of most is 0 and zstd's
+    # Huffman stage sees few values, which saves 4-13% of the bytes (docs/log.md). Stable, so that
+    # equal counts are numbered the same on every machine.
     return CodeSearch(price, count.argsort(dim=1, descending=True, stable=True), paths)
 
 

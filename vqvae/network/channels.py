@@ -68,6 +68,8 @@ def units(features: Sequence[Feature]) -> list[float]:
     for feature in features:
         std = feature.std or 0.0
         full = (feature.maximum or 0.0) - (feature.minimum or 0.0)
+        # The range is what distortion is judged over. Divided by its own deviation, a band of
+        # little contrast costs as much as one of much (docs/log.md).
         size = max(min(full, MOST_DEVIATIONS * std), std, LEAST_UNIT)
         ranges.append(size)
         # A feature that never varies says nothing of how the others should be scaled.
@@ -157,6 +159,7 @@ class Channels(nn.Module):
             bool, the same shape. NaN, and codes that were not declared, are not
             valid either.
         """
+        # One NaN that is marked valid would make the whole loss NaN, and then the weights.
         valid = valid & torch.isfinite(data)
         value, mask = data.movedim(-1, 1), valid.movedim(-1, 1)
         shape = (-1, 1, 1, 1)
@@ -166,6 +169,7 @@ class Channels(nn.Module):
         values = (centred / self.unit.view(shape)).masked_fill(~values_mask, 0.0)
 
         amounts_mask = mask[:, self.canopy]
+        # log1p of less than -1 is NaN.
         relative = value[:, self.canopy].clamp_min(0) / self.scale.view(shape)
         amounts = relative.log1p().masked_fill(~amounts_mask, 0.0)
 
@@ -183,6 +187,8 @@ class Channels(nn.Module):
         codes = self._codes(number)
         found = torch.searchsorted(codes, value.masked_fill(~mask, 0.0).contiguous())
         position = found.clamp_max(len(codes) - 1)
+        # A code that was not declared counts as missing; the nearest declared one would be a class
+        # that is not there.
         return torch.where(mask & (codes[position] == value), position, -1)
 
     def _codes(self, number: int) -> Tensor:
@@ -241,6 +247,7 @@ class Channels(nn.Module):
             data[:, number] = self._inside(value, number)
 
         for number, logits in zip(self.categorical, self.logits(outputs), strict=True):
+            # The most likely class and not a mean of codes: codes between two classes mean nothing.
             data[:, number] = self._codes(number)[logits.argmax(dim=1)]
 
         present, amount = self.amounts(outputs)
@@ -253,6 +260,7 @@ class Channels(nn.Module):
 
     def _inside(self, value: Tensor, number: int) -> Tensor:
         feature = self.features[number]
+        # An output beyond what training showed is an extrapolation, such as a negative reflectance.
         return value.clamp(feature.minimum, feature.maximum)
 
 

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 __all__ = ["Residual", "Triple", "depth_to_space", "divide", "space_to_depth"]
 
+# Group and not batch normalisation: with statistics of a batch, a block's codes would depend on the
+# blocks beside it, and it could not be decoded alone.
 GROUPS = 8
 
 Triple = tuple[int, int, int]
@@ -28,6 +30,7 @@ class Residual(nn.Module):
 
     def __init__(self, width: int, grid: Sequence[int]) -> None:
         super().__init__()
+        # On an axis of one position a wider kernel would see only padding.
         t, y, x = (3 if size > 1 else 1 for size in grid)
         last = nn.Conv3d(width, width, 1)
         self.body = nn.Sequential(

@@ -36,6 +36,7 @@ __all__ = ["SCALING", "VQVAE", "Reconstruction", "Shape"]
 
 EMBEDDING = 4
 
+# To be changed whenever `Channels` changes what a number stands for.
 SCALING = "range"
 """How continuous features are scaled, noted in checkpoints: weights of another scaling would decode
 to wrong values without any error."""

@@ -53,9 +53,13 @@ class Quantizer(nn.Module):
     def __init__(self, size: int, dim: int, levels: int) -> None:
         super().__init__()
         self.size, self.dim, self.levels = size, dim, levels
+        # A list and not a buffer: what a step saw is used up before a checkpoint is written, and
+        # would only make it larger.
         self.seen: list[tuple[Tensor, Tensor]] = []
         self.epoch_count: Tensor
         self.epoch: Tensor
+        # Buffers, so that a run resumed in the middle of an epoch still reports the usage of all of
+        # it.
         self.register_buffer("epoch_count", torch.zeros(levels, size, dtype=torch.int64))
         self.register_buffer("epoch", torch.zeros((), dtype=torch.int64))
 
@@ -117,6 +121,8 @@ class Quantizer(nn.Module):
         tokens = int(counted[0].sum())
         figures = {
             "pplx": first,
+            # Beside the perplexity, because it cannot exceed the number of tokens that it is
+            # counted over.
             "log2_tokens": math.log2(max(1, tokens)),
             "usage": float((self.epoch_count[0] > 0).float().mean()),
         }
@@ -129,6 +135,7 @@ class Quantizer(nn.Module):
         counts = [
             torch.bincount(codes[:, level], minlength=self.size) for level in range(self.levels)
         ]
+        # Counts are summed before the perplexity is taken: over the tokens of one rank it is lower.
         return sum_over_ranks(torch.stack(counts))
 
     def _repair(self, found: list[float], tokens: int) -> dict[str, float]:

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 __all__ = ["Codebook", "CodebookRules", "k_means", "nearest", "perplexity"]
 
+# Distances of so many vectors at a time: a matrix of all tokens of a batch by all codes would be
+# the largest tensor of a step.
 ROWS = 8192
 EPSILON = 1e-5
 K_MEANS_ROUNDS = 10
@@ -81,6 +83,7 @@ class Codebook(nn.Module):
         self.total: Tensor
         self.started: Tensor
         self.low_steps: Tensor
+        # Buffers and not parameters: the optimizer must neither move nor decay them.
         self.register_buffer("codes", torch.zeros(size, dim))
         self.register_buffer("count", torch.zeros(size))
         self.register_buffer("total", torch.zeros(size, dim))
@@ -185,6 +188,7 @@ class Codebook(nn.Module):
             order = torch.randperm(len(vectors), generator=self._generator(step))
             chosen = vectors[order[: len(dead)].to(vectors.device)]
             self.codes[dead] = chosen
+            # With the mean count, so that a code is not dead again before it had time to be used.
             self.count[dead] = mean
             self.total[dead] = chosen * mean
         return len(dead)
@@ -204,11 +208,13 @@ class Codebook(nn.Module):
         bool
             Whether the codebook now waits for a new k-means start.
         """
+        # A step of few tokens cannot use more codes than it has tokens, which is no collapse.
         possible = min(self.size, max(1, tokens))
         low = found < self.rules.collapse_share * possible
         self.low_steps.copy_((self.low_steps + 1) * int(low))
         if int(self.low_steps) < self.rules.collapse_steps:
             return False
+        # It starts at the next step, when the vectors of all ranks are gathered for k-means.
         self.started.fill_(False)
         return True
 
@@ -285,6 +291,7 @@ def perplexity(count: Tensor) -> Tensor:
     Tensor
         float64 [...], exp(entropy in nats); 1 when all counts are 0.
     """
+    # float32 cannot count beyond 2^24 tokens, which a held-out split may have.
     total = count.double().sum(dim=-1, keepdim=True)
     share = count.double() / total.clamp_min(1)
     entropy: Tensor = torch.special.entr(share).sum(dim=-1)

@@ -16,7 +16,7 @@ from warehouse.errors import ConfigError
 __all__ = ["FsqQuantizer", "Grid", "grid_levels"]
 
 SLACK = 1e-3
-"""How far the bound lies beyond the outer levels, as in the paper: tanh alone never reaches them."""
+"""How far the bound lies beyond the outer levels, which tanh alone never reaches (the paper)."""
 
 
 def grid_levels(size: int) -> tuple[int, ...]:
@@ -67,6 +67,7 @@ class Grid(nn.Module):
         count = torch.tensor(levels)
         self.size, self.dim = int(count.prod()), len(levels)
         basis = torch.cumprod(torch.tensor([1, *levels[:-1]]), 0)
+        # Not in checkpoints: they follow from the codebook's size.
         self.register_buffer("levels", count, persistent=False)
         self.register_buffer("basis", basis, persistent=False)
 
@@ -85,6 +86,8 @@ class Grid(nn.Module):
             level. Equation 2 of the paper, with its shift for even levels.
         """
         half = (self.levels - 1) * (1 + SLACK) / 2
+        # An even number of levels has no middle one: without the shift by half a level, rounding
+        # would reach one level more below than above (equation 2).
         offset = torch.where(self.levels % 2 == 0, 0.5, 0.0)
         return (vectors + (offset / half).atanh()).tanh() * half - offset
 
@@ -110,6 +113,7 @@ class Grid(nn.Module):
                 rest = rest - rest.round()
             else:
                 part = (rest + 0.5) * self.levels
+                # A value on the upper border of its cell would get one digit too many.
                 digit = part.floor().long().clamp(min=0).minimum(self.levels - 1)
                 rest = part - digit - 0.5
             codes.append((digit * self.basis).sum(dim=1))
@@ -136,6 +140,7 @@ class Grid(nn.Module):
             if level == 0:
                 parts.append((digit - self.levels // 2) / half)
             else:
+                # The middle of the part, which is at most half a part away from any value in it.
                 parts.append(((digit + 0.5) / self.levels - 0.5) * cell / half)
                 cell = cell / self.levels
         return parts

@@ -25,4 +25,5 @@ def make_quantizer(kind: str, size: int, dim: int, levels: int, rules: CodebookR
     """
     if kind == "ema":
         return EmaQuantizer(size, dim, levels, rules)
+    # A grid has as many dimensions as its size has factors, so `dim` has no say.
     return FsqQuantizer(size, levels)

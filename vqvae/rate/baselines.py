@@ -1,8 +1,8 @@
 """Other codecs on the same held-out values: what a VQ-VAE has to beat, each with its real bytes.
 
 All work on continuous features divided by their range, so that a mean square error is the one of
-`distortion.py`. Each is charged the bits of `valid` too, as the codes are. The codecs themselves are
-in `codecs/`.
+`distortion.py`. Each is charged the bits of `valid` too, as the codes are. The codecs themselves
+are in `codecs/`.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ def baseline_points(train: Blocks, held: Blocks) -> Iterator[Coded]:
     Coded
         One point at a time, since `guess` is as large as `held.values`.
     """
+    # One sample for all codecs, so that the mosaic is laid out and filled once.
     sample, mask = Sample(train, held), mask_bytes(held.valid)
     for codec in CODECS:
         if codec.missing() or codec.obstacle(train, held.mosaic):

@@ -52,13 +52,16 @@ def code_points(
         float32 [n, T, Y, X, F].
     """
     own = version.warehouse.manifest.recipe["settings"]
+    # The version's own settings come first: seams are measured on what they decode to.
     choices = [(version.levels, own["rate_weight"], own["paths"])]
     choices += [(levels, 0.0, 1) for levels in range(1, version.levels + 1)]
     choices += [(version.levels, weight, own["paths"]) for weight in RATE_WEIGHTS]
+    # Encoded once for all choices; only prices and numbers differ between them.
     vectors = training_vectors(version.codec, cube)
 
     points: list[RatePoint] = []
     first_guess: Values | None = None
+    # A version of the nearest codes at all levels would be measured twice.
     for levels, weight, paths in dict.fromkeys(choices):
         search = learned_search(version.codec, vectors, levels=levels, weight=weight, paths=paths)
         measured, guess = code_point(version, held, search, shard_samples)
@@ -156,5 +159,6 @@ def _code_sizes(
         "bytes": sum(sizes.values()),
         "bytes_by_array": sizes,
         "ideal_codes_bytes": ideal,
+        # What codes of equal length would need: the gain of entropy coding shows against it.
         "fixed_codes_bytes": float(rows.size * np.log2(codebook_size) / 8),
     }

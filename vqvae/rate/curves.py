@@ -10,6 +10,7 @@ from vqvae.rate.points import OURS, EqualRate, RatePoint
 
 __all__ = ["at_equal_rate", "few_rates"]
 
+# Interpolating between fewer would show mostly the interpolation.
 FEWEST_RATES = 5
 
 
@@ -42,6 +43,7 @@ def at_equal_rate(points: list[RatePoint]) -> list[EqualRate]:
             "bits_per_value": point["bits_per_value"],
             "bits_per_continuous": point["bits_per_continuous"],
             "psnr": point["psnr"],
+            # At both rates, so that nothing is hidden: the codes also hold categories and canopy.
             "others": psnr_at(point["bits_per_continuous"]),
             "others_per_value": psnr_at(point["bits_per_value"]),
         }
@@ -53,8 +55,10 @@ def at_equal_rate(points: list[RatePoint]) -> list[EqualRate]:
 def _interpolated(curve: list[tuple[float, float]], rate: float) -> float | None:
     """Return the PSNR at a rate, or None outside the curve: extrapolating would invent a result."""
     rates, decibels = zip(*sorted(curve), strict=True)
+    # Extrapolating would invent a result.
     if not rates[0] <= rate <= rates[-1]:
         return None
+    # Along log(rate), as the curves are drawn.
     return float(np.interp(np.log(rate), np.log(rates), decibels))
 
 

@@ -73,6 +73,8 @@ def entropy_bits(codes: NDArray[Any], size: int) -> float:
     Order 0: without context between positions, and without the table of
     frequencies.
     """
+    # The bound for a coder without context. zstd can be below it, since it also finds repetitions
+    # (docs/compression.md).
     counts = np.bincount(codes.reshape(-1), minlength=size).astype(np.float64)
     used = counts[counts > 0]
     return float(-(used * np.log2(used / counts.sum())).sum())
@@ -82,6 +84,7 @@ def packed(rows: NDArray[Any], spec: ArraySpec) -> list[bytes]:
     """Return the files that hold rows [n, *spec.shape[1:]], headers and checksums included."""
     size = spec.chunk[0]
     return [
+        # Encoded exactly as the builder does, so that the report's bytes are those on disk.
         encode(padded(list(rows[first : first + size]), spec), spec.codec)
         for first in range(0, len(rows), size)
     ]
@@ -115,6 +118,7 @@ def is_byte(feature: Feature) -> bool:
     low, high = feature.minimum, feature.maximum
     if feature.kind != "continuous" or low is None or high is None:
         return False
+    # 1.5 tells bytes from an index such as NDVI, which lies within -1..1.
     return low >= 0 and high <= 255 and high - low > 1.5
 
 
@@ -216,12 +220,15 @@ def stored_rate(codes: Path, checkpoint: str) -> StoredRate:
     rows = warehouse.table(tables.FILES, ["size", "array"]).to_pydict()
     by_array: dict[str, int] = {}
     for size, array in zip(rows["size"], rows["array"], strict=True):
+        # zarr.json files count too: for a small cube they are a tenth of the bytes.
         name = "metadata" if array is None else array.split("/")[1]
         by_array[name] = by_array.get(name, 0) + size
 
     codec = open_codec(checkpoint, warehouse.manifest.recipe["checkpoint"])
     table_names = (tables.MANIFEST, *warehouse.manifest.tables)
     table_sizes = [(warehouse.folder / name).stat().st_size for name in table_names]
+    # Needed once for any number of cubes, so they would make a small cube look bad and a large one
+    # good.
     apart = {
         "decoder": codec.decoder_bytes,
         "codebook": codec.codebook_bytes,

@@ -52,12 +52,15 @@ def class_numbers(values: NDArray[Any], valid: NDArray[np.bool_], codes: Sequenc
         uint8, 0 where missing.
     """
     order = np.sort(np.array(codes, np.float32))
+    # Missing values become a class that exists, so that they cost no bit of their own.
     return np.searchsorted(order, np.where(valid, values, order[0])).astype(np.uint8)
 
 
 def pack_bits(numbers: Numbers, classes: int) -> list[bytes]:
     """Compress the fewest whole bits a number, plane by plane, with Blosc-zstd."""
     flat, width = numbers.reshape(-1), _bits(classes)
+    # By planes, since zstd's Huffman stage works on bytes and packed numbers of 2 bits are four a
+    # byte.
     planes = np.stack([np.packbits(flat >> plane & 1) for plane in range(width)])
     return [bytes(blosc.compress(planes, b"zstd", 9, 0, 0, 1))]
 
@@ -86,6 +89,7 @@ def image_encoder(kind: str, **options: bool) -> Encode:
         from PIL import Image
 
         streams = []
+        # Several images where one would be larger than Pillow opens (tests/vqvae/test_rate.py).
         for part in row_parts(numbers.reshape(-1, numbers.shape[-1]), axis=0):
             buffer = io.BytesIO()
             Image.fromarray(part).save(buffer, kind, **options)
@@ -163,11 +167,13 @@ def _packed(
     sizes = {"zstd, stored chunks of 256 blocks": _in_stored_chunks(numbers)}
     laid = mosaic.lay(numbers[..., None])[..., 0]
     for name, (encode, decode) in PACKINGS.items():
+        # Left out rather than refused: the other packings still give a bound.
         if "JPEG 2000" in name and missing_openjpeg():
             continue
         start = time.perf_counter()
         streams = encode(laid, classes)
         middle = time.perf_counter()
+        # Decoded for its time alone; a test compares the numbers.
         decode(streams, classes, laid.size)
         sizes[name] = {
             "bytes": sum(map(len, streams)),
@@ -177,6 +183,8 @@ def _packed(
 
     mask, count = mask_bytes(valid), max(1, int(valid.sum()))
     for size in sizes.values():
+        # The bits of `valid` are charged as for all codecs; otherwise packings that code missing
+        # values as a class would look cheaper.
         size["bytes"] += mask
         size["bits_per_value"] = 8 * size["bytes"] / count
 

@@ -85,6 +85,7 @@ def _point_table(points: Sequence[RatePoint]) -> list[str]:
 
 def _order(point: RatePoint) -> tuple[bool, str, float]:
     """The codes first, then codec by codec along the rate."""
+    # Codes hold all features and other codecs do not, so this puts the codes first.
     return not point["all_features"], point["codec"], point["bits_per_continuous"]
 
 
@@ -96,6 +97,7 @@ def _equal_rate_table(
 ) -> list[str]:
     """PSNR of the codes and of the codecs that reach their rates."""
     every = rows[0][key] if rows else {}
+    # A column of a codec that reaches no rate of the codes would be empty.
     names = [name for name in every if any(row[key][name] is not None for row in rows)]
     if not names:
         return []
@@ -151,6 +153,7 @@ def _category_table(report: RateReport) -> list[str]:
             ]
             lines.append(_row(cells))
 
+    # Beside the lossless bits, since the codes keep categories with errors.
     ours = []
     for point in report["points"]:
         miou = point.get("miou")
@@ -176,6 +179,7 @@ def _seams(seams: Mapping[str, Mapping[str, float]]) -> list[str]:
 def _apart(report: RateReport) -> list[str]:
     sizes = report["codec_bytes"].items()
     apart = ", ".join(f"{name} {size / 1e6:.2f} MB" for name, size in sizes)
+    # The largest alone: bases of several codecs are not needed together.
     basis = max((point.get("bytes_apart", 0) for point in report["points"]), default=0)
     return [
         "",
@@ -196,4 +200,5 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _number(value: float | None) -> str:
+    # Empty and not 0 or NaN: the codec was not measured on it.
     return "" if value is None else f"{value:.4g}"

@@ -112,12 +112,14 @@ def filled(values: NDArray[np.float32], valid: NDArray[np.bool_]) -> NDArray[np.
         The same shape. Planes without any valid value become 0.
     """
     known = np.where(valid, values, np.float32(0)).astype(np.float32)
+    # A plane of one pixel has no surroundings left; the recursion ends here.
     if valid.all() or max(values.shape[1:3]) == 1:
         return known
 
     _, rows, columns, _ = values.shape
     count = _sums_of_four(valid)
     means = (_sums_of_four(known) / np.maximum(count, 1)).astype(np.float32)
+    # Holes wider than two pixels are filled from means of means, at half the resolution each time.
     coarse = filled(means, count > 0)
     around = coarse.repeat(2, axis=1).repeat(2, axis=2)[:, :rows, :columns]
     return np.where(valid, values, around).astype(np.float32)

@@ -10,6 +10,8 @@ OURS = "VQ-VAE"
 """Name of the codes among the codecs."""
 
 
+# Dictionaries and not classes: they are written to report.json as they are. Not total, because
+# rates are added once all points of a report are measured.
 class RatePoint(TypedDict, total=False):
     """One codec at one setting.
 

@@ -113,6 +113,7 @@ def write_report(
         "checkpoint": version.warehouse.manifest.recipe["checkpoint"],
         "codec_bytes": _codec_bytes(version.codec),
         "numbering_bytes": len(json.dumps(version.rows.tolist())),
+        # Seconds say nothing without it.
         "threads": torch.get_num_threads(),
     }
     _write(report, folder)
@@ -218,6 +219,8 @@ def other_points(
     means = np.array([features[index].mean or 0.0 for index in some], np.float32)
 
     def scaled_blocks(values: Values, mask: NDArray[np.bool_], laid: Mosaic) -> Blocks:
+        # Over the range, so that a codec that minimises the mean square error minimises what is
+        # reported.
         scaled = (values[..., some] - means) / ranges
         known = mask[..., some]
         return Blocks(np.where(known, scaled, 0).astype(np.float32), known, laid)

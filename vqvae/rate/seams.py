@@ -44,6 +44,7 @@ def seam_steps(
     some = [index for index, feature in enumerate(features) if feature.kind == "continuous"]
     ranges = feature_ranges(features)[some].astype(np.float32)
     scaled = (guess[..., some] - data[..., some]) / ranges
+    # NaN where no block lies or a value is missing, so that no step is taken across either.
     error = mosaic.lay(np.where(valid[..., some], scaled, np.nan).astype(np.float32), np.nan)
 
     found = {}

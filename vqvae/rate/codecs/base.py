@@ -134,6 +134,7 @@ class Sample:
     @cached_property
     def _filled(self) -> tuple[Array, float]:
         start = time.perf_counter()
+        # Timed apart: filling is done once for all rates, but belongs to the encoding time of each.
         values = filled(self.mosaic_values, self.mosaic_valid)
         return values, time.perf_counter() - start
 
@@ -214,6 +215,8 @@ def encode_and_decode(
     """Measure one codec at one setting."""
     start = time.perf_counter()
     encoded = codec.encode(values, setting)
+    # Decoded from the streams alone and timed apart, so that a point is what a reader of them would
+    # get.
     middle = time.perf_counter()
     guess = codec.decode(encoded, setting, values.shape)
     end = time.perf_counter()
@@ -252,6 +255,8 @@ def coded_points(codec: RateCodec[SettingT], sample: Sample) -> Iterator[Coded]:
         valid = sample.held.valid
 
     name = codec.title(sample.train)
+    # Functions and not points: a decoded array is as large as the blocks, and there may be 28
+    # rates.
     makers = [
         partial(encode_and_decode, codec, name, values, setting)
         for setting in codec.settings(sample.train, values)
@@ -262,6 +267,7 @@ def coded_points(codec: RateCodec[SettingT], sample: Sample) -> Iterator[Coded]:
         if codec.on_mosaic:
             yield replace(
                 point,
+                # Errors are counted over blocks for every codec, whatever layout it encoded.
                 guess=sample.held.mosaic.cut(point.guess),
                 encode_seconds=point.encode_seconds + (sample.fill_seconds if codec.fill else 0),
             )
@@ -289,10 +295,12 @@ def front(
     for index, make in enumerate(makers):
         point = make()
         difference = (point.guess - truth)[valid]
+        # In float64, so that the order of two close points does not depend on rounding.
         error = float(np.square(difference, dtype=np.float64).mean())
         tried.append((point.bytes, error, index))
 
     least = np.inf
+    # In the order of bytes, so that a point stays only if it errs less than all cheaper ones.
     for _, error, index in sorted(tried):
         if error < least:
             least = error

@@ -55,6 +55,7 @@ class Jpeg2000(RateCodec[Quality]):
 
     def basis(self, train: Blocks) -> Array:
         """Return the orthonormal directions whose scores are the planes."""
+        # The identity makes features the planes, and costs no bytes (`qualities`).
         return np.eye(train.values.shape[-1], dtype=np.float32)
 
     def settings(self, train: Blocks, values: Array) -> Sequence[Quality]:
@@ -62,6 +63,8 @@ class Jpeg2000(RateCodec[Quality]):
 
     def encode(self, values: Array, setting: Quality) -> Encoded:
         planes = _planes(values, setting.basis)
+        # One factor for all planes: with one each, OpenJPEG would allocate bits over errors that do
+        # not compare.
         scale = 32_767 / max(float(np.abs(planes).max()), 1e-6)
         streams = [
             encode_planes(part, scale, setting.decibel) for part in row_parts(planes, axis=1)
@@ -93,6 +96,7 @@ class Jpeg2000OverDates(Jpeg2000):
     name = "PCA over features and dates + JPEG 2000"
 
     def obstacle(self, train: Blocks, held: Mosaic) -> str | None:
+        # A basis over dates is of certain dates: components of others would mean nothing.
         if not np.array_equal(train.mosaic.times, held.times):
             return "the training and the held-out blocks drawn are not of the same dates"
 
@@ -104,6 +108,7 @@ class Jpeg2000OverDates(Jpeg2000):
             )
 
         found = int(_with_every_date(train).sum())
+        # With fewer rows the weak directions are noise.
         if found <= 2 * size:
             return (
                 f"{found} training pixels have all dates,"
@@ -161,6 +166,8 @@ def encode_planes(planes: Array, scale: float, quality: float) -> bytes:
     Image.fromarray(stack).save(
         buffer,
         "JPEG2000",
+        # Raw codestreams of the lossy wavelet: the boxes of a JP2 file would add bytes to every
+        # stream.
         irreversible=True,
         no_jp2=True,
         quality_mode="dB",

@@ -68,6 +68,8 @@ class Int8Pca(RateCodec[Int8Components]):
         patch, counts = self.patch(train), self.counts()
         basis, rows = _fit(train.values, patch)
         largest = np.abs(rows @ basis[:, : max(counts)]).max(axis=0)
+        # A step for each component: with one for all, 8 bits would not span the strongest and still
+        # tell the weakest from 0.
         step = np.maximum(largest, 1e-6) / 127
 
         found = []

@@ -15,6 +15,7 @@ from vqvae.rate.codecs.rounding import BitRounding, Float16, Int8
 
 __all__ = ["CODECS"]
 
+# A tuple and not a decorator that registers: the order of the report is visible in one place.
 CODECS: tuple[RateCodec[Any], ...] = (
     Jpeg2000(),
     Jpeg2000OverFeatures(),

@@ -33,6 +33,7 @@ def zstd_pack(rows: NDArray[Any]) -> list[bytes]:
     """
     size = rows.dtype.itemsize
     groups = [
+        # Features first: shuffled bytes are most alike within one feature.
         np.ascontiguousarray(np.moveaxis(rows[first : first + GROUP], -1, 0))
         for first in range(0, len(rows), GROUP)
     ]
@@ -43,6 +44,7 @@ def zstd_pack(rows: NDArray[Any]) -> list[bytes]:
         for start in range(0, each.size, MOST_BYTES)
     ]
 
+    # Neither shuffle is better for all codecs, and each is to be judged by its best.
     by_bytes, by_bits = int(size > 1), 2
     candidates = [
         [blosc.compress(piece, b"zstd", 9, shuffle, 0, size) for piece in pieces]
@@ -69,4 +71,5 @@ def zstd_unpack(streams: Sequence[bytes], dtype: DTypeLike, shape: Sequence[int]
 def mask_bytes(valid: NDArray[np.bool_]) -> int:
     """Return the bytes of `valid` [N, T, Y, X, C] as packed bits, compressed as beside codes."""
     bits = np.packbits(valid.reshape(len(valid), -1), axis=1)
+    # Charged to every codec: without it the decoder would not know which values are missing.
     return sum(map(len, zstd_pack(bits)))
