@@ -301,8 +301,14 @@ def test_two_gloo_ranks_see_the_codebook_of_one_process(tmp_path: Path) -> None:
         from vqvae.quantizers.quantizer import make_quantizer
         rank, count = int(sys.argv[1]), int(sys.argv[2])
         if count > 1:
-            torch.distributed.init_process_group("gloo", rank=rank, world_size=count, init_method=f"tcp://127.0.0.1:{sys.argv[3]}")
-        quantizer = make_quantizer("ema", 32, 6, 2, CodebookRules(start_step=1, dead_share=0.3)).train()
+            torch.distributed.init_process_group(
+                "gloo",
+                rank=rank,
+                world_size=count,
+                init_method=f"tcp://127.0.0.1:{sys.argv[3]}",
+            )
+        rules = CodebookRules(start_step=1, dead_share=0.3)
+        quantizer = make_quantizer("ema", 32, 6, 2, rules).train()
         dead = 0
         for step in range(25):
             z = torch.randn((301, 6), generator=torch.Generator().manual_seed(step)) * (1 + step % 3)
