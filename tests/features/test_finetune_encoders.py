@@ -249,9 +249,7 @@ def test_a_vqvae_takes_pictures_of_any_size(tmp_path):
 )
 def test_a_vqvae_whose_features_pictures_cannot_fill_is_refused_by_their_names(tmp_path, features):
     saved_vqvae(tmp_path, features)
-    with pytest.raises(
-        StateError, match=rf"images cannot fill.*{features[0].name} \(continuous\)"
-    ):
+    with pytest.raises(StateError, match=rf"images cannot fill.*{features[0].name} \(continuous\)"):
         open_encoder(str(tmp_path), backbones=ALL)
 
 
