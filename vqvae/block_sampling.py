@@ -25,6 +25,7 @@ from torch import Tensor
 
 from utils.augment import turn_and_mirror, uniform
 from utils.loader import ChunkLoader
+from utils.loading.orders import Order
 from utils.log import get_log
 from utils.samplers import BatchSampler, ChunkBatchSampler, RandomBatchSampler
 from warehouse.errors import ConfigError, TrainingError
@@ -48,7 +49,7 @@ def cube_features(split: Split) -> tuple[Feature, ...]:
     Raises
     ------
     TrainingError
-        The warehouse is one of pictures.
+        The warehouse contains images.
     """
     if "data" not in split.arrays:
         raise TrainingError(
@@ -161,6 +162,7 @@ class _Kept(BatchSampler):
         # A chunk that nothing is left of must not take a turn.
         self.below = self.plain(counts[counts > 0].tolist(), batch_size, **options)
 
+    # Any: an `Order`, but the samplers that this is mixed into promise their own kinds of one.
     def _make_order(self, epoch: int) -> Any:
         self.below.set_epoch(epoch)
         return _Renumbered(self.below.order, self.kept)
@@ -172,7 +174,7 @@ class _Kept(BatchSampler):
 
 
 class _Renumbered:
-    def __init__(self, order: Any, kept: NDArray[np.int64]) -> None:
+    def __init__(self, order: Order, kept: NDArray[np.int64]) -> None:
         self.order, self.kept, self.total = order, kept, order.total
 
     def batch(self, number: int) -> NDArray[np.int64]:
@@ -181,10 +183,14 @@ class _Renumbered:
 
 
 class KeptChunkSampler(_Kept, ChunkBatchSampler):
+    """The kept samples, a batch within a stored chunk."""
+
     plain = ChunkBatchSampler
 
 
 class KeptRandomSampler(_Kept, RandomBatchSampler):
+    """The kept samples in a random order of the whole split."""
+
     plain = RandomBatchSampler
 
 

@@ -5,7 +5,7 @@ They are errors in physical units, classes, and codes in use.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -137,7 +137,7 @@ class Tally:
         return figures
 
 
-def as_result(result: dict[str, Any]) -> dict[str, Any]:
+def as_result(result: Mapping[str, object]) -> dict[str, object]:
     """Return the training loop's result as the command prints it.
 
     `rmse` becomes one mapping; accuracy, miou and canopy_mae are null where the

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
 from utils.loader import ChunkLoader
 from utils.loading.settings import LoaderSettings
@@ -31,7 +30,7 @@ def train_vqvae(
     experiments: ExperimentSettings,
     location: str,
     ranks: Ranks,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Train on the cube at `location`, scoring its held-out blocks.
 
     Returns

@@ -110,12 +110,12 @@ class CodeRows(Rows):
 
     schema: ClassVar[pa.Schema] = CODES_SAMPLES_SCHEMA
 
-    def root_attributes(self, plan: BuildPlan) -> dict[str, Any]:
+    def root_attributes(self, plan: BuildPlan) -> dict[str, object]:
         return {"layout": self.kind, "version": plan.version}
 
     def group_attributes(
-        self, plan: BuildPlan, split: SplitPlan, summary: Mapping[str, Any]
-    ) -> dict[str, Any]:
+        self, plan: BuildPlan, split: SplitPlan, summary: Mapping[str, object]
+    ) -> dict[str, object]:
         # In the manifest alone: as attributes of every group they would weigh more than some
         # splits' codes.
         shown = {key: value for key, value in summary.items() if key != "codebook_rows"}
@@ -126,13 +126,13 @@ class CodeRows(Rows):
             "summary": shown,
         }
 
-    def summary(self, plan: BuildPlan, results: Sequence[ChunkResult]) -> dict[str, Any]:
+    def summary(self, plan: BuildPlan, results: Sequence[ChunkResult]) -> dict[str, object]:
         valid = np.sum([result.facts["valid"] for result in results], axis=0)
         return plan.summary | {"valid": [int(count) for count in valid]}
 
     def sample_columns(
         self, plan: BuildPlan, digests: Mapping[str, Sequence[str]], store: Path
-    ) -> dict[str, Any]:
+    ) -> dict[str, object]:
         parts: list[dict[str, NDArray[Any]]] = []
         for split in plan.splits:
             found = digests[split.name]
@@ -150,7 +150,7 @@ class CodeRows(Rows):
 
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-    def digested(self, plan: BuildPlan, digests: Mapping[str, Sequence[str]]) -> list[Any]:
+    def digested(self, plan: BuildPlan, digests: Mapping[str, Sequence[str]]) -> list[object]:
         # The checkpoint counts as content: the same numbers mean other blocks under another
         # decoder.
         return [

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -242,8 +242,8 @@ def _split_plans(
 
 
 def _summary(
-    warehouse: Warehouse, codec: CubeCodec, recipe: dict[str, Any], search: CodeSearch
-) -> dict[str, Any]:
+    warehouse: Warehouse, codec: CubeCodec, recipe: Mapping[str, Any], search: CodeSearch
+) -> dict[str, object]:
     cube = warehouse.cube
     assert cube is not None
     return {
