@@ -3,7 +3,7 @@
 Purpose: `ChunkOrder` keeps a batch inside stored chunks, `RandomOrder` ignores them; `permutation`
   and `mix64` are their only randomness.
 Used by: utils.augment, utils.loading.batch_sampler, utils.loading.batches, utils.loading.local,
-  utils.loading.spawn, utils.samplers
+  utils.loading.spawn, utils.samplers, vqvae.block_sampling
 Design notes: G is a pure function of (chunk sizes, batch size, options, seed, epoch). Any batch of
   it is computed on its own, without the ones before: permutations are argsorts of a 64-bit hash
   (stable over NumPy releases), lanes are searched in cumulative counts. Memory and start-up of
