@@ -41,12 +41,17 @@ __all__ = [
 
 
 class StoredRate(TypedDict):
-    """What a published version of codes weighs.
+    """The size of a published version of codes.
 
-    bits_per_value: bits of every file of its Zarr store (chunks with their
-    headers, and metadata) over the cube's valid values; float32_bytes: of these
-    values; bytes_apart, bits_per_value_apart: decoder, codebook and tables,
-    which are not counted in `bytes`.
+    Attributes
+    ----------
+    bits_per_value
+        Bits of every file of its Zarr store (chunks with their headers, and metadata) over the
+        cube's valid values.
+    values, float32_bytes
+        Number of these values, and their bytes as float32.
+    bytes_apart, bits_per_value_apart
+        Of decoder, codebook and tables, which are not counted in `bytes`.
     """
 
     bits_per_value: float
@@ -207,7 +212,7 @@ class Distortion:
 
 
 def stored_rate(codes: Path, checkpoint: str) -> StoredRate:
-    """Return what a published version of codes weighs.
+    """Return the size of a published version of codes.
 
     Parameters
     ----------

@@ -15,13 +15,22 @@ OURS = "VQ-VAE"
 class RatePoint(TypedDict, total=False):
     """One codec at one setting.
 
-    bytes: everything that belongs to the values; bytes_apart: learned from
-    training blocks; all_features: whether categories and canopy are encoded
-    too. levels, rate_weight and paths are those of the codes; so are
-    bytes_by_array, ideal_codes_bytes and fixed_codes_bytes. psnr, psnr_255: dB,
-    None without values to measure; rmse: by feature, in physical units;
-    accuracy, miou: means over the categorical features, which a cube without
-    any has no entry for; canopy_mae likewise.
+    Attributes
+    ----------
+    levels, rate_weight, paths, bytes_by_array, ideal_codes_bytes, fixed_codes_bytes
+        Of the codes only.
+    all_features
+        Whether categories and canopy are encoded too.
+    bytes
+        Everything that belongs to the values.
+    bytes_apart
+        What was learned from training blocks.
+    psnr, psnr_255
+        In dB; None without values to measure.
+    rmse
+        By feature, in physical units.
+    accuracy, miou, canopy_mae
+        Means over the categorical features and over the canopies; absent in a cube without any.
     """
 
     codec: str
@@ -50,7 +59,12 @@ class RatePoint(TypedDict, total=False):
 class EqualRate(TypedDict):
     """PSNR of other codecs at the rate of one point of the codes; None where not reached.
 
-    others: at bits_per_continuous; others_per_value: at bits_per_value.
+    Attributes
+    ----------
+    others
+        At `bits_per_continuous`.
+    others_per_value
+        At `bits_per_value`.
     """
 
     setting: str

@@ -26,7 +26,15 @@ BOUNDS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.45, 0.7)
 
 @dataclass(frozen=True)
 class Tolerance(Setting):
-    """layout: 2D, 3D or 4D; tolerance: greatest absolute error."""
+    """One tolerance in one layout.
+
+    Parameters
+    ----------
+    layout
+        2D, 3D or 4D.
+    tolerance
+        Greatest absolute error.
+    """
 
     layout: str
     tolerance: float
@@ -34,7 +42,17 @@ class Tolerance(Setting):
 
 @dataclass(frozen=True)
 class Bound(Setting):
-    """layout: 2D or 4D; algorithm: SZ3's name of its predictor; bound: greatest absolute error."""
+    """One error bound in one layout with one predictor.
+
+    Parameters
+    ----------
+    layout
+        2D or 4D.
+    algorithm
+        SZ3's name of the predictor.
+    bound
+        Greatest absolute error.
+    """
 
     layout: str
     algorithm: str

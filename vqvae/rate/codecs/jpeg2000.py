@@ -36,7 +36,15 @@ STREAM_PIXELS = 1 << 26
 
 @dataclass(frozen=True)
 class Quality(Setting):
-    """decibel: of the mean square error; basis: orthonormal float32 [C, C] or [T * C, T * C]."""
+    """One quality over one basis.
+
+    Parameters
+    ----------
+    decibel
+        Of the mean square error.
+    basis
+        Orthonormal, float32 [C, C] or [T * C, T * C].
+    """
 
     decibel: float
     basis: Array
