@@ -172,7 +172,10 @@ def _valid(orientation: Any) -> int:
 
 
 def _jpeg_header(data: bytes, name: str) -> tuple[int, int, int]:
-    """Read width and height as stored, and orientation, before the first scan (ITU T.81, annex B)."""
+    """Read width and height as stored, and orientation, before the first scan.
+
+    The markers are those of annex B of ITU-T T.81.
+    """
     at, orientation = 2, 1
     while at + 4 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]

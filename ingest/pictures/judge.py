@@ -101,12 +101,15 @@ def judge_picture(
         The error that the picture raised when it was baked, or None.
     """
     try:
+        # A picture that failed while it was baked stays refused when the scan is repeated, although
+        # its header reads well. Otherwise the build would never end.
         if failed is not None:
             raise failed
         header = probe(listing.root, raw.source, max_pixels=settings.max_pixels)
     except PictureError as error:
         return _refused(raw, error.reason, str(error.found or ""))
 
+    # The class of a whole picture has no box that could be dropped, so the picture goes.
     if raw.class_name is not None and raw.class_name not in class_ids:
         return _refused(raw, "unknown_class", raw.class_name)
     needs_annotation = get_format(listing.format).has_boxes and not settings.missing_is_empty
@@ -117,6 +120,8 @@ def judge_picture(
     dropped = tuple(
         Rejection(raw.source, "box", reason, _describe(raw, at)) for at, reason in clean.dropped
     )
+    # A picture whose boxes were all wrong is not background: training on it as such would teach the
+    # detector that its objects are not there.
     all_dropped = bool(raw.boxes) and len(clean.dropped) == len(raw.boxes)
     if all_dropped and all(reason in BAD for _, reason in clean.dropped):
         detail = f"all of {len(raw.boxes)} boxes were bad"
@@ -124,6 +129,7 @@ def judge_picture(
     if settings.skip_empty and not len(clean.labels):
         return _refused(raw, SKIPPED, "no boxes, left out by skip_empty", dropped)
 
+    # An annotation tool may have seen the picture before or after its EXIF rotation.
     sizes = (None, (header.width, header.height), (header.raw_width, header.raw_height))
     other_size = raw.declared_size not in sizes
     return JudgedPicture(KeptPicture(raw, header, clean, dropped, other_size))
@@ -141,6 +147,7 @@ def _clean(
     size, stored = (header.width, header.height), (header.raw_width, header.raw_height)
     boxes = np.array([box.box_xyxy for box in raw.boxes], np.float64).reshape(-1, 4)
     if raw.normalised:
+        # YOLO's fractions refer to the picture as shown.
         boxes = boxes * np.array([*size, *size], np.float64)
     if raw.declared_size == stored and stored != size:
         # The annotation tool did not apply EXIF. Orientations 2, 3 and 4 keep the size, so there
@@ -171,6 +178,7 @@ def bound_boxes(kept: list[KeptPicture], settings: BuildSettings) -> list[KeptPi
     most = settings.max_boxes
     over = [item for item in kept if len(item.clean.labels) > most]
     if over and settings.too_many_boxes == "error":
+        # The picture with most boxes is named, because the number that it needs is enough for all.
         worst = max(over, key=lambda item: len(item.clean.labels))
         needed = len(worst.clean.labels)
         raise AnnotationError(

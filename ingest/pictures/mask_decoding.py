@@ -49,6 +49,8 @@ def load_mask(
     size = record.raw_width, record.raw_height
     values = decode_mask(data, record.source, record.mask, size, settings.max_pixels)
     classes = classes_of(values, settings.mask_values, record.source, record.mask)
+    # Classes are looked up before resizing: of a value that is not declared no pixel may be lost,
+    # even where the smaller mask would skip it.
     new_size = geometry.new_width, geometry.new_height
     if new_size != size:
         # The same pixels as Pillow's nearest filter; OpenCV's plain one rounds differently.
@@ -78,6 +80,8 @@ def classes_of(
     PictureError
         With the reason `mask_values`, for values that are not declared.
     """
+    # One table lookup for all pixels. No declared class may be MASK_PADDING, so that it marks what
+    # was not declared.
     table = np.full(256, MASK_PADDING, np.uint8)
     for value, index in mask_values.items():
         table[value] = index
@@ -123,6 +127,7 @@ def decode_mask(
     except PictureError as error:
         raise _unreadable(source, str(error)) from None
     size = image.size
+    # Compared before decoding, so that a small file cannot claim a huge mask.
     if size != picture_size or size[0] * size[1] > max_pixels:
         raise PictureError(
             "mask_size",
@@ -133,6 +138,8 @@ def decode_mask(
         )
     try:
         image.load()
+        # One-bit masks become 0 and 255, as other programs show them. Palette indices stay as they
+        # are: their colours mean nothing.
         values = np.asarray(image.convert("L") if image.mode == "1" else image)
     except Exception as error:  # Pillow's decoders raise anything on hostile bytes
         raise _unreadable(source, f"{name}: {error}"[:200]) from None

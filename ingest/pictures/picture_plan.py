@@ -44,6 +44,7 @@ def recipe_of(listing: SourceListing, settings: BuildSettings) -> dict[str, Any]
         "settings": settings.content(),
         "decoder": decoder_versions(),
     }
+    # Only where masks exist: versions of other formats keep the names that they had before masks.
     if get_format(listing.format).has_masks:
         recipe["mask_values"] = {
             str(value): index for value, index in sorted(settings.mask_values.items())
@@ -73,6 +74,8 @@ def make_plan(listing: SourceListing, scan: Scan, settings: BuildSettings) -> Bu
     for name in SPLIT_NAMES:
         records = [record for record in scan.records if record.split == name]
         if records:
+            # Permuted once here, so that a stored chunk is a random sample of its split and batches
+            # from one chunk are good training batches.
             split, known = _plan_split(name, permuted(records, settings.seed), scan, settings)
             splits.append(split)
             facts += known
@@ -139,6 +142,7 @@ def _digest(record: PictureRecord, class_names: Sequence[str]) -> str:
     for array in (record.boxes_xyxy, record.labels, record.flags):
         digest.update(np.ascontiguousarray(array).tobytes())
     if record.target is not None or record.mask is not None:
+        # Only where they exist: the digests of other pictures stay what they were without them.
         digest.update(f"{record.target}\0{record.mask}\0{record.mask_sha256}".encode())
     return digest.hexdigest()
 
@@ -163,6 +167,7 @@ def _facts(record: PictureRecord, settings: BuildSettings) -> PictureFacts:
     geometry = plan_letterbox(
         record.raw_width, record.raw_height, settings.target_size, settings.resize_mode
     )
+    # Sizes on the canvas, which is what training sees.
     scale = np.array([geometry.scale_x, geometry.scale_y])
     sides = (record.boxes_xyxy[:, 2:] - record.boxes_xyxy[:, :2]) * scale
     dropped = dict(record.counts)

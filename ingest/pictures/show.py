@@ -76,6 +76,8 @@ def find_pictures(source: Path, limit: int) -> tuple[Path, list[str]]:
             where=source,
             remedy="name one with --infer.input",
         )
+    # Sorted, since the order of a directory differs between file systems and a limit would show
+    # others.
     found = sorted(
         path
         for path in source.rglob("*")
@@ -121,6 +123,7 @@ def read_pictures(
                 encoded = read_inside(root, path, limit=MAX_FILE_BYTES)
                 picture, _ = decode_rgb(encoded, name=path, max_pixels=max_pixels)
             except SourceError as error:
+                # With nothing else to show, a warning and an empty page would hide the cause.
                 if len(paths) == 1:
                     raise
                 log.warning("left out: %s", error)

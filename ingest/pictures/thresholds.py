@@ -45,6 +45,7 @@ def check_thresholds(result: Scan, settings: BuildSettings) -> None:
     has_boxes = get_format(result.format).has_boxes
     exceeded = [_invalid(result, settings)]
     if has_boxes:
+        # Pictures of class folders and masks have no annotation file that could be missing.
         exceeded.append(_missing(result, settings))
     _raise_if_any([each for each in exceeded if each is not None])
     if not result.records:
@@ -64,6 +65,7 @@ def _invalid(result: Scan, settings: BuildSettings) -> _Excess | None:
         for item in result.rejected
         if item.kind == "picture" and item.reason not in (MISSING, SKIPPED)
     ]
+    # The message must agree with the manifest, which stores the counts.
     assert len(offenders) == result.counts["invalid"]
     return _excess("invalid", settings.max_invalid, "pictures that cannot be used", offenders)
 
@@ -103,6 +105,7 @@ def _excess(
 def _raise_if_any(exceeded: Sequence[_Excess]) -> None:
     if not exceeded:
         return
+    # One error names all thresholds, so that correcting one does not reveal the next.
     first, *others = exceeded
     remedies = [first.remedy]
     remedies += [f"and {other.what}: {other.where}, {other.remedy}" for other in others]

@@ -140,9 +140,8 @@ def scan(
         len(listing.pictures),
         [*listing.warnings, *parsed.warnings, *warnings],
     )
-    assert result.found == result.kept + result.rejected_pictures, (
-        "a picture was lost or counted twice"
-    )
+    # The sums are an invariant of the version's tables, so a mistake here must not be published.
+    assert result.found == result.kept + result.rejected_pictures, "a picture was lost"
     return replace(result, counts=_count(result, kept, settings))
 
 
@@ -176,6 +175,8 @@ def _drop_unused_classes(
     if settings.classes is not None:
         return names, kept
     used = {int(label) for item in kept for label in np.unique(item.clean.labels)}
+    # Class ids of a list that the data set declares keep their meaning even where a class has no
+    # box, since other tools count on them.
     may_go = set(names) if parsed.class_names is None else parsed.placeholders
     stays = [at for at, name in enumerate(names) if at in used or name not in may_go]
     if len(stays) == len(names):
@@ -195,6 +196,7 @@ def _records(
     settings: BuildSettings,
     names: Sequence[str],
 ) -> tuple[list[PictureRecord], list[str]]:
+    # Formats list pictures in the order of their annotation files, which is not that of the paths.
     kept = sorted(kept, key=lambda item: item.raw.source)
     digests = [listing.sha256_of(item.raw.source) for item in kept]
     targets = [
@@ -255,6 +257,7 @@ def _oddities(kept: Sequence[KeptPicture], rejected: Sequence[Rejection]) -> lis
 
 
 def _is_mislabelled(item: KeptPicture) -> bool:
+    # A warning only: cameras and web sites do save JPEG files with the extension of PNG.
     return item.raw.source.rpartition(".")[2].lower() not in EXTENSIONS[item.header.kind]
 
 
@@ -263,6 +266,7 @@ def _count(result: Scan, kept: Sequence[KeptPicture], settings: BuildSettings) -
     missing = pictures.pop(MISSING, 0)
     skipped = pictures.pop(SKIPPED, 0)
     background = 0
+    # Such pictures are kept, so their number appears nowhere else.
     if settings.missing_is_empty and get_format(result.format).has_boxes:
         background = sum(item.raw.annotation is None for item in kept)
     boxes = Counter(item.reason for item in result.rejected if item.kind == "box")

@@ -41,6 +41,7 @@ def _write_jpeg(path: Path, scene: Scene) -> None:
     import cv2
 
     options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
+    # OpenCV expects blue first.
     done, data = cv2.imencode(".jpg", scene.picture[:, :, ::-1], options)
     assert done
     path.write_bytes(data.tobytes())
@@ -74,6 +75,7 @@ def _write_coco(output: Path, scenes: Sequence[NamedScene], size: tuple[int, int
                 {
                     "id": len(annotations) + 1,
                     "image_id": index,
+                    # Ids of COCO begin with 1: they are names, not indices.
                     "category_id": label + 1,
                     "iscrowd": 0,
                     "bbox": [x1, y1, x2 - x1, y2 - y1],

@@ -70,6 +70,7 @@ def write_masks(
 def _write(path: Path, pixels: NDArray[Any]) -> None:
     import cv2
 
+    # Encoded in memory: `cv2.imwrite` only returns False where a disk is full.
     done, data = cv2.imencode(path.suffix, pixels)
     assert done
     path.write_bytes(data.tobytes())

@@ -63,6 +63,7 @@ def write_landscape(
     progress
         Called with numbers of dates that are done.
     """
+    # A generator for each layer, so that a change to one of them leaves the others as they were.
     terrain = _smooth(np.random.default_rng([seed, 1]), size, 5)
     wet = _smooth(np.random.default_rng([seed, 2]), size, 6)
     cover = np.select(
@@ -74,8 +75,10 @@ def write_landscape(
     _write(output / "cover.tif", cover[None].astype(np.uint8), (0, 0), None)
     _write(output / "height.tif", height[None], (0, 0), None)
     for number in range(dates):
+        # Not evenly spaced, as satellite series are not.
         day = FIRST_DAY + dt.timedelta(days=23 * number + number % 5)
         rng = np.random.default_rng([seed, 100 + number])
+        # Metres, less than half a pixel: scenes must be resampled onto the grid of the terrain.
         shift = tuple((rng.integers(-3, 4, 2)).tolist())
         _write(
             output / "scenes" / f"scene_{day:%Y%m%d}.tif",
@@ -127,6 +130,7 @@ def _scene(
     cover
         Codes of the land cover, [H, W].
     """
+    # Greenest about the tenth of July, as in the temperate north.
     season = np.sin(2 * np.pi * (day.timetuple().tm_yday - 100) / 365)
     green = np.select(
         [cover == 1, cover == 2, cover == 5],
@@ -140,9 +144,11 @@ def _scene(
     colours = [120 - 85 * green, 105 - 45 * green, 95 - 55 * green, 60 + 160 * green]
     bands = np.stack(colours) * shade
     noisy = bands + rng.normal(0, 2, bands.shape)
+    # From 1: the value 0 means missing.
     picture: NDArray[np.uint8] = np.clip(noisy, 1, 255).astype(np.uint8)
     clouds = _smooth(rng, terrain.shape, 3) > rng.uniform(0.3, 2.4)
     picture[:, clouds] = 0
+    # Gaps in one band alone show that `valid` is kept for each feature.
     picture[3][rng.random(terrain.shape) < 0.002] = 0
     return picture
 

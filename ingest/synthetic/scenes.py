@@ -79,6 +79,7 @@ def draw_scene(seed: int, index: int, size: tuple[int, int], *, single_box: bool
         _paint(rng, picture, box, label)
         boxes.append(box)
         labels.append(label)
+    # Last, so that objects and background have the same noise and noise tells nothing about them.
     picture = _noisy(rng, picture)
     return Scene(picture, np.array(boxes, np.int64).reshape(-1, 4), tuple(labels))
 
@@ -168,6 +169,7 @@ def _find_room(
         w, h = max(8, round(extent * aspect)), max(8, round(extent / aspect))
         x, y = int(rng.integers(0, max(1, width - w))), int(rng.integers(0, max(1, height - h)))
         box = (x, y, x + w, y + h)
+        # An object that is mostly hidden would be a label that nobody can learn.
         if all(_covered(box, other) < MOST_OVERLAP for other in boxes):
             return box
     return None
@@ -210,6 +212,7 @@ def _cover(height: int, width: int, label: int) -> NDArray[np.bool_]:
     if CLASSES[label] == "block":
         return np.ones((height, width), np.bool_)
     y, x = np.mgrid[0:height, 0:width]
+    # Centres of pixels lie at half integers, so that discs touch all four sides of their box.
     across, down = (x + 0.5 - width / 2) / (width / 2), (y + 0.5 - height / 2) / (height / 2)
     radius: NDArray[np.float64] = np.hypot(across, down)
     if CLASSES[label] == "disc":

@@ -1,10 +1,9 @@
-"""Text detection items: a picture on its canvas, polygons of any number and length, and the maps of
-a DBNet at a quarter of the size.
+"""Items for text detection: a picture on its canvas, its polygons, and the maps of a DBNet.
 
-`TextItems` is map-style: what it makes of a sample follows from files and settings alone, so its
-items may be cached and any number of processes may make them. Everything is checked when it is
-opened - every polygon, every picture's header - and pixels are decoded item by item. Coordinates
-have corners at integers, x before y. Memory: one picture and its maps.
+`TextItems` is a map-style dataset. What it makes of a sample follows from files and settings alone,
+so its items may be cached, and any number of processes may make them. Every polygon and the header
+of every picture are checked when it is opened; pixels are decoded item by item. Coordinates are
+(x, y), with corners of pixels at integers. Memory: one picture and its maps.
 """
 
 from __future__ import annotations
@@ -40,9 +39,16 @@ REVISION = 1
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
-    """A picture after judging. polygons: float64 [n, 2] in pixels of the upright picture; faults.
+    """A picture after judging.
 
-    Of those not annotated as ignored.
+    Attributes
+    ----------
+    polygons
+        float64 [n, 2] in pixels of the upright picture.
+    ignore
+        bool [polygons], those with a fault included.
+    faults
+        For each polygon, what is wrong with it, or None; None also for those annotated as ignored.
     """
 
     source: str
@@ -57,27 +63,53 @@ class _Sample:
 class TextItems:
     """Items of the pictures of an annotation, in its order.
 
-    folder: of the pictures; annotation: MMOCR's JSON, or a folder of ICDAR 2015's `gt_<stem>.txt`,
-    relative to `folder` or absolute; size: (H, W) of the canvas, multiples of `maps.stride`.
-    faulty: polygons without area, intersecting themselves, or with no part in their picture raise
-    AnnotationError, or with "ignore" are kept with `ignore` true and masked (one that intersects
-    itself as its convex hull).
+    Parameters
+    ----------
+    folder
+        Folder of the pictures.
+    annotation MMOCR's JSON, or a folder of ICDAR 2015's `gt_<stem>.txt`; relative to `folder`, or
+        absolute.
+    size
+        (H, W) of the canvas, multiples of `maps.stride`.
+    maps
+        How the maps are drawn.
+    resize_mode, pad_value
+        As in `build_zarr`.
+    faulty
+        What happens to polygons without area, that intersect themselves, or that have no part in
+        their picture. "error" raises AnnotationError. "ignore" keeps them with `ignore` true and
+        masks them, one that intersects itself as its convex hull.
+    max_pixels
+        A picture that declares more is refused before it is decoded.
 
-    An item, a dict of
+    Raises
+    ------
+    AnnotationError
+        Naming file and entry, also for a picture that does not exist or has another size than
+        declared.
+    PictureError, SourceError, ConfigError
+        For pictures that cannot be read, missing folders, and impossible settings.
 
-        image              uint8 [3, H, W], RGB, upright, `pad_value` around it
-        polygons           list of float32 [n, 2] in canvas pixels, as annotated, not clipped
-        ignore             bool [polygons]; too_small: bool [polygons], of those not ignored (ingest.text.maps.TextMaps)
-        text               list of str, None where the format has none
-        probability, threshold              float32 [H / 4, W / 4]
-        probability_mask, threshold_mask    bool [H / 4, W / 4]
-        inverse            float64 [3, 3]: (x, y, 1) of the canvas -> of the upright picture, in pixels
-        shape, raw_size    (H, W) of the canvas; (height, width) of the upright picture
-        orientation        EXIF, 1..8, as applied
-        source             path of the picture below `folder`
+    Notes
+    -----
+    An item is a dictionary:
 
-    Raises AnnotationError (file, entry; a picture that is not there or of another size than
-    declared), PictureError, SourceError, ConfigError.
+    =================== ========================================================================
+    image               uint8 [3, H, W], RGB, upright, with `pad_value` around it
+    polygons            list of float32 [n, 2] in canvas pixels, as annotated, not clipped
+    ignore              bool [polygons]
+    too_small           bool [polygons], of those not ignored; see `ingest.text.maps.TextMaps`
+    text                list of str, None where the format has none
+    probability         float32 [H / stride, W / stride]
+    probability_mask    bool, the same shape
+    threshold           float32, the same shape
+    threshold_mask      bool, the same shape
+    inverse             float64 [3, 3]: (x, y, 1) of the canvas to pixels of the upright picture
+    shape               (H, W) of the canvas
+    raw_size            (height, width) of the upright picture
+    orientation         EXIF, 1 to 8, as applied
+    source              path of the picture below `folder`
+    =================== ========================================================================
     """
 
     folder: Path
@@ -113,6 +145,7 @@ class TextItems:
         if not Path(self.folder).is_dir():
             raise SourceError("the folder of the pictures does not exist", where=self.folder)
         pictures = _parse(Path(self.folder), Path(self.folder) / self.annotation)
+        # The class is frozen, since `version` and `fingerprint` must not change once they are used.
         object.__setattr__(self, "samples", tuple(self._judge(picture) for picture in pictures))
         found = Counter(
             fault for sample in self.samples for fault in sample.faults if fault is not None
@@ -129,11 +162,20 @@ class TextItems:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Raises PictureError, and SourceError where the file is no longer there."""
+        """Make the item of a picture.
+
+        Raises
+        ------
+        PictureError
+            If the picture cannot be decoded.
+        SourceError
+            If the file is gone, or has another size than when it was opened.
+        """
         sample = self.samples[index]
         data = read_inside(Path(self.folder), sample.source, limit=MAX_FILE_BYTES)
         picture, orientation = decode_rgb(data, name=sample.source, max_pixels=self.max_pixels)
         height, width = picture.shape[:2]
+        # The polygons were judged against the size in the header.
         if (width, height) != (sample.header.width, sample.header.height):
             raise SourceError(
                 "a source file changed since it was opened",
@@ -172,7 +214,7 @@ class TextItems:
 
     @cached_property
     def version(self) -> str:
-        """sha256 (hex) of the annotation as judged and of every picture's bytes."""
+        """Return the SHA-256 of the annotation as judged and of every picture's bytes."""
         files = [Path(self.folder) / sample.source for sample in self.samples]
         digest = hashlib.sha256()
         for sample, content in zip(
@@ -187,9 +229,10 @@ class TextItems:
 
     @property
     def fingerprint(self) -> str:
-        """Of what is made of a sample.
+        """Return what decides the content of an item beside its files.
 
-        Settings, and versions of what decodes, resizes and clips.
+        These are the settings, and the versions of what decodes, resizes and clips. A cache of
+        items is keyed by it.
         """
         from importlib.metadata import version
 
@@ -217,9 +260,9 @@ class TextItems:
                 found="{} x {}".format(*size),
                 remedy="restore the picture that was annotated",
             )
-        turn = (
-            picture.declared_size == stored and stored != size
-        )  # as of boxes: see ingest.pictures.validate
+        # The annotation tool did not apply EXIF; boxes are treated alike in
+        # `ingest.pictures.judge`.
+        turn = picture.declared_size == stored and stored != size
         polygons = tuple(
             _upright(region.polygon, header) if turn else region.polygon
             for region in picture.regions
@@ -265,16 +308,11 @@ def _parse(folder: Path, annotation: Path) -> list[TextPicture]:
         )
     data = read_inside(annotation.parent, annotation.name, limit=MAX_ANNOTATION_BYTES)
     pictures = parse_mmocr(data, str(annotation))
-    twice = next(
-        (
-            name
-            for name, count in Counter(picture.source for picture in pictures).items()
-            if count > 1
-        ),
-        None,
-    )
-    if twice is not None:
-        raise AnnotationError("a picture is listed twice", where=annotation, found=twice)
+    # Which of two entries is right cannot be known.
+    counts = Counter(picture.source for picture in pictures)
+    repeated = [name for name, count in counts.items() if count > 1]
+    if repeated:
+        raise AnnotationError("a picture is listed twice", where=annotation, found=repeated[0])
     return pictures
 
 
@@ -312,7 +350,8 @@ def _parse_folder(folder: Path, annotation: Path) -> list[TextPicture]:
 
 
 def _is_file(folder: Path, source: str) -> bool:
-    """Also for one that leads out of the folder, which reading refuses by name."""
+    """Whether reading can be tried."""
+    # A path with a NUL byte raises ValueError here, whereas reading refuses it by name.
     return "\0" in source or (folder / source).is_file()
 
 

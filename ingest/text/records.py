@@ -28,9 +28,16 @@ NUMBER = re.compile(r"[+-]?\d+(?:\.\d*)?")
 
 @dataclass(frozen=True, slots=True)
 class TextRegion:
-    """polygon: float64 [n >= 3, 2], (x, y) in pixels, finite; ignore: not to be learnt nor scored.
+    """One polygon of an annotation.
 
-    text: None where the format has none.
+    Attributes
+    ----------
+    polygon
+        float64 [n, 2] with n >= 3: (x, y) in pixels, finite.
+    ignore
+        Whether the region takes part in neither loss nor scores.
+    text
+        None where the format has none.
     """
 
     polygon: NDArray[np.float64]
@@ -40,9 +47,18 @@ class TextRegion:
 
 @dataclass(frozen=True, slots=True)
 class TextPicture:
-    """source: path of the picture as its annotation gives it, for ICDAR the stem of its name.
+    """The polygons of one picture.
 
-    declared_size: (width, height) or None.
+    Attributes
+    ----------
+    source
+        Path of the picture as its annotation gives it; for ICDAR, the stem of its name.
+    regions
+        In the order of the file.
+    declared_size
+        (width, height) in pixels, or None where the annotation states no size.
+    annotation
+        File and entry, for messages.
     """
 
     source: str
@@ -52,10 +68,19 @@ class TextPicture:
 
 
 def parse_mmocr(data: bytes, name: str) -> list[TextPicture]:
-    """The pictures of a `{"metainfo": ..., "data_list": [...]}` file in its order.
+    """Read a `{"metainfo": ..., "data_list": [...]}` file of MMOCR.
 
-    Raises AnnotationError naming the entry.
+    Returns
+    -------
+    list of TextPicture
+        In the order of the file.
+
+    Raises
+    ------
+    AnnotationError
+        Naming the entry that is wrong.
     """
+    # JSON may also be not UTF-8 (a ValueError), or nested deeper than Python's stack.
     try:
         content = json.loads(data)
     except json.JSONDecodeError as error:
@@ -76,11 +101,17 @@ def parse_mmocr(data: bytes, name: str) -> list[TextPicture]:
 
 
 def parse_icdar(data: bytes, name: str, stem: str) -> TextPicture:
-    """A `gt_<stem>.txt`: lines x1,y1,...,x4,y4,text in UTF-8.
+    """Read a `gt_<stem>.txt` of ICDAR 2015: lines `x1,y1,...,x4,y4,text` in UTF-8.
 
-    Text may hold commas, `###` means ignore. Raises AnnotationError.
+    The text may hold commas, and `###` means that the region is ignored.
+
+    Raises
+    ------
+    AnnotationError
+        Naming the line that is wrong.
     """
     try:
+        # The files of the challenge begin with a byte order mark.
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise AnnotationError(
@@ -93,6 +124,7 @@ def parse_icdar(data: bytes, name: str, stem: str) -> TextPicture:
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue
+        # The ninth field is the rest of the line: the text may hold commas itself.
         *values, words = line.split(",", 8) if line.count(",") >= 8 else [*line.split(","), ""]
         numbers = [value.strip() for value in values]
         if len(numbers) != 8 or not all(NUMBER.fullmatch(value) for value in numbers):
@@ -123,11 +155,9 @@ def _entry(entry: dict[str, Any], where: str) -> TextPicture:
         )
     regions = []
     for at, instance in enumerate(instances):
-        spot, ignore, text = (
-            f"{where}, instances[{at}]",
-            instance.get("ignore", False),
-            instance.get("text"),
-        )
+        spot = f"{where}, instances[{at}]"
+        ignore, text = instance.get("ignore", False), instance.get("text")
+        # 0 and 1 equal False and True here, and MMOCR's converters write either.
         if ignore not in (False, True):
             raise AnnotationError(
                 "ignore is neither true nor false", where=spot, found=repr(ignore)[:80]
@@ -147,7 +177,7 @@ def _declared_size(width: object, height: object) -> tuple[int, int] | None:
 
 
 def _polygon(values: Any, where: str) -> NDArray[np.float64]:
-    """[x1, y1, x2, y2, ...] as float64 [n, 2]."""
+    """Return [x1, y1, x2, y2, ...] as float64 [n, 2]."""
     if not isinstance(values, list) or not all(type(value) in {int, float} for value in values):
         raise AnnotationError(
             "a polygon is not a list of numbers",
@@ -163,9 +193,10 @@ def _polygon(values: Any, where: str) -> NDArray[np.float64]:
             found=f"{len(values)} numbers",
             remedy="mend the annotation or take the entry out",
         )
+    # Written so that NaN, for which every comparison is false, is wrong as well.
     wrong = next(
         (value for value in values if not -MOST_COORDINATE <= value <= MOST_COORDINATE), None
-    )  # NaN is not within either
+    )
     if wrong is not None:
         raise AnnotationError(
             "a coordinate is not a place in a picture",

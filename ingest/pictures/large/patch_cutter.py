@@ -99,9 +99,12 @@ class PatchCutter:
             return np.repeat(found[None], self.channels, axis=0)
         if self.channels == 3:
             return np.ascontiguousarray(np.moveaxis(found, 2, 0))
+        # Adding one half rounds to nearest, where the cast alone would darken every pixel.
         return (found @ LUMA + np.float32(0.5)).astype(np.uint8)[None]
 
     def _open(self, parent: Parent) -> tuple[Windows, Windows | None]:
+        # One picture for each thread: a second open one could double the memory, and patches are
+        # sorted by picture anyway.
         if getattr(self._held, "source", None) != parent.source:
             self._close()
             self.decoded += 1
@@ -121,6 +124,8 @@ class PatchCutter:
             return None
         assert parent.mask_header is not None
         assert parent.mask_sha256 is not None
+        # A mask of many gigapixels is read by windows like its picture. Other kinds, such as
+        # palettes, are decoded by Pillow, so that their values are those of small masks.
         if parent.mask_header.by_window and parent.mask_header.grey:
             found = open_windows(
                 self.root,
@@ -152,6 +157,7 @@ class PatchCutter:
         self._held.source = None
 
     def __getstate__(self) -> dict[str, Any]:
+        # Neither open files nor thread-local storage can be pickled for a worker process.
         return {**self.__dict__, "_held": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

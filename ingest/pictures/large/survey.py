@@ -105,6 +105,8 @@ def list_pictures(settings: BuildSettings) -> SourceListing:
         If there is nothing to cut, or if a file cannot be read.
     """
     try:
+        # Listed as a plain folder: whether a file is a picture or a mask is decided here by its
+        # name, and the format of masks would refuse a picture that has none.
         listing = list_sources(settings.model_copy(update={"format": "folder"}))
     except WarehouseError as error:
         # Listing belongs to the build, and names its settings.
@@ -167,6 +169,8 @@ def survey(
     if len(invalid) > settings.max_invalid or not parents:
         raise _too_many(invalid, listing, settings)
 
+    # Splits are assigned to whole pictures before cutting. Patches of one picture overlap, so that
+    # a random split of patches would leak training pixels into the held-out split.
     parents, warnings = _with_splits(parents, settings)
     if orphans:
         # Not an error. But a misspelt name would turn a picture to learn from into one that is only
@@ -207,6 +211,7 @@ def _with_splits(
     parents: Sequence[Parent], settings: BuildSettings
 ) -> tuple[list[Parent], tuple[str, ...]]:
     """Assign splits to the pictures that have a mask."""
+    # Pictures that are only predicted take no part, or the shares of the splits would be off.
     masked = [parent for parent in parents if parent.mask is not None]
     if not masked:
         return list(parents), ()
