@@ -23,16 +23,16 @@ from ingest.pictures.box_cleaning import orient_boxes
 from ingest.pictures.headers import Header
 from ingest.pictures.images import MAX_FILE_BYTES, decode_rgb, decoder_versions, probe
 from ingest.pictures.letterbox import Geometry, letterbox_into, plan_letterbox
-from ingest.sources.files import PICTURE_EXTENSIONS, read_inside
+from ingest.sources.files import read_inside
 from ingest.sources.hashes import hash_files
+from ingest.text.annotation_files import read_text_annotation
 from ingest.text.maps import DBNET, TextMapSettings, draw_text_maps, fault_of
-from ingest.text.records import TextPicture, parse_icdar, parse_mmocr
+from ingest.text.records import TextPicture
 from warehouse.errors import AnnotationError, ConfigError, SourceError
 
 __all__ = ["TextItems"]
 
 log = logging.getLogger(__name__)
-MAX_ANNOTATION_BYTES = 1 << 30
 REVISION = 1
 """Of what an item holds: raised with any change of it, so that kept items are made again."""
 
@@ -67,8 +67,8 @@ class TextItems:
     ----------
     folder
         Folder of the pictures.
-    annotation MMOCR's JSON, or a folder of ICDAR 2015's `gt_<stem>.txt`; relative to `folder`, or
-        absolute.
+    annotation
+        MMOCR's JSON, or a folder of ICDAR 2015's `gt_<stem>.txt`. A relative path is below `folder`.
     size
         (H, W) of the canvas, multiples of `maps.stride`.
     maps
@@ -144,7 +144,7 @@ class TextItems:
                 )
         if not Path(self.folder).is_dir():
             raise SourceError("the folder of the pictures does not exist", where=self.folder)
-        pictures = _parse(Path(self.folder), Path(self.folder) / self.annotation)
+        pictures = read_text_annotation(Path(self.folder), Path(self.folder) / self.annotation)
         # The class is frozen, since `version` and `fingerprint` must not change once they are used.
         object.__setattr__(self, "samples", tuple(self._judge(picture) for picture in pictures))
         found = Counter(
@@ -260,8 +260,8 @@ class TextItems:
                 found="{} x {}".format(*size),
                 remedy="restore the picture that was annotated",
             )
-        # The annotation tool did not apply EXIF; boxes are treated alike in
-        # `ingest.pictures.judge`.
+        # The annotation tool did not apply EXIF; `ingest.pictures.judge`
+        # treats boxes in the same way.
         turn = picture.declared_size == stored and stored != size
         polygons = tuple(
             _upright(region.polygon, header) if turn else region.polygon
@@ -295,58 +295,6 @@ class TextItems:
             tuple(region.text for region in picture.regions),
             faults,
         )
-
-
-def _parse(folder: Path, annotation: Path) -> list[TextPicture]:
-    if annotation.is_dir():
-        return _parse_folder(folder, annotation)
-    if not annotation.is_file():
-        raise SourceError(
-            "there is no such annotation",
-            where=annotation,
-            expected="MMOCR's JSON, or a folder of gt_*.txt",
-        )
-    data = read_inside(annotation.parent, annotation.name, limit=MAX_ANNOTATION_BYTES)
-    pictures = parse_mmocr(data, str(annotation))
-    # Which of two entries is right cannot be known.
-    counts = Counter(picture.source for picture in pictures)
-    repeated = [name for name, count in counts.items() if count > 1]
-    if repeated:
-        raise AnnotationError("a picture is listed twice", where=annotation, found=repeated[0])
-    return pictures
-
-
-def _parse_folder(folder: Path, annotation: Path) -> list[TextPicture]:
-    files = sorted(path.name for path in annotation.glob("gt_*.txt"))
-    if not files:
-        raise SourceError(
-            "no annotations found",
-            where=annotation,
-            expected="gt_<stem>.txt beside or apart from the pictures",
-        )
-    by_stem: dict[str, list[str]] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in PICTURE_EXTENSIONS:
-            by_stem.setdefault(path.stem, []).append(path.name)
-    pictures = []
-    for name in files:
-        stem = name.removeprefix("gt_").removesuffix(".txt")
-        names = by_stem.get(stem, [])
-        if len(names) != 1:
-            raise AnnotationError(
-                "an annotation has no picture"
-                if not names
-                else "an annotation has several pictures",
-                where=annotation / name,
-                expected=f"one {folder / stem}.*",
-                found=", ".join(names) or "none",
-                remedy="restore the picture or take the annotation out",
-            )
-        parsed = parse_icdar(
-            read_inside(annotation, name, limit=MAX_ANNOTATION_BYTES), str(annotation / name), stem
-        )
-        pictures.append(TextPicture(names[0], parsed.regions, None, parsed.annotation))
-    return pictures
 
 
 def _is_file(folder: Path, source: str) -> bool:
