@@ -80,14 +80,16 @@ def check(row: Any, work: Any, settings: BenchSettings) -> dict[str, Any]:
             or isinstance(batch, np.memmap)
         ):
             raise ValueError(
-                f"delivers {type(batch).__name__} {array.dtype} {array.shape} instead of uint8 {work.shape[1:]} in memory"
+                f"delivers {type(batch).__name__} {array.dtype} {array.shape} instead of "
+                f"uint8 {work.shape[1:]} in memory"
             )
         samples += len(array)
         total += crc_sum(array)
     truth = work.truth
     if (samples, total) != (truth["samples"], truth["crc_sum"]):
         raise ValueError(
-            f"delivered {samples} samples with checksum {total}, expected {truth['samples']} with {truth['crc_sum']}"
+            f"delivered {samples} samples with checksum {total}, expected "
+            f"{truth['samples']} with {truth['crc_sum']}"
         )
     facts = reader.facts() if hasattr(reader, "facts") else {}
     say(checked=True)

@@ -193,7 +193,8 @@ def _rounds(
             if "rate" in said:
                 answers[row.name].append(said)
                 log.info(
-                    f"round {turn + 1}/{work.settings.repeats}  {row.name}: {said['rate']:,.0f} samples/s"
+                    f"round {turn + 1}/{work.settings.repeats}  {row.name}: "
+                    f"{said['rate']:,.0f} samples/s"
                 )
             else:
                 absent[row.name] = said["absent"]
@@ -228,7 +229,8 @@ def _cold(work: Work, row: Row, log: Any) -> dict[str, Any]:
     said = run_job(work.settings, {"mode": "cold", "name": row.name})
     if "cold" in said:
         log.info(
-            f"cold  {row.name}: {said['cold'] or 0:,.0f} samples/s, first batch {said['cold_first_batch_s']:.2f} s"
+            f"cold  {row.name}: {said['cold'] or 0:,.0f} samples/s, first batch "
+            f"{said['cold_first_batch_s']:.2f} s"
         )
         return said
     return {"cold": None, "cold_reason": said["absent"]}
@@ -308,7 +310,8 @@ def measure_builds(work: Work, log: Any) -> tuple[list[dict[str, Any]], list[dic
                 sum(path.stat().st_size for path in target.rglob("*") if path.is_file()) / 1e6
             )
             log.info(
-                f"build {turn + 1}/{settings.build_repeats}  {name}: {rates[name][-1]:,.0f} pictures/s"
+                f"build {turn + 1}/{settings.build_repeats}  {name}: "
+                f"{rates[name][-1]:,.0f} pictures/s"
             )
     remove(target)
     rows = [

@@ -33,7 +33,7 @@ PENALTIES = (0.01, 0.1, 1.0, 10.0)
 def grey_pixels(
     warehouse: Warehouse, name: str, side: int = SIDE
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """(pixels float64 [n, side * side] in [0, 1], class int64 [n]) of a split with class folders."""
+    """Return pixels, float64 [n, side * side] in [0, 1], and classes, int64 [n], of a split."""
     split = warehouse.split(name)
     image = torch.from_numpy(split.array("image")[:]).double() / 255
     grey = (image * torch.tensor(LUMA, dtype=torch.float64).view(1, 3, 1, 1)).sum(
@@ -108,7 +108,8 @@ def main(arguments: list[str]) -> None:
         values = np.array([row[key] for row in rows])
         error = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else float("nan")
         print(
-            f"{key}: {values.mean():.3f} +- {error:.3f} (standard error over {len(values)} warehouses)"
+            f"{key}: {values.mean():.3f} +- {error:.3f} (standard error over "
+            f"{len(values)} warehouses)"
         )
 
 

@@ -154,7 +154,10 @@ def table(rows: Sequence[dict[str, Any]]) -> list[str]:
     limit = next(
         (row["median"] for row in rows if row["name"] == "lz4 decode" and row.get("median")), None
     )
-    head = f"{'samples/s':<40}{'median':>9}{'min':>9}{'max':>9}{'of lz4':>8}{'first s':>9}{'cold':>9}{'PSS MB':>8}{'disk MB':>9}"
+    head = (
+        f"{'samples/s':<40}{'median':>9}{'min':>9}{'max':>9}{'of lz4':>8}"
+        f"{'first s':>9}{'cold':>9}{'PSS MB':>8}{'disk MB':>9}"
+    )
     lines = [head]
     for group in ("limit", "ours", "peer"):
         for row in sorted(
@@ -163,8 +166,10 @@ def table(rows: Sequence[dict[str, Any]]) -> list[str]:
         ):
             share = f"{row['median'] / limit:.2f}" if limit and row.get("median") else ""
             lines.append(
-                f"{row['name']:<40}{_number(row, 'median')}{_number(row, 'min')}{_number(row, 'max')}{share:>8}"
-                f"{_number(row, 'first_batch_s', 2)}{_number(row, 'cold')}{_number(row, 'peak_pss_mb', 0, 8)}{_number(row, 'disk_mb')}"
+                f"{row['name']:<40}{_number(row, 'median')}{_number(row, 'min')}"
+                f"{_number(row, 'max')}{share:>8}{_number(row, 'first_batch_s', 2)}"
+                f"{_number(row, 'cold')}{_number(row, 'peak_pss_mb', 0, 8)}"
+                f"{_number(row, 'disk_mb')}"
             )
     return lines
 
@@ -173,11 +178,13 @@ def lines(result: dict[str, Any]) -> list[str]:
     """Everything measured, as lines of text."""
     out = table(result["rows"]) if result["rows"] else []
     out += [
-        f"build {row['name']:<20}{row['median']:>9,.0f} pictures/s ({row['min']:,.0f} to {row['max']:,.0f}), {row['disk_mb']:,.0f} MB"
+        f"build {row['name']:<20}{row['median']:>9,.0f} pictures/s ({row['min']:,.0f} to "
+        f"{row['max']:,.0f}), {row['disk_mb']:,.0f} MB"
         for row in result["builds"]
     ]
     out += [
-        f"{row['name']:<55}{row['ratio']:>8.2f}  wanted {row['wanted']:.2f}{'' if row['met'] else '  NOT MET'}"
+        f"{row['name']:<55}{row['ratio']:>8.2f}  wanted "
+        f"{row['wanted']:.2f}{'' if row['met'] else '  NOT MET'}"
         for row in result["ratios"]
     ]
     out += [f"absent: {row['name']}: {row['reason']}" for row in result["absent"]]

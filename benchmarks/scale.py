@@ -1,4 +1,6 @@
-"""python -m benchmarks.scale FOLDER INTERLEAVE   <- one measurement, in a fresh process; run by `measure_scale`
+"""python -m benchmarks.scale FOLDER INTERLEAVE
+
+One measurement, in a fresh process that `measure_scale` starts.
 
 A version of 10^9 samples in 10^6 stored chunks for 1,024 ranks, real but for its data files:
 manifest and table of files are whole, only the chunk that the first batch of the measured rank lies

@@ -114,12 +114,14 @@ def measure_shuffle(work: Work, log: Any) -> list[dict[str, Any]]:
             for permuted, orders in mapped.items()
         ]
     log.info(
-        f"shuffle of {len(split)} samples in {len(split.chunk_sizes)} stored chunks, batch {batch}; 1.00 is a full shuffle"
+        f"shuffle of {len(split)} samples in {len(split.chunk_sizes)} stored chunks, "
+        f"batch {batch}; 1.00 is a full shuffle"
     )
     for row in rows:
         built = "permuted at build" if row["permuted"] else "stored in source order"
         log.info(
-            f"  {row['order']:<36} {built:<24} neighbour distance {row['distance']:.2f}, class run {row['class_run']:.2f}"
+            f"  {row['order']:<36} {built:<24} neighbour distance {row['distance']:.2f}, "
+            f"class run {row['class_run']:.2f}"
         )
     return rows
 

@@ -176,7 +176,10 @@ def main() -> None:
         for workers in asked.workers
     ]
     table = Table(
-        title=f"{asked.items} items, {1e3 * each:.1f} ms an item, medians of {asked.repeats}; {os.cpu_count()} cores"
+        title=(
+            f"{asked.items} items, {1e3 * each:.1f} ms an item, medians of {asked.repeats}; "
+            f"{os.cpu_count()} cores"
+        )
     )
     for name in (
         "loader",

@@ -1,7 +1,7 @@
 """A warehouse of pictures as a published version of features, made in micro-jobs.
 
     <split>/feature      f2 [sample, feature]          a stored chunk is a job
-            feature_map  f2 [sample, feature, y, x]    where asked for; sharded, one sample an inner chunk
+            feature_map  f2 [sample, feature, y, x]    if asked for; one sample an inner chunk
             target       i2 [sample]                   class of the picture, -1 where it has none
 
 A job bakes one stored chunk with the builder's own task and marker, so a job that was killed is

@@ -176,7 +176,10 @@ def test_heavy_imports_wait_until_they_are_needed() -> None:
     import subprocess
     import sys
 
-    code = "import sys, scripts.build_zarr, ingest.pictures.picture_plan, ingest.records.list_sources, warehouse.write.publish; print(*sys.modules)"
+    code = (
+        "import sys, scripts.build_zarr, ingest.pictures.picture_plan, "
+        "ingest.records.list_sources, warehouse.write.publish; print(*sys.modules)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )

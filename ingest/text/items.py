@@ -68,7 +68,8 @@ class TextItems:
     folder
         Folder of the pictures.
     annotation
-        MMOCR's JSON, or a folder of ICDAR 2015's `gt_<stem>.txt`. A relative path is below `folder`.
+        MMOCR's JSON, or a folder of ICDAR 2015's `gt_<stem>.txt`. A relative path starts at
+        `folder`.
     size
         (H, W) of the canvas, multiples of `maps.stride`.
     maps

@@ -237,8 +237,10 @@ def test_a_model_that_is_not_whole_is_refused_and_never_random(harm: Any, saved:
     harm(saved)
     with pytest.raises(
         ConfigError,
-        match=r"the encoder's (weights are not there|weights are incomplete|configuration contradicts itself).*"
-        "random:efficientnet_b0",
+        match=(
+            r"the encoder's (weights are not there|weights are incomplete|configuration "
+            r"contradicts itself).*random:efficientnet_b0"
+        ),
     ):
         open_encoder(str(saved))
 

@@ -209,7 +209,7 @@ def test_earlier_blocks_learn_slower_by_their_distance_from_the_end(tmp_path):
         assert step[name] == pytest.approx(0.02 * share, rel=2e-2), name
 
 
-def test_blocks_are_counted_from_the_end_and_more_than_there_are_is_an_error_that_names_their_number():
+def test_blocks_are_counted_from_the_end_and_too_many_are_an_error_that_names_their_number():
     encoder = toy_encoder()
     names = {id(value): name for name, value in encoder.network.named_parameters()}
     assert [[names[id(value)] for value in level][:1] for level in trained_levels(encoder, 2)] == [
@@ -317,7 +317,10 @@ def test_a_second_overrun_and_one_of_single_samples_are_errors_that_say_what_to_
     budget = MemoryBudget(4.0, torch.device("cpu"), Scripted(10**10, 10**10))
     with pytest.raises(
         TrainingError,
-        match=r"over the memory budget: step 0, 2 at a time; found 10\.00 GB; raise --finetune\.memory_budget_gb",
+        match=(
+            r"over the memory budget: step 0, 2 at a time; found 10\.00 GB; raise "
+            r"--finetune\.memory_budget_gb"
+        ),
     ):
         make_trainer(tmp_path / "halves", budget=budget).run()
     budget = MemoryBudget(4.0, torch.device("cpu"), Scripted(10**10))

@@ -62,7 +62,8 @@ def as_yolo(root) -> None:
     for number, (stem, boxes) in enumerate(BOXES.items()):
         write_picture(root / "images" / f"{stem}.jpg", seed=number)
         lines = [
-            f"{int(n == 'cat')} {(x1 + x2) / 128} {(y1 + y2) / 96} {(x2 - x1) / 64} {(y2 - y1) / 48}"
+            f"{int(n == 'cat')} {(x1 + x2) / 128} {(y1 + y2) / 96} {(x2 - x1) / 64} "
+            f"{(y2 - y1) / 48}"
             for n, x1, y1, x2, y2 in boxes
         ]
         (root / "labels" / f"{stem}.txt").write_text("\n".join(lines) + "\n\n")

@@ -163,7 +163,10 @@ def test_too_many_boxes_name_the_fullest_picture_and_the_number_that_serves_all(
     root = voc_set(tmp_path / "set", {**GOOD, "full": many[:5], "fuller": many[:9]})
     with pytest.raises(
         AnnotationError,
-        match=r"in 2 pictures: JPEGImages/fuller\.jpg; expected at most 4, found 9; use --build\.max_boxes 9",
+        match=(
+            r"in 2 pictures: JPEGImages/fuller\.jpg; expected at most 4, found 9; use "
+            r"--build\.max_boxes 9"
+        ),
     ):
         scanned(root, max_boxes=4)
     assert passes(root, max_boxes=9).kept == 42

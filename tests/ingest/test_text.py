@@ -112,7 +112,10 @@ def test_polygons_of_any_length_and_pictures_without_text(tmp_path):
 
 
 def test_icdar_lines_with_a_mark_commas_and_ignored_text(tmp_path):
-    lines = "\ufeff377,117,463,117,465,130,378,130,Genaxis, Theatre\r\n493,115,519,115,519,131,493,131,###\r\n\r\n1,1,9,1,9,9,1,9,\n"
+    lines = (
+        "\ufeff377,117,463,117,465,130,378,130,Genaxis, "
+        "Theatre\r\n493,115,519,115,519,131,493,131,###\r\n\r\n1,1,9,1,9,9,1,9,\n"
+    )
     found = parse_icdar(lines.encode(), "gt_img_1.txt", "img_1")
     assert [region.text for region in found.regions] == ["Genaxis, Theatre", "###", ""]
     assert [region.ignore for region in found.regions] == [False, True, False]

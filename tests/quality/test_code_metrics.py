@@ -1,4 +1,4 @@
-"""The figures of `tests/support/code_metrics.py`: counted right on small sources, and met by the code."""
+"""The code metrics are counted right on small sources, and the code meets their thresholds."""
 
 from __future__ import annotations
 

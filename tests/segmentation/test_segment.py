@@ -77,7 +77,8 @@ def test_a_checkpoint_gives_the_model_back(tmp_path: Path) -> None:
     [
         (
             {"kind": "vqvae"},
-            r"not of a U-Net.*found kind 'vqvae'; .*compress_zarr.*train one with python -m scripts\.segment_patches",
+            r"not of a U-Net.*found kind 'vqvae'; .*compress_zarr.*train one with python "
+            r"-m scripts\.segment_patches",
         ),
         ({"kind": "head-linear"}, "not of a U-Net.*found kind 'head-linear'"),
         ({"width": 10**6}, "not of a U-Net.*width 1000000"),

@@ -196,7 +196,8 @@ class Faulty(Polygons):
 
     def __getitem__(self, index):
         if index == 7 and self.how == "kill":
-            self.cost = 0.05  # what it answered before is sent by then, and no lock of the queue dies with it
+            # What it answered before is sent by then, and no lock of the queue dies with it.
+            self.cost = 0.05
             super().__getitem__(index)
             os.kill(os.getpid(), signal.SIGKILL)
         if index == 7:

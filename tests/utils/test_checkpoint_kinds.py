@@ -31,7 +31,8 @@ def saved(folder: Path, model: Any) -> Path:
     [
         (
             {"kind": "vqvae"},
-            r"expected kind tiny or big, found kind 'vqvae'; .*compress_zarr --compress\.checkpoint .*/c; train",
+            r"expected kind tiny or big, found kind 'vqvae'; .*compress_zarr "
+            r"--compress\.checkpoint .*/c; train",
         ),
         ({"kind": "head-linear"}, "found kind 'head-linear'"),
         (
@@ -51,7 +52,10 @@ def test_infer_view_says_what_else_it_was_given(tmp_path: Path, model: Any, word
 
 @pytest.mark.parametrize("kind", ["tiny", "big"])
 def test_compress_zarr_says_that_it_was_given_a_detector(tmp_path: Path, kind: str) -> None:
-    words = rf"not of a VQ-VAE.*expected kind vqvae.*found kind '{kind}'.*scripts\.infer_view --infer\.checkpoint .*train_vqvae"
+    words = (
+        rf"not of a VQ-VAE.*expected kind vqvae.*found kind '{kind}'.*scripts\.infer_view "
+        r"--infer\.checkpoint .*train_vqvae"
+    )
     with pytest.raises(StateError, match=words):
         restore_vqvae(saved(tmp_path / "c", {"kind": kind}))
 

@@ -105,7 +105,7 @@ def collect(items: Iterator[Any], into: list[Any]) -> None:
 def test_late_copies_still_find_their_batches_in_the_ring(
     small: Warehouse, engine: Any, workers: int
 ) -> None:
-    """A slot that came back before its copy was made would hold a later batch, or 77 would be left."""
+    """A slot that came back before it was copied would hold a later batch, or 77 would be left."""
     device = LateDevice()
     with (
         ChunkLoader(

@@ -195,8 +195,10 @@ def test_ten_processes_at_once_lose_nothing(tmp_path):
 def test_a_killed_run_is_lost_and_keeps_what_was_written(tmp_path):
     code = f"""
 import sys, time; sys.path.insert(0, {str(ROOT)!r})
-from utils.tracking.experiments import open_run; from utils.tracking.settings import ExperimentSettings
-one = open_run(ExperimentSettings(db={str(tmp_path / "e.db")!r}), trainer="t", name="n", params={{}})
+from utils.tracking.experiments import open_run
+from utils.tracking.settings import ExperimentSettings
+settings = ExperimentSettings(db={str(tmp_path / "e.db")!r})
+one = open_run(settings, trainer="t", name="n", params={{}})
 one.log("step", 1, {{"loss": 0.5}}); one._flush()
 print("written", flush=True); time.sleep(60)
 """

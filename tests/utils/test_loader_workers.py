@@ -229,7 +229,8 @@ READ = """
 
     if __name__ == "__main__":
         split = Warehouse.open(sys.argv[1]).split("train")
-        loader = ChunkLoader(split, 2, engine=sys.argv[2], num_workers=int(sys.argv[3]), seed=9, interleave=2, store=sys.argv[4])
+        how = dict(engine=sys.argv[2], num_workers=int(sys.argv[3]), store=sys.argv[4])
+        loader = ChunkLoader(split, 2, seed=9, interleave=2, **how)
         loader.set_epoch(1)
         for batch in loader:
             print(json.dumps(loader.state_dict() | {"seen": batch["index"].tolist()}), flush=True)

@@ -328,7 +328,10 @@ def test_a_lack_of_memory_in_the_optimizer_s_step_is_an_error_and_the_step_is_no
     remedy = r"raise --fake\.memory_budget_gb, or start anew" if limit else "GiB; start anew"
     with pytest.raises(
         TrainingError,
-        match=rf"out of memory in the optimizer's step: step 0; .*{remedy} with .*--fake\.batch_size",
+        match=(
+            rf"out of memory in the optimizer's step: step 0; .*{remedy} with "
+            r".*--fake\.batch_size"
+        ),
     ):
         trainer.run()
     assert (steps, trainer.state.micro_batches) == ([0], 1)
@@ -430,9 +433,11 @@ from utils.training.loop import Trainer
 ranks = Ranks.start("cpu")
 out = Path({out!r})
 mine = FakeLoader(24, 2, rank=ranks.rank, ranks=ranks.count)
-trainer = Trainer(FakeTask(), settings(batch_size=2, accumulate={accumulate}), mine, FakeLoader(), out, ranks=ranks)
+options = settings(batch_size=2, accumulate={accumulate})
+trainer = Trainer(FakeTask(), options, mine, FakeLoader(), out, ranks=ranks)
 result = trainer.run()
-torch.save({{"weights": trainer.parts.model.state_dict(), "score": result["score"]}}, out / f"rank{{ranks.rank}}.pt")
+state = {{"weights": trainer.parts.model.state_dict(), "score": result["score"]}}
+torch.save(state, out / f"rank{{ranks.rank}}.pt")
 ranks.close()
 """
 

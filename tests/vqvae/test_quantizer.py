@@ -311,7 +311,8 @@ def test_two_gloo_ranks_see_the_codebook_of_one_process(tmp_path: Path) -> None:
         quantizer = make_quantizer("ema", 32, 6, 2, rules).train()
         dead = 0
         for step in range(25):
-            z = torch.randn((301, 6), generator=torch.Generator().manual_seed(step)) * (1 + step % 3)
+            generator = torch.Generator().manual_seed(step)
+            z = torch.randn((301, 6), generator=generator) * (1 + step % 3)
             own = z[:150], z[150:]
             z = own[rank] if count > 1 else z
             quantizer(z, torch.arange(len(z)) >= 0)

@@ -224,8 +224,8 @@ def test_kill_9_at_many_moments_then_the_same_command_gives_the_same_bytes(
         shutil.rmtree(root)
 
 
-# A process inherits an ignored SIGINT, as under nohup or from a background job of a shell, and Python
-# then does not answer it. What a terminal starts does not ignore it, and that is what is tested.
+# A process inherits an ignored SIGINT, as under nohup or from a background job of a shell, and
+# Python then does not answer it. What a terminal starts does not ignore it: that is tested here.
 INTERRUPTIBLE = """
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.SIG_DFL)

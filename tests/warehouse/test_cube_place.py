@@ -58,7 +58,10 @@ def test_the_conventions_are_registered_and_kept(cube: Warehouse, node: str) -> 
 
 def test_a_crs_without_a_code_has_wkt2_alone(tmp_path: Path) -> None:
     root = write_series(tmp_path / "in")
-    own = "+proj=tmerc +lat_0=44.2 +lon_0=14.7 +k=0.9993 +x_0=500000 +y_0=5000000 +ellps=WGS84 +units=m"
+    own = (
+        "+proj=tmerc +lat_0=44.2 +lon_0=14.7 +k=0.9993 +x_0=500000 +y_0=5000000 +ellps=WGS84 "
+        "+units=m"
+    )
     edges = transform_bounds(
         f"EPSG:{EPSG}", own, ORIGIN[0], ORIGIN[1] - 500, ORIGIN[0] + 700, ORIGIN[1]
     )
