@@ -1,5 +1,4 @@
-"""The ring of reused batch buffers: slots given out, filled by any thread or process, and taken
-back when nothing refers to them.
+"""The ring of batch buffers, which are used again once nothing refers to them.
 
 Purpose: `BatchRing` hands out slots; a slot's arrays may be viewed, sliced, detached and kept, and
   are never overwritten while they are.
@@ -39,9 +38,16 @@ MADV_POPULATE_WRITE = 23
 
 @dataclass(frozen=True, slots=True)
 class BatchLayout:
-    """Where each array of a batch lies in a slot: name -> (byte offset, row shape, dtype).
+    """The position of each array of a batch in a ring buffer.
 
-    `rows` is the largest batch.
+    Attributes
+    ----------
+    rows
+        Samples in the largest batch.
+    fields
+        Byte offset, shape of a row and dtype of each array, by name.
+    size
+        Bytes of a ring buffer.
     """
 
     rows: int
@@ -50,6 +56,7 @@ class BatchLayout:
 
     @classmethod
     def of(cls, rows: int, arrays: dict[str, tuple[tuple[int, ...], str]]) -> BatchLayout:
+        """Lay out arrays one after the other, each from its row shape and dtype."""
         fields, offset = {}, 0
         for name, (row_shape, dtype) in arrays.items():
             fields[name] = (offset, row_shape, dtype)
@@ -58,7 +65,7 @@ class BatchLayout:
         return cls(rows, fields, max(ALIGN, offset))
 
     def views(self, memory: NDArray[np.uint8], rows: int) -> dict[str, NDArray[Any]]:
-        """The slot's arrays, [rows, ...] each, as views of `memory`."""
+        """Return a buffer's arrays, ``[rows, ...]`` each, as views of `memory`."""
         out = {}
         for name, (offset, row_shape, dtype) in self.fields.items():
             length = rows * math.prod(row_shape) * np.dtype(dtype).itemsize
@@ -69,7 +76,7 @@ class BatchLayout:
 class SharedBlock:
     """Anonymous memory that spawned workers map too.
 
-    Freed with its last holder, also after kill -9: it has no name.
+    It has no name, so that the kernel frees it with its last holder, also after SIGKILL.
     """
 
     def __init__(self, size: int, fd: int | None = None) -> None:
@@ -93,6 +100,7 @@ def _open_block(size: int, fd: Any) -> SharedBlock:
 
 
 def _anonymous_file(size: int) -> int:
+    # Python has it only if its C library does (glibc 2.27), so the platform does not tell.
     if hasattr(os, "memfd_create"):
         fd = os.memfd_create("tensor-warehouse-ring", os.MFD_CLOEXEC)
     else:  # macOS: an unlinked temporary file
@@ -103,10 +111,8 @@ def _anonymous_file(size: int) -> int:
 
 
 def private_memory(size: int) -> mmap.mmap:
-    """Zeroed memory of this process, in huge pages where there are any.
-
-    A ring in 4 KB pages cost 7% of the decoding speed.
-    """
+    """Return zeroed memory of this process, in huge pages where there are any."""
+    # A ring in pages of 4 KB cost 7% of the decoding speed (docs/log.md, 2026-11-25).
     if not hasattr(mmap, "MADV_HUGEPAGE"):
         return mmap.mmap(-1, size)
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -116,18 +122,28 @@ def private_memory(size: int) -> mmap.mmap:
 
 
 def touch(memory: mmap.mmap) -> None:
-    """Have the pages there before the first epoch, which would otherwise pay for them while it
-    decodes (Linux 5.14; else no effect).
-    """
+    """Populate the pages of a ring, which needs Linux 5.14 and has no effect elsewhere."""
+    # The first epoch would otherwise take its page faults while it decodes: populated rings, of
+    # which the buffer freed last is used first, took it from 0.51 to 0.68 of the LZ4 limit.
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
             memory.madvise(MADV_POPULATE_WRITE)
 
 
 class BatchRing:
-    """`slots` buffers of one layout.
+    """Buffers of one layout, which are known by their numbers.
 
-    `take` issues a slot, `export` turns it into arrays that give it back by themselves.
+    `take` issues a buffer, and `export` turns it into arrays that give it back when the last of
+    them is gone.
+
+    Parameters
+    ----------
+    layout
+        The layout of each buffer.
+    slots
+        The number of buffers.
+    shared
+        Whether spawned workers fill them.
     """
 
     def __init__(self, layout: BatchLayout, slots: int, *, shared: bool) -> None:
@@ -138,29 +154,29 @@ class BatchRing:
         self.free: deque[int] = deque(range(slots))
 
     def take(self) -> int | None:
-        """A free slot, or None when every slot is in use.
-
-        The one freed last is the one most likely in the cache.
-        """
+        """Return the number of a free buffer, or None if all are in use."""
+        # The buffer freed last is the one most likely in the processor's cache.
         try:
             return self.free.pop()
         except IndexError:
             return None
 
     def give_back(self, slot: int | None) -> None:
+        """Free a buffer whose batch was not delivered."""
         if slot is not None:
             self.free.append(slot)
 
     def write_views(self, slot: int | None, rows: int) -> dict[str, NDArray[Any]]:
-        """Arrays to fill: the slot's, or fresh ones when there was no slot."""
+        """Return arrays to fill: those of a buffer, or fresh ones if there was none."""
+        # Fresh memory and no wait: a consumer that keeps its batches would wait for ever.
         if slot is None:
             return self.layout.views(np.empty(self.layout.size, np.uint8), rows)
         return self.layout.views(self._raw(slot), rows)
 
     def export(self, slot: int, rows: int) -> dict[str, NDArray[Any]]:
-        """The slot's arrays for the consumer.
+        """Return a buffer's arrays for the consumer.
 
-        The slot is free again when the last reference to any of them is gone.
+        The buffer is free again when the last reference to any of them is gone.
         """
         exporter = self._raw(slot)
         weakref.finalize(exporter, self.free.append, slot).atexit = False

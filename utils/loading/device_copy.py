@@ -119,8 +119,8 @@ class CudaDevice:
 
     def hand_over(self, copies: Tensors, event: Passed) -> None:
         stream = torch.cuda.current_stream(self.device)
-        # The GPU waits, not this thread. record_stream keeps the allocator from giving the memory to
-        # the side stream's next copy while the consumer's kernels still read it.
+        # The GPU waits, not this thread. record_stream keeps the allocator from giving the memory
+        # to the side stream's next copy while the consumer's kernels still read it.
         stream.wait_event(cast(torch.cuda.Event, event))
         for tensor in copies.values():
             tensor.record_stream(stream)

@@ -34,10 +34,7 @@ __all__ = ["SpawnEngine"]
 
 
 class _FillBuffer:
-    """The `dataset` of spawned workers: fills a slot of the shared ring.
-
-    Handles are opened in the worker, at its first job.
-    """
+    """The `dataset` of spawned workers, which fills a buffer of the shared ring."""
 
     def __init__(self, source: Source, layout: BatchLayout, block: SharedBlock) -> None:
         self.source, self.layout, self.block = source, layout, block
@@ -46,6 +43,7 @@ class _FillBuffer:
     def __getitem__(self, job: tuple[int | None, NDArray[np.int64]]) -> Filled:
         slot, indices = job
         try:
+            # Opened here, at the first job, since file handles cannot be sent to a worker.
             if self.reader is None:
                 self.reader = self.source.reader()
             if slot is None:
@@ -62,6 +60,7 @@ class _FillBuffer:
                 filled.arrays = out
             return filled
         except WarehouseError as error:
+            # As a value: torch would wrap an exception, and its type and message would be lost.
             return Filled(error=error)
         except Exception as error:
             return Filled(
@@ -74,9 +73,9 @@ class _FillBuffer:
 
 
 class _IssuedJobs:
-    """The `sampler` of the DataLoader.
+    """The `sampler` of the DataLoader, which issues a ring buffer with each plan.
 
-    Issues a slot with each plan, in the parent, and remembers them in order.
+    It runs in the parent, and remembers what was issued, in order.
     """
 
     def __init__(self, ring: BatchRing) -> None:
@@ -93,7 +92,25 @@ class _IssuedJobs:
 
 
 class SpawnEngine:
-    """A torch DataLoader with spawned workers that decode into a shared ring."""
+    """A torch DataLoader with spawned workers that decode into a shared ring.
+
+    Parameters
+    ----------
+    reader
+        The parent's reader.
+    source
+        What the workers read from.
+    layout
+        The layout of a ring buffer.
+    workers
+        The number of worker processes.
+    prefetch_factor
+        Batches in flight for each worker.
+    timeout_s
+        Seconds until a worker that does not answer counts as hanging.
+    spare
+        Ring buffers beyond those of the batches in flight, for copies to a device.
+    """
 
     def __init__(
         self,
@@ -127,6 +144,7 @@ class SpawnEngine:
         )
 
     def run(self, plans: Iterator[BatchPlan]) -> Generator[Batch, None, None]:
+        """Yield the batches of `plans`; closing the generator abandons the rest."""
         self._drain()
         counted = self.reader.chunks_opened
         self.jobs.plans, self.jobs.stopped = self.reader.follow(plans), False
@@ -147,6 +165,7 @@ class SpawnEngine:
                 filled.chunks_opened + self.reader.chunks_opened - counted,
                 self.reader.chunks_opened,
             )
+            # A batch without a ring buffer was decoded into a fresh one, and travelled by pickle.
             yield Batch(plan, arrays, filled.decoded, filled.bytes_read, opened, int(slot is None))
             del arrays, filled, taken
 
@@ -161,9 +180,9 @@ class SpawnEngine:
         return *self.jobs.issued.popleft(), filled
 
     def _drain(self) -> None:
-        """Take in what an abandoned epoch left with the workers.
+        """Collect the batches of an abandoned epoch that workers still hold.
 
-        Only then are its slots, and a stream's buffers, free.
+        Only then are its ring buffers, and those of a stream, free.
         """
         self.jobs.stopped = True
         while self.stream is not None and self.jobs.issued and (taken := self._next()) is not None:
@@ -173,16 +192,16 @@ class SpawnEngine:
                 self.reader.done(plan.indices)
 
     def _failed(self, error: RuntimeError) -> WorkerError:
-        """torch's report of a dead or silent worker as one line.
+        """End all workers, and turn torch's report of a dead or silent one into a typed error.
 
-        The other workers end, and every slot is free again.
+        Every ring buffer is free again afterwards.
         """
         failure = worker_error(error, self.loader._iterator)
         self._end_workers(kill=True)
         return failure
 
     def _end_workers(self, *, kill: bool = False) -> None:
-        """kill: at once, since one that hangs, or is stopped, answers no request to end."""
+        # With `kill`, at once: a worker that hangs, or is stopped, answers no request to end.
         iterator = self.loader._iterator
         if iterator is not None:
             workers = list(iterator._workers)
@@ -200,7 +219,8 @@ class SpawnEngine:
             for feeder in feeders:
                 feeder.join(timeout=5)
             for worker in workers:
-                if worker.is_alive():  # stopped: SIGTERM waits until it goes on
+                # A stopped process gets SIGTERM only when it is continued.
+                if worker.is_alive():
                     worker.kill()
                     worker.join(timeout=5)
         self.stream = None
@@ -208,6 +228,7 @@ class SpawnEngine:
             self.ring.give_back(self.jobs.issued.popleft()[1])
 
     def close(self) -> None:
+        """End the workers, and close the reader's files."""
         self._end_workers()
         self.reader.close()
 
@@ -217,7 +238,7 @@ def _as_is(item: Any) -> Any:
 
 
 def _quiet_worker(_: int) -> None:
-    """Ctrl-C is the parent's to handle: it ends the workers."""
+    # A terminal sends Ctrl-C to all processes. The parent handles it, and ends the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
@@ -241,8 +262,14 @@ def _disown(iterator: Any) -> None:
 
 
 def worker_error(error: RuntimeError, iterator: Any) -> WorkerError:
-    """torch's report of a dead or silent worker as one line that names it and how it ended.
-    iterator: None when none was started.
+    """Return the error for a dead or silent worker, which names it and how it ended.
+
+    Parameters
+    ----------
+    error
+        What torch raised.
+    iterator
+        The DataLoader's iterator; None if none was started.
     """
     text = str(error).split("\n", 1)[0]
     workers = list(enumerate(iterator._workers)) if iterator is not None else []
@@ -269,6 +296,7 @@ def worker_error(error: RuntimeError, iterator: Any) -> WorkerError:
 
 
 def exit_name(code: int | None) -> str:
+    """Describe an exit code of multiprocessing, in which -9 stands for the signal SIGKILL."""
     if code is not None and code < 0:
         return f"killed by {signal.Signals(-code).name}"
     return f"exit code {code}"

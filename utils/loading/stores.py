@@ -1,4 +1,4 @@
-"""Which store a split is read through: mapped files, reads, RAM, a stream of chunks, zarr-python.
+"""The choice of a store: mapped files, reads, memory, a stream of chunks, or zarr-python.
 
 Purpose: `choose_store` decides once, and returns a `ReadPlan` that opening follows.
 Used by: features.finetuning.run_finetuning, segmentation.training, utils.caching.cached_passes,
@@ -39,6 +39,7 @@ __all__ = [
 ChosenStore = Literal["mmap", "pread", "memory", "stream", "library"]
 Access = Literal["mmap", "pread", "library"]
 
+# Here a page fault costs a round trip: whole chunks are read ahead instead.
 NETWORK_FILE_SYSTEMS = {
     "nfs",
     "nfs4",
@@ -118,6 +119,7 @@ def choose_store(
     ConfigError
         If the store cannot read this split in this order.
     """
+    # Checked for any choice: a store that cannot work would fail in a worker, in the first epoch.
     decoded = split_bytes(split.source, names)
     available = free_memory() if available is None else available
     _refuse_impossible(store, split, decoded, sampler.by_chunk, available)
@@ -196,10 +198,12 @@ def _by_location(
             return ReadPlan("stream", f"{where}: stored chunks are fetched whole")
         return ReadPlan("library", f"{where}, RandomBatchSampler takes from any chunk at any time")
 
+    # realpath: a link on a local disk may lead to a network mount.
     kind = file_system(os.path.realpath(location)) if kind is None else kind
     if kind in NETWORK_FILE_SYSTEMS:
         return ReadPlan("stream" if by_chunk else "pread", f"the warehouse lies on {kind}")
 
+    # Mapped files that exceed the page cache would be read from disk again and again.
     stored = sum(int(split.warehouse.files(f"{split.group}/{name}")[0].sum()) for name in names)
     files = f"the files ({stored / 1e6:.0f} MB)"
     if stored > available and by_chunk:
@@ -228,6 +232,7 @@ def free_memory() -> int:
             open("/sys/fs/cgroup/memory.max", encoding="ascii") as limit,
             open("/sys/fs/cgroup/memory.current", encoding="ascii") as used,
         ):
+            # cgroup v2; psutil knows only the machine, which a container may use but a part of.
             text = limit.read().strip()
             if text == "max":
                 return free
@@ -252,6 +257,7 @@ def file_system(path: str) -> str:
             lines = [line.split() for line in mounts]
     except OSError:
         return "unknown"
+    # The longest mount point wins, since mounts lie within mounts.
     inside = (
         line for line in lines if path == line[1] or path.startswith(line[1].rstrip("/") + "/")
     )
