@@ -36,7 +36,8 @@ def all_sections() -> dict[str, type[Section]]:
     # Imported only here: a command that needs none of them answers `--help` sooner.
     from benchmarks.settings import BenchSettings
     from detector.settings import DetectorSettings, InferSettings
-    from features.settings import FeatureSettings, FinetuneSettings, HeadSettings
+    from features.finetuning.settings import FinetuneSettings
+    from features.settings import FeatureSettings, HeadSettings
     from ingest.rasters.settings import RasterSettings
     from ingest.synthetic.settings import SampleSettings
     from segmentation.settings import SegmentSettings

@@ -8,7 +8,7 @@ result in finetune.output is an encoder for extract_features.
 
 from functools import partial
 
-from features.settings import FinetuneSettings
+from features.finetuning.settings import FinetuneSettings
 from scripts._backbones import our_backbones
 from scripts._command import run
 from utils.argyaml import CommandSettings

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from features.settings import PictureTraining
+from features.finetuning.settings import PictureTraining
 from utils.augment import affine_warp, draws, jitter
 
 __all__ = ["augment_pictures"]

@@ -27,8 +27,8 @@ from features.finetuning.finetune_net import (
     trained_levels,
     trained_norms,
 )
+from features.finetuning.settings import FinetuneTraining
 from features.metrics import classification_metrics, draw_confusion
-from features.settings import FinetuneTraining
 from utils.training.checkpoint import (
     has_checkpoint,
     load_checkpoint,

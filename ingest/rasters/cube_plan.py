@@ -23,7 +23,8 @@ from ingest.rasters.settings import RasterFeature, RasterSettings, Steps
 from ingest.sources.listing import SourceListing
 from warehouse.errors import ConfigError, SourceError
 from warehouse.format.manifest import toolchain, version_name
-from warehouse.layouts.cube.geometry import CubeChunking, CubeGeometry, cube_arrays
+from warehouse.layouts.cube.arrays import cube_arrays
+from warehouse.layouts.cube.geometry import CubeChunking, CubeGeometry
 from warehouse.layouts.cube.layout import Cube
 from warehouse.layouts.features import Feature
 from warehouse.layouts.plan import BuildPlan, SplitPlan

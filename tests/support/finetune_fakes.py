@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from features.encoders.network import NetworkEncoder, he_init
 from features.finetuning.finetune_task import FinetuneTask
-from features.settings import FinetuneTraining
+from features.finetuning.settings import FinetuneTraining
 from utils.samplers import ChunkBatchSampler
 from utils.training.backbone import Backbone
 from utils.training.loop import Trainer

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vqvae.compress.codec import CubeCodec
 from vqvae.compress.search import CodeSearch, learn_search
-from warehouse.layouts.cube.geometry import cube_arrays
+from warehouse.layouts.cube.arrays import cube_arrays
 from warehouse.layouts.cube.layout import Cube
 from warehouse.read.chunks import ChunkReader, SplitSource
 from warehouse.read.memory import read_samples

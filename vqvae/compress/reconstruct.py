@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from vqvae.compress.decode import open_codes
 from warehouse.format.manifest import code_version, toolchain, version_name
 from warehouse.format.schema import FORMAT_VERSION
+from warehouse.layouts.cube.arrays import cube_arrays
 from warehouse.layouts.cube.feature_stats import block_facts
-from warehouse.layouts.cube.geometry import CubeGeometry, cube_arrays
+from warehouse.layouts.cube.geometry import CubeGeometry
 from warehouse.layouts.cube.layout import Cube
 from warehouse.layouts.plan import Block, BuildPlan, SplitPlan
 from warehouse.read.version import Warehouse

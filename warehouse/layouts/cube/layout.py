@@ -21,15 +21,13 @@ from warehouse.format.location import Location, zarr_store
 from warehouse.format.manifest import Manifest, SplitInfo
 from warehouse.format.schema import ArraySpec
 from warehouse.layouts.base import Layout, Origins, ReadArray, SampleIndex
+from warehouse.layouts.cube.arrays import LABELS, VALID_SHARE, cube_arrays
 from warehouse.layouts.cube.feature_stats import merge_features, valid_by_date
 from warehouse.layouts.cube.geometry import (
-    LABELS,
     LEFT_OUT,
-    VALID_SHARE,
     CubeChunking,
     CubeGeometry,
     CubeSampleIndex,
-    cube_arrays,
 )
 from warehouse.layouts.cube.text import cube_lines, cube_tables
 from warehouse.layouts.cube.zarr_group import on_disk, write_cube_group

@@ -21,7 +21,8 @@ from warehouse.format import durable
 from warehouse.format import manifest as tables
 from warehouse.format.inner_chunks import chunk_key, encode
 from warehouse.format.schema import ArraySpec
-from warehouse.layouts.cube.geometry import LABELS, VALID_SHARE, CubeGeometry
+from warehouse.layouts.cube.arrays import LABELS, VALID_SHARE
+from warehouse.layouts.cube.geometry import CubeGeometry
 from warehouse.layouts.metadata import consolidated, create_array
 
 if TYPE_CHECKING:
@@ -81,7 +82,6 @@ def write_cube_group(
     list
         Rows of files.parquet for all files written here but zarr.json.
     """
-    layout = geometry.layout
     shared = {"class_names": [], "layout": "cube", "version": version, "summary": summary}
     rows = []
 
@@ -96,22 +96,8 @@ def write_cube_group(
         for spec in specs:
             create_array(group, on_disk(spec, geometry))
 
-        # Written by our own code and not by zarr-python, so that they have a seal, and are checked
-        # when they are read, as the data are.
         for small, values in ((LABELS, labels), (VALID_SHARE, shares)):
-            spec = small.spec(layout)
-            create_array(group, spec)
-            data = encode(values, spec.codec)
-            path = store / "cube" / spec.name / chunk_key(spec, 0)
-            durable.write_bytes(path, data)
-            rows.append(
-                _row(store, path)
-                | {
-                    "array": f"cube/{spec.name}",
-                    "chunk": 0,
-                    "seal": int.from_bytes(data[-4:], "little"),
-                }
-            )
+            rows.append(_write_small_array(store, group, small.spec(geometry.layout), values))
 
         for name in _write_coordinates(group, geometry):
             for path in sorted((store / "cube" / name).rglob("*")):
@@ -121,6 +107,25 @@ def write_cube_group(
                     rows.append(_row(store, path))
 
     return rows
+
+
+def _write_small_array(
+    store: Path, group: zarr.Group, spec: ArraySpec, values: NDArray[Any]
+) -> dict[str, Any]:
+    """Write an array of one chunk; return its row of files.parquet."""
+    create_array(group, spec)
+
+    # The chunk is written by our own code and not by zarr-python, so that it has a seal, and is
+    # checked when it is read, as the data are.
+    data = encode(values, spec.codec)
+    path = store / "cube" / spec.name / chunk_key(spec, 0)
+    durable.write_bytes(path, data)
+    sealed = {
+        "array": f"cube/{spec.name}",
+        "chunk": 0,
+        "seal": int.from_bytes(data[-4:], "little"),
+    }
+    return _row(store, path) | sealed
 
 
 def _row(store: Path, path: Path) -> dict[str, Any]:
