@@ -2,8 +2,8 @@
 
 Purpose: `TrainSettings`, the keys of the training loop; `AugmentSettings`, the keys of image
   augmentation. Trainers derive their own sections from them.
-Used by: detector.settings, detector.task, features.settings, segmentation.settings, utils.augment,
-  utils.training.held_out, utils.training.loop, utils.training.run.recording,
+Used by: detector.settings, detector.task, features.finetuning.settings, segmentation.settings,
+  utils.augment, utils.training.held_out, utils.training.loop, utils.training.run.recording,
   utils.training.run.schedule, utils.training.run.step, vqvae.settings
 Design notes: this module imports no torch, so that a command can print its `--help` quickly.
 Assistant guidance: when extending: a setting that does not change the losses belongs in
