@@ -176,7 +176,6 @@ def test_a_root_without_the_packages_is_refused(
     assert "no Python file" in capsys.readouterr().err
 
 
-@pytest.mark.skip(reason="switched on when the redesign is complete")
 @pytest.mark.parametrize("figure", THRESHOLDS)
 def test_the_product_code_meets_its_thresholds(figure: str) -> None:
     metrics, threshold = measure(ROOT), THRESHOLDS[figure]
