@@ -1,52 +1,66 @@
-"""`store: stream`: stored chunks fetched whole, in epoch order, a few ahead of the decoding, each
-once an epoch.
+"""Fetch whole stored chunks ahead of the decoding, in the order of an epoch: `store: stream`.
 
-For stores where a seek costs more than a read: object stores, network mounts, cold disks. `follow`
-looks ahead in the plans, a fetch thread reads the next files into reused buffers, and a buffer is
-free when the last batch that needs it is filled. Memory: at most (prefetch + chunks read in turn)
-stored chunks. Given up: fetching for a sampler that ignores chunks, which would need them all.
+This is for stores where a seek costs more than a read: object stores, network mounts, cold disks.
+`follow` looks ahead in the batch plans, a thread reads the next files into buffers that are reused,
+and a buffer is free again when the last batch that needs it has been filled. Invariant: each stored
+chunk is fetched once an epoch, and memory holds at most (prefetch + chunks read in turn) of them.
+What was given up: samplers that ignore chunks, whose batches would need all of them at once.
 """
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from warehouse.errors import CorruptError, WorkerError
-from warehouse.format.data_file import REMEDY, open_file
+from warehouse.errors import WorkerError
 from warehouse.format.location import Location, Remote
 from warehouse.format.stored_chunk import StoredChunk
 from warehouse.read.chunks import ChunkReader, Plan, SplitSource, Verify
+from warehouse.read.fetch import fetch
 
 __all__ = ["FetchFailed", "SharedStreamReader", "StreamReader", "segment_bytes"]
 
 
 EMPTY, READY, FAILED = 0, 1, 2
+"""The states of a buffer, in the last column of the table."""
 
 
 def segment_bytes(split: SplitSource, names: Sequence[str]) -> int:
-    """The largest buffer a stored chunk's sharded files need."""
+    """Return the size of the largest buffer that the sharded files of a stored chunk need."""
     sharded = [name for name in names if split.specs[name].inner is not None]
+    if not sharded:
+        # Memory maps and buffers of no bytes are refused.
+        return 1
+
     sizes = [split.files.sizes_and_seals(f"{split.group}/{name}")[0] for name in sharded]
-    return int(sum(sizes).max()) if sizes else 1  # type: ignore[union-attr]
+    return int(np.sum(sizes, axis=0).max())
 
 
 class StreamReader(ChunkReader):
-    """A ChunkReader whose sharded files are fetched ahead. in_turn: chunks read in turn (interleave
-    x chunks_per_batch).
+    """Read samples from stored chunks that a thread fetches ahead.
 
-    buffers: (prefetch + in_turn) memoryviews of `segment_bytes` each. table: int64 [buffers, 3] =
-    (chunk, number of the fetch, state), for processes that share the buffers. Raises CorruptError
-    naming a file that ends early.
+    Parameters
+    ----------
+    split
+        The split to read.
+    names
+        The arrays that will be read.
+    buffers
+        (prefetch + in_turn) buffers of `segment_bytes` each.
+    table
+        int64 ``[buffers, 3]``: chunk, number of the fetch, and state of each buffer, for processes
+        that share the buffers.
+    in_turn
+        The number of chunks that are read in turn (interleave x chunks_per_batch).
+    verify
+        When the checksum of a sample is compared.
     """
 
     def __init__(
@@ -62,7 +76,11 @@ class StreamReader(ChunkReader):
         super().__init__(split, access="pread", verify=verify, keep=64 + 8 * len(buffers))
         self.sharded = [name for name in names if split.specs[name].inner is not None]
         self.plain = [name for name in names if split.specs[name].inner is None]
-        self.buffers, self.table, self.window_size = buffers, table, 2 * in_turn + 2
+        self.buffers, self.table = buffers, table
+        # Plans that are looked at before the first of them is handed on.
+        self.window_size = 2 * in_turn + 2
+
+        # One thread: files are then read in the order of the epoch, each of them in sequence.
         self.fetcher = ThreadPoolExecutor(1, thread_name_prefix="fetch")
         self.free = deque(range(len(buffers)))
         self.fetched: OrderedDict[int, Future[dict[str, StoredChunk]]] = OrderedDict()
@@ -74,11 +92,13 @@ class StreamReader(ChunkReader):
         self.fetches = 0
 
     def follow(self, plans: Iterator[Plan]) -> Iterator[Plan]:
-        """Yield the plans, having asked for the chunks of the next ones.
+        """Yield the plans of an epoch, after asking for the chunks of the plans that follow.
 
-        A plan's chunks are given back by `done`.
+        `done` gives the chunks of a plan back.
         """
+        # An epoch that was left in the middle never gave its chunks back.
         self._reset()
+
         window: deque[Plan] = deque()
         while True:
             while len(window) < self.window_size or self._wants_more():
@@ -87,11 +107,13 @@ class StreamReader(ChunkReader):
                     break
                 window.append(plan)
                 self._enlist(self.chunks_of(plan.indices))
+
             if not window:
                 return
             yield window.popleft()
 
     def chunks_of(self, indices: NDArray[np.int64]) -> list[int]:
+        """Return the stored chunks that samples are in, ascending."""
         return [int(chunk) for chunk in np.unique(self.split.sample_index.locate(indices)[0])]
 
     def _wants_more(self) -> bool:
@@ -125,71 +147,76 @@ class StreamReader(ChunkReader):
         except BaseException as error:
             promise.set_exception(error)
             state = FAILED
+
+        # The state last: a worker that sees it relies on the two numbers before it.
         self.table[buffer, :2] = chunk, self.fetches
         self.table[buffer, 2] = state
 
     def _read(self, chunk: int, buffer: int) -> dict[str, StoredChunk]:
         opened = {}
-        for name, path, rows, expected, offset in self.files_of(chunk):
+        for name, path, rows, expected, offset in files_of(self, self.sharded, chunk):
             memory = self.buffers[buffer][offset : offset + expected[0]]
             fetch(path, memory)
             opened[name] = StoredChunk(path, self.split.specs[name], rows, expected, memory=memory)
+
+        # From an object store each small array is a request, which decoding threads must not wait
+        # for.
         if isinstance(self.split.location, Remote):
             for name in self.plain:
-                super().chunk(name, chunk)  # a request each: made here, not by who decodes
+                super().chunk(name, chunk)
+
         self.fetches += 1
         self.chunks_opened += 1
         return opened
 
-    def files_of(
-        self, chunk: int
-    ) -> Iterator[tuple[str, Location, int | NDArray[np.int64], tuple[int, int], int]]:
-        """(array, file, samples, (size, seal), offset in the buffer) of each sharded array of a
-        stored chunk.
-        """
-        yield from files_of(self, self.sharded, chunk)
-
     def raise_fetch_error(self, indices: NDArray[np.int64]) -> None:
-        """Raise what went wrong fetching a chunk of a batch, if anything did."""
+        """Raise the error that fetching a chunk of a batch ended with, if it ended with one."""
+        # Workers only learn that a fetch failed; the error itself, with its type, is here.
         for chunk in self.chunks_of(indices):
             self.fetched[chunk].result()
 
     def chunk(self, name: str, chunk: int) -> StoredChunk:
+        """Return a stored chunk, waiting for it while it is being fetched."""
         if name not in self.sharded:
             return super().chunk(name, chunk)
+
         return self.fetched[chunk].result()[name]
 
     def fill(
         self, names: Sequence[str], indices: NDArray[np.int64], out: Mapping[str, NDArray[Any]]
     ) -> tuple[int, int]:
+        """Decode the samples of a batch and give its chunks back, also if that fails."""
         try:
             return super().fill(names, indices, out)
         finally:
             self.done(indices)
 
     def done(self, indices: NDArray[np.int64]) -> None:
-        """A batch is filled.
-
-        Give back the buffers that no known plan needs any more, and fetch on.
-        """
+        """Give back the buffers that no known plan needs any more, and fetch on."""
         with self.guard:
             for chunk in self.chunks_of(indices):
+                # Neighbouring batches share a chunk, so that its plans are counted.
                 self.uses[chunk] -= 1
-                if self.uses[chunk] <= 0:
-                    del self.uses[chunk]
-                    self.fetched.pop(chunk, None)
-                    if chunk in self.held:
-                        buffer = self.held.pop(chunk)
-                        self.table[buffer, 2] = EMPTY
-                        self.free.append(buffer)
+                if self.uses[chunk] > 0:
+                    continue
+
+                del self.uses[chunk]
+                self.fetched.pop(chunk, None)
+                if chunk in self.held:
+                    buffer = self.held.pop(chunk)
+                    self.table[buffer, 2] = EMPTY
+                    self.free.append(buffer)
         self._pump()
 
     def _reset(self) -> None:
-        """Forget an abandoned epoch; waits for fetches under way, which write into buffers."""
+        """Forget what is left of an epoch that was abandoned."""
         for promise in list(self.fetched.values()):
             promise.cancel()
+
+        # A fetch under way writes into a buffer, which must not be given to the next epoch yet.
         if self.under_way is not None:
             self.under_way.exception()
+
         with self.guard:
             self.fetched.clear()
             self.held.clear()
@@ -199,6 +226,7 @@ class StreamReader(ChunkReader):
             self.free = deque(range(len(self.buffers)))
 
     def close(self) -> None:
+        """End the fetch thread and close all files."""
         self.fetcher.shutdown(wait=True, cancel_futures=True)
         super().close()
 
@@ -206,6 +234,11 @@ class StreamReader(ChunkReader):
 def files_of(
     reader: ChunkReader, sharded: Sequence[str], chunk: int
 ) -> Iterator[tuple[str, Location, int | NDArray[np.int64], tuple[int, int], int]]:
+    """Yield (array, file, rows, (size, seal), offset in the buffer) of a chunk's sharded arrays.
+
+    The offsets follow from the published sizes, so that a process that only shares the buffers
+    finds the files in them without being told.
+    """
     offset = 0
     for name in sharded:
         path, rows, expected = reader.locate(name, chunk)
@@ -214,9 +247,19 @@ def files_of(
 
 
 class SharedStreamReader(ChunkReader):
-    """A worker's view of the buffers its parent's StreamReader fills.
+    """Read, in a worker process, from the buffers that the StreamReader of its parent fills.
 
-    Waits for a chunk that is still on its way.
+    Parameters
+    ----------
+    split, names, buffers, table, verify
+        As for `StreamReader`.
+    patience_s
+        Seconds that the worker waits for a chunk before it gives up.
+
+    Notes
+    -----
+    The worker waits, and not the parent before it issues a batch: that deadlocked, since the buffer
+    that the chunk needs is freed by results that the same thread of the parent has to take in.
     """
 
     def __init__(
@@ -235,9 +278,20 @@ class SharedStreamReader(ChunkReader):
         self.opened: OrderedDict[int, dict[str, StoredChunk]] = OrderedDict()
 
     def chunk(self, name: str, chunk: int) -> StoredChunk:
+        """Return a stored chunk, waiting for it while its parent is fetching it.
+
+        Raises
+        ------
+        FetchFailed
+            If the parent could not fetch it.
+        WorkerError
+            If it does not arrive within `patience_s`.
+        """
         if name not in self.sharded:
             return super().chunk(name, chunk)
+
         buffer = self._wait_for(chunk)
+        # By the number of the fetch: in the next epoch the same chunk may lie in another buffer.
         serial = int(self.table[buffer, 1])
         if serial not in self.opened:
             views = self.buffers[buffer]
@@ -253,6 +307,7 @@ class SharedStreamReader(ChunkReader):
             }
             while len(self.opened) > len(self.buffers):
                 self.opened.popitem(last=False)
+
         return self.opened[serial][name]
 
     def _wait_for(self, chunk: int) -> int:
@@ -265,55 +320,16 @@ class SharedStreamReader(ChunkReader):
                         "the stored chunk could not be fetched", where=f"chunk {chunk}"
                     )
                 return int(at[0])
+
             if time.monotonic() > deadline:
                 raise WorkerError(
                     "a stored chunk did not arrive",
                     where=f"chunk {chunk}",
                     expected=f"within {self.patience_s} s",
                 )
+
             time.sleep(0.0005)
 
 
 class FetchFailed(WorkerError):
-    """The parent knows why a fetch failed, and raises that."""
-
-
-def fetch(path: Location, memory: memoryview) -> None:
-    """A whole stored chunk's file into `memory`, from wherever it lies.
-
-    Raises CorruptError when its size is not the published one.
-    """
-    if isinstance(path, Remote):
-        path.read_into(memory)
-    else:
-        read_whole(path, memory)
-
-
-def read_whole(path: Path, memory: memoryview) -> None:
-    """A whole file into `memory`, whose length is the published size.
-
-    Raises CorruptError when the file is shorter or longer.
-    """
-    fd = open_file(path)
-    try:
-        found = os.fstat(fd).st_size
-        at = 0
-        while found == len(memory) and at < len(memory):
-            count = os.preadv(fd, [memory[at:]], at)
-            if count == 0:
-                break
-            at += count
-        if at != len(memory) or not at:
-            raise CorruptError(
-                "a data file has the wrong size",
-                where=path,
-                expected=f"{len(memory)} bytes",
-                found=found,
-                remedy=REMEDY,
-            )
-    except OSError as error:
-        raise CorruptError(
-            "a data file cannot be read", where=path, found=error.strerror, remedy=REMEDY
-        ) from None
-    finally:
-        os.close(fd)
+    """A chunk could not be fetched. The parent knows why, and raises that error instead."""

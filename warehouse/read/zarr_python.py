@@ -1,12 +1,10 @@
-"""Reading a split through zarr-python, for codecs that our own reader does not know.
+"""Read a split through zarr-python, for codecs that the project's own reader does not know.
 
-It takes some 0.5-1 ms an inner chunk instead of 0.1. Zarr decodes; what it is given is checked here:
-`CheckedStore` compares each object with its row in
-files.parquet (size always, sha256 when first touched, at every read, or never: `verify`) before a
-byte of it is handed out, and an object that should be there and is not is an error, where zarr
-would answer with fill values. From an object store, objects are fetched whole and the newest kept.
-Given up: speed, and decoding straight into the batch: zarr decodes into an array of its own, rows
-are copied from there.
+Zarr decodes, and `CheckedStore` checks what it is given. Invariant: an object is compared with its
+row in files.parquet before a byte of it is handed out (its size always, its sha256 as often as
+`verify` asks for). From an object store, objects are fetched whole, and the newest are kept. What
+was given up: speed, since an inner chunk takes 0.5-1 ms instead of 0.1, and decoding directly into
+the batch, since zarr decodes into an array of its own and rows are copied from there.
 """
 
 from __future__ import annotations
@@ -44,9 +42,7 @@ __all__ = ["CheckedStore", "ZarrPythonReader"]
 class ZarrPythonReader(ChunkReader):
     """A reader on top of zarr-python, for any codecs, nested shards and chunk grids, local or not.
 
-    It is safe for any number of threads. The number of decoded samples that `fill` returns counts
-    every sample of an inner chunk that had to be decoded, so that it exceeds the number of samples
-    asked for where an inner chunk holds several.
+    It is safe for any number of threads.
 
     Parameters
     ----------
@@ -64,9 +60,12 @@ class ZarrPythonReader(ChunkReader):
         self._arrays: dict[str, zarr.Array[Any]] = {}
 
     def array(self, name: str) -> zarr.Array[Any]:
-        """The array behind checked reads.
+        """Return an array whose reads are checked.
 
-        Raises CorruptError when its metadata are not the published ones.
+        Raises
+        ------
+        CorruptError
+            If its metadata are not the published ones.
         """
         with self._lock:
             if name not in self._arrays:
@@ -80,8 +79,10 @@ class ZarrPythonReader(ChunkReader):
         except WarehouseError:
             raise
         except Exception as error:
+            # Codecs raise errors of any type, which a user cannot tell from a bug of ours.
             raise self._undecodable(name, error) from None
 
+        # The metadata of others may be well-formed and describe another array.
         spec = self.split.stored_specs[name]
         if opened.shape != spec.shape or opened.dtype != np.dtype(spec.dtype):
             raise CorruptError(
@@ -95,10 +96,10 @@ class ZarrPythonReader(ChunkReader):
 
     @property
     def chunk_sizes(self) -> list[int]:
-        """Samples in each stored chunk.
+        """Return the number of samples in each stored chunk.
 
-        Where a sample is a row of its array, these are by the chunk grid of the first sharded
-        array, which need not be the one in the manifest.
+        Where a sample is a row of its array, the chunk grid of the first sharded array decides,
+        which need not be the one in the manifest.
         """
         if self.split.origins is not None:
             return self.split.chunk_sizes
@@ -113,7 +114,19 @@ class ZarrPythonReader(ChunkReader):
     def fill(
         self, names: Sequence[str], indices: NDArray[np.int64], out: Mapping[str, NDArray[Any]]
     ) -> tuple[int, int]:
-        """Read samples into out[name], [n, ...]; return (samples decoded, bytes read)."""
+        """Read samples into the arrays `out`, ``[n, ...]`` by name.
+
+        Returns
+        -------
+        tuple of int
+            The number of samples decoded, and the number of bytes read. The first counts every
+            sample of an inner chunk, so that it exceeds `n` where inner chunks hold several.
+
+        Raises
+        ------
+        CorruptError
+            If an object is damaged; the message names it.
+        """
         decoded = len(indices)
 
         for name in names:
@@ -146,7 +159,8 @@ class ZarrPythonReader(ChunkReader):
                 slice(start, start + side) for start, side in zip(origin, sides, strict=True)
             )
             found: Any = array[region]
-            out[row] = array.fill_value  # a sample at the end reaches beyond the array
+            # A sample at the end of the cube reaches beyond the array.
+            out[row] = array.fill_value
             out[row][tuple(slice(side) for side in found.shape)] = found
 
     def _undecodable(
@@ -165,16 +179,17 @@ class ZarrPythonReader(ChunkReader):
         )
 
     def close(self) -> None:
-        """Let go of all objects."""
+        """Release all objects."""
         super().close()
         self.store.held.clear()
 
 
 class CheckedStore(WrapperStore[Store]):
-    """A zarr store of a published version whose objects are compared with files.parquet. Read only.
+    """Compare the objects of a published version with files.parquet before zarr sees them.
 
-    Local files stay where they are: hashed when first touched, their size compared at every read.
-    Objects of an object store are fetched whole, and the newest `keep` are held.
+    Local files are read where they lie: their size is compared at every read, and they are hashed
+    as often as `verify` asks for. Objects of an object store are fetched whole, and the newest
+    `keep` of them are kept in memory.
     """
 
     def __init__(
@@ -191,7 +206,7 @@ class CheckedStore(WrapperStore[Store]):
 
     @classmethod
     def of(cls, files: VersionFiles, verify: Verify, keep: int) -> CheckedStore:
-        """The checked store of a version, wherever it lies."""
+        """Return the checked store of a version, on a local disk or in an object store."""
         opened, prefix = zarr_store(files.store)
         local = not isinstance(files.store, Remote)
         store = LocalStore(opened, read_only=True) if local else opened
@@ -201,9 +216,13 @@ class CheckedStore(WrapperStore[Store]):
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        """Raises CorruptError naming the object.
+        """Return an object, or a part of it.
 
-        Not in the table, missing, of another size, or of another sha256.
+        Raises
+        ------
+        CorruptError
+            If the object is not in the table of files, is missing, or has another size or sha256.
+            The message names it.
         """
         relative = key.removeprefix(self.prefix)
         row = self.expected.get(f"{tables.STORE}/{relative}")
@@ -218,6 +237,8 @@ class CheckedStore(WrapperStore[Store]):
         else:
             await self._check_local(key, relative, row, prototype)
             found = await self._store.get(key, prototype, byte_range)
+
+        # Zarr would answer a missing chunk with fill values, and nobody would notice.
         if found is None:
             raise CorruptError(
                 "a data file is missing", where=self.location / relative, remedy=REMEDY
@@ -256,8 +277,9 @@ class CheckedStore(WrapperStore[Store]):
     async def _held(
         self, key: str, relative: str, row: tuple[int, str], prototype: BufferPrototype
     ) -> Buffer:
-        # Everything here runs on zarr's one event loop: who comes second waits for the first one's
-        # fetch.
+        # Everything here runs on the one event loop of zarr: a second request for the same object
+        # waits for the fetch of the first. shield() keeps a request that is cancelled from
+        # cancelling the fetch that others wait for.
         fetch = self.held.get(key)
         if fetch is None:
             fetch = self.held[key] = asyncio.ensure_future(
@@ -286,7 +308,8 @@ class CheckedStore(WrapperStore[Store]):
             self.objects_opened += 1
             return await self._compare(found, relative, row)
         except BaseException:
-            self.held.pop(key, None)  # asked for again, it is fetched again
+            # A failure is not kept: when the object is asked for again, it is fetched again.
+            self.held.pop(key, None)
             raise
 
     async def _compare(self, found: Buffer | None, relative: str, row: tuple[int, str]) -> Buffer:
@@ -302,8 +325,9 @@ class CheckedStore(WrapperStore[Store]):
                 remedy=REMEDY,
             )
         if self.verify != "off":
-            whole: Any = found.as_numpy_array()
-            digest = await asyncio.to_thread(lambda: hashlib.sha256(whole).hexdigest())
+            content: Any = found.as_numpy_array()
+            # In a thread: hashlib releases the GIL, and the event loop goes on with other objects.
+            digest = await asyncio.to_thread(lambda: hashlib.sha256(content).hexdigest())
             if digest != row[1]:
                 what = "a data file is not the one that was published"
                 raise CorruptError(
@@ -316,9 +340,10 @@ class CheckedStore(WrapperStore[Store]):
         return found
 
     def take_counts(self, reader: ZarrPythonReader) -> int:
-        """Bytes read since the last call, whichever thread asked for them.
+        """Return the bytes read since the last call, and update the reader's count of objects.
 
-        The reader's count of opened objects is brought up to date.
+        Zarr reads on its own event loop, so that the bytes of one thread cannot be told from those
+        of another.
         """
         with self.lock:
             size, self.bytes_read = self.bytes_read, 0
@@ -327,7 +352,7 @@ class CheckedStore(WrapperStore[Store]):
 
 
 def cut(whole: Buffer, byte_range: ByteRequest | None) -> Buffer:
-    """The part of an object that zarr asked for."""
+    """Return the part of an object that zarr asked for."""
     if byte_range is None:
         return whole
     if isinstance(byte_range, RangeByteRequest):

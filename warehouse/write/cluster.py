@@ -181,7 +181,10 @@ class TaskRunner:
                 "no Dask scheduler with workers answers",
                 where=self.cluster or "local processes",
                 found=f"{error}"[:120] or type(error).__name__,
-                remedy="start one (dask scheduler, dask worker), or leave --build.cluster away; --build.workers 0 needs none",
+                remedy=(
+                    "start one (dask scheduler, dask worker), or omit --build.cluster; "
+                    "--build.workers 0 needs none"
+                ),
             ) from None
         return client
 
@@ -274,7 +277,10 @@ def _run_on(
             raise BuildError(
                 "a build worker died",
                 found=f"while baking {by_key[future.key]!r}"[:100],
-                remedy="look for the out-of-memory killer; lower --build.workers and run the same command again",
+                remedy=(
+                    "look for the out-of-memory killer; "
+                    "lower --build.workers and run the same command again"
+                ),
             ) from None
         yield by_key.pop(future.key), result
         if left:
