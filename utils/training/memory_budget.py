@@ -1,14 +1,14 @@
-"""A limit on the memory a run may take: enforced by the allocator on a GPU, watched on a CPU, told
-always.
+"""A limit on the memory of a run: enforced by the allocator on a GPU, watched on a CPU.
 
-Purpose: `MemoryBudget` refuses a model that cannot fit, raises `OverBudget` where a piece of a
-  batch took too much, and knows the peak.
+Purpose: `MemoryBudget` refuses a model that cannot fit, raises `OverBudget` where a micro-batch took
+  too much, and knows the peak.
 Used by: features.finetuning.run_finetuning, utils.training.loop, utils.training.run.step
 Design notes: on a GPU the limit is the share of its memory that PyTorch's allocator may reserve, so
   an over-run is its own error. On a CPU nothing can refuse an allocation; the limit is of the whole
-  process, looked at after every piece by the kernel's mark of the highest resident set (VmHWM),
-  which is put back before each piece; where that is not possible, by the resident set as it is. The
-  answer to an over-run, smaller pieces, is the training loop's: here is nothing but measuring.
+  process, looked at after every micro-batch by the kernel's mark of the highest resident set
+  (VmHWM), which is put back before each of them; where that is not possible, by the resident set as
+  it is. The answer to an over-run, smaller micro-batches, is the training loop's: this module only
+  measures.
 Assistant guidance: when extending: a new device is a new Meter; figures are 10^9 bytes, as in the
   settings.
 """
@@ -33,16 +33,17 @@ __all__ = ["MemoryBudget", "Meter", "OverBudget", "is_shortage", "training_bytes
 
 GB = 10**9
 M_MMAP_THRESHOLD = -3
-"""mallopt's number of it, from malloc.h."""
+"""The number of this option of mallopt, from malloc.h."""
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class OverBudget(MemoryError):
-    """More memory was taken than the budget allows. Answered in the training loop."""
+    """More memory was taken than the budget allows; the training loop handles it."""
 
 
 def is_shortage(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a GPU, on a CPU, in Python or by the budget."""
+    """Return whether an error says that memory ran out, on any device or by the budget."""
+    # PyTorch's allocator on the CPU and cuDNN raise a plain RuntimeError; only its words tell.
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError)
         and any(words in str(error) for words in ("out of memory", "allocate memory"))
@@ -50,13 +51,16 @@ def is_shortage(error: BaseException) -> bool:
 
 
 class Meter(Protocol):
-    """Bytes held now, and the most held since the last reset."""
+    """What measures the memory of a device, in bytes."""
 
-    def reset(self) -> None: ...
+    def reset(self) -> None:
+        """Begin a new peak."""
 
-    def now(self) -> int: ...
+    def now(self) -> int:
+        """Return what is held now."""
 
-    def peak(self) -> int: ...
+    def peak(self) -> int:
+        """Return the most that was held since the last reset."""
 
     def trim(self) -> None:
         """Give back what is free, so that it is not counted."""
@@ -65,7 +69,10 @@ class Meter(Protocol):
 class ProcessMeter:
     """The resident set of this process.
 
-    `exact` is false where the kernel's mark cannot be put back.
+    Attributes
+    ----------
+    exact
+        False where the kernel's mark cannot be put back.
     """
 
     def __init__(self) -> None:
@@ -73,6 +80,7 @@ class ProcessMeter:
         self.reset()
 
     def reset(self) -> None:
+        # proc(5): writing 5 to clear_refs puts VmHWM back. Containers may mount /proc read-only.
         try:
             RESET.write_text("5")
         except OSError:
@@ -125,9 +133,16 @@ class CudaMeter:
 
 
 class MemoryBudget:
-    """limit_gb: 10^9 bytes; None: only watched.
+    """The memory that one run may take.
 
     On a GPU the limit is handed to the allocator here, before anything is put there.
+
+    Parameters
+    ----------
+    limit_gb
+        Limit in 10^9 bytes; None means that memory is only watched.
+    meter
+        None means the one that suits the device.
     """
 
     def __init__(
@@ -135,37 +150,46 @@ class MemoryBudget:
     ) -> None:
         self.limit = None if limit_gb is None else int(limit_gb * GB)
         self.device = device
-        self.meter: Meter = meter or (
-            CudaMeter(device) if device.type == "cuda" else ProcessMeter()
-        )
+        on_gpu = device.type == "cuda"
+        self.meter: Meter = meter or (CudaMeter(device) if on_gpu else ProcessMeter())
         self.highest = self.meter.peak()
-        if self.limit is not None and device.type == "cuda":
-            whole = torch.cuda.get_device_properties(device).total_memory
-            torch.cuda.set_per_process_memory_fraction(min(1.0, self.limit / whole), device)
+        if self.limit is not None and on_gpu:
+            total = torch.cuda.get_device_properties(device).total_memory
+            torch.cuda.set_per_process_memory_fraction(min(1.0, self.limit / total), device)
 
     @property
     def peak_gb(self) -> float:
+        """The most that was held so far, in 10^9 bytes."""
         self.highest = max(self.highest, self.meter.peak())
         return round(self.highest / GB, 3)
 
     def require(self, model: nn.Module, groups: Sequence[ParameterGroup], section: str) -> int:
-        """Bytes that training needs before the first picture, asked while nothing but the weights
-        is there, on the CPU.
+        """Return the bytes that training needs before the first image.
 
-        Raises TrainingError when the limit is below: no batch is small enough.
+        To be asked while only the weights are there, on the CPU.
+
+        Parameters
+        ----------
+        section
+            The settings section, for the message.
+
+        Raises
+        ------
+        TrainingError
+            The limit is lower: no batch is small enough.
         """
         held, coming = training_bytes(model, groups)
-        needed = coming + (self.meter.now() + held // 2 if self.device.type == "cpu" else held)
+        needed, inside = held + coming, ""
+        if self.device.type == "cpu":
+            # The process holds the weights already; only their average is to come.
+            needed = self.meter.now() + held // 2 + coming
+            inside = f", {self.meter.now() / GB:.2f} GB of it the process as it stands"
         if self.limit is not None and needed > self.limit:
-            inside = (
-                f", {self.meter.now() / GB:.2f} GB of it the process as it stands"
-                if self.device.type == "cpu"
-                else ""
-            )
             raise TrainingError(
                 "the memory budget is below the model's own size",
                 where=f"{section}.memory_budget_gb",
-                expected=f"at least {needed / GB:.2f} (weights, their average, gradients, optimizer{inside})",
+                expected=f"at least {needed / GB:.2f}"
+                f" (weights, their average, gradients, optimizer{inside})",
                 found=self.limit / GB,
                 remedy=f"raise it, or unfreeze less with --{section}.blocks",
             )
@@ -173,10 +197,14 @@ class MemoryBudget:
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[None]:
-        """Around a piece's forward and backward pass.
+        """Watch the forward and backward pass of a micro-batch.
 
-        Raises OverBudget when it took more than the limit.
+        Raises
+        ------
+        OverBudget
+            The passes took more than the limit.
         """
+        # Resetting the mark forgets the peak of what came before.
         self.highest = max(self.highest, self.meter.peak())
         self.meter.reset()
         yield
@@ -187,8 +215,13 @@ class MemoryBudget:
 
 
 def training_bytes(model: nn.Module, groups: Sequence[ParameterGroup]) -> tuple[int, int]:
-    """(weights and their running average, gradients and AdamW's two moments of what the optimizer's
-    groups train).
+    """Return the bytes that a model takes while it is trained, without activations.
+
+    Returns
+    -------
+    tuple of int
+        Of the weights and their running average; of gradients and AdamW's two moments, for the
+        parameters in the groups.
     """
     weights = sum(
         value.numel() * value.element_size() for value in [*model.parameters(), *model.buffers()]

@@ -30,18 +30,19 @@ MAY_CHANGE = {
     "status_file",
     "output",
     "resume",
+    # A version that was copied or moved is the same data; the loader's state names the version.
     "warehouse",
+    # Only the held-out batches are cached, and a kept batch is the same batch.
+    "cache_transformed_tensors",
+    "cache_limit_mb",
 }
-
-
-MAY_CHANGE |= {"cache_transformed_tensors", "cache_limit_mb"}
-"""Settings a resumed run may have otherwise; all others decide its losses."""
+"""Settings that a resumed run may have otherwise; all others decide its losses."""
 
 
 class TrainSettings(Section):
     """What every trainer's section has.
 
-    `epochs: null` needs `max_minutes`, and then time alone decides.
+    With `epochs: null`, `max_minutes` is required and alone ends training.
     """
 
     epochs: int | None = Field(
@@ -136,11 +137,10 @@ class TrainSettings(Section):
 
 
 class AugmentSettings(Section):
-    """What may happen to a picture. Flips are probabilities; the others are the largest relative
-    change, 0 for none.
+    """How images are augmented.
 
-    zoom 0.35 scales by 1/1.35 to 1.35 and moves what is then loose; aspect stretches one axis
-    against the other.
+    Flips are probabilities; all others are the largest relative change, and 0 means none. `zoom`
+    also moves an image by as much as is left over; `aspect` stretches one axis against the other.
     """
 
     flip_x: float = Field(0.5, ge=0, le=1, description="Probability of a horizontal flip.")
