@@ -1,13 +1,14 @@
-"""A warehouse of pictures as a published version of features, made in micro-jobs.
+"""Encode a warehouse of images into a published version of features, in small jobs.
 
     <split>/feature      f2 [sample, feature]          a stored chunk is a job
             feature_map  f2 [sample, feature, y, x]    if asked for; one sample an inner chunk
-            target       i2 [sample]                   class of the picture, -1 where it has none
+            target       i2 [sample]                   class of the image, -1 where it has none
 
-A job bakes one stored chunk with the builder's own task and marker, so a job that was killed is
-done again and no other; whoever finishes the last one checks every chunk against its marker and
-publishes. Samples keep their order and names. Batches never cross a job: what a job computes does
-not depend on who ran it. Memory: the encoder, `batch_size` pictures on their way, a job's features.
+A job writes one stored chunk with the builder's own task and marker, so that only a job that was
+killed is done again; whoever finishes the last one checks every chunk against its marker and
+publishes. Samples keep their order and names. Batches never cross a job, so that what a job
+computes does not depend on who runs it; in exchange, a job's last batch may be short. Memory holds
+the encoder, `batch_size` images, and the features of one job.
 """
 
 from __future__ import annotations
@@ -45,43 +46,49 @@ MOST = float(np.finfo(np.float16).max)
 def plan_features(
     warehouse: Warehouse, encoder: Encoder, settings: FeatureSettings
 ) -> tuple[BuildPlan, FeatureLoader]:
-    """The build of a version's features, and its `load`.
+    """Plan the build of a version's features.
 
-    Raises TrainingError for a warehouse without pictures.
+    Parameters
+    ----------
+    warehouse
+        A version of images.
+    encoder
+        Its fingerprint is part of the recipe.
+    settings
+        Those that decide the features are part of the recipe, too.
+
+    Returns
+    -------
+    tuple of BuildPlan and FeatureLoader
+        The plan, and the `load` that computes its jobs.
+
+    Raises
+    ------
+    TrainingError
+        The warehouse holds no images.
     """
-    if not {"image"} <= set(warehouse.manifest.arrays):
+    if "image" not in warehouse.manifest.arrays:
         raise TrainingError(
-            "this warehouse holds no pictures",
+            "this warehouse holds no images",
             where=warehouse.location,
             remedy="build one with python -m scripts.build_zarr",
         )
-    fingerprint = encoder.fingerprint()
-    labels = "target" if "target" in warehouse.manifest.arrays else settings.picture_label
-    recipe = {
-        "format_version": FORMAT_VERSION,
-        "code_version": code_version(),
-        "format": "features",
-        "source": {"version": warehouse.version, "digest": warehouse.manifest.digest},
-        "encoder": fingerprint,
-        "settings": {
-            **settings.content(),
-            "labels": labels,
-            "seed": settings.seed if encoder.random else None,
-        },
-    }
+    recipe = _recipe(warehouse, encoder, settings)
     version, key = version_name(recipe)
     grid = _grid(warehouse, encoder) if settings.feature_map else None
-    splits, total = [], 0
+    splits = []
     for name in warehouse.splits:
         samples = len(warehouse.split(name))
-        total += samples
-        chunks = -(-samples // settings.job_size)
         specs = _arrays(samples, settings.job_size, encoder.width, grid)
-        splits.append(SplitPlan.of_chunks(name, specs, [(name, at) for at in range(chunks)]))
-    manifest = warehouse.manifest
-    summary = manifest.summary | {"encoder": fingerprint, "source": warehouse.version}
-    rows = warehouse.table(tables.SAMPLES).to_pylist()
+        jobs = [(name, chunk) for chunk in range(-(-samples // settings.job_size))]
+        splits.append(SplitPlan.of_chunks(name, specs, jobs))
 
+    manifest = warehouse.manifest
+    summary = manifest.summary | {"encoder": recipe["encoder"], "source": warehouse.version}
+    rows = warehouse.table(tables.SAMPLES).to_pylist()
+    warnings = list(manifest.warnings)
+    if encoder.random:
+        warnings.append("random features: the encoder was never trained")
     plan = BuildPlan(
         version=version,
         key=key,
@@ -89,21 +96,42 @@ def plan_features(
         toolchain=toolchain() | {"torch": torch.__version__},
         splits=tuple(splits),
         class_names=tuple(manifest.class_names),
-        found=total,
-        kept=total,
+        found=len(rows),
+        kept=len(rows),
         summary=summary,
-        warnings=tuple(manifest.warnings)
-        + (("random features: the encoder was never trained",) if encoder.random else ()),
+        warnings=tuple(warnings),
         layout=FeatureRows(kind="features", source_rows=rows),
     )
     return plan, FeatureLoader(warehouse, encoder, settings)
+
+
+def _recipe(warehouse: Warehouse, encoder: Encoder, settings: FeatureSettings) -> dict[str, Any]:
+    # A class that the build stored is taken as it is: then the setting decides nothing, and must
+    # not give equal features another version.
+    labels = "target" if "target" in warehouse.manifest.arrays else settings.picture_label
+    return {
+        "format_version": FORMAT_VERSION,
+        "code_version": code_version(),
+        "format": "features",
+        "source": {"version": warehouse.version, "digest": warehouse.manifest.digest},
+        "encoder": encoder.fingerprint(),
+        "settings": {
+            **settings.content(),
+            "labels": labels,
+            # Only random weights follow from the seed.
+            "seed": settings.seed if encoder.random else None,
+        },
+    }
 
 
 @dataclass
 class FeatureLoader:
     """`load` of the builder: (split, job) -> that job's samples, encoded.
 
-    Raises TrainingError for features that are of no use.
+    Raises
+    ------
+    TrainingError
+        The features are infinite, too large for float16, or the same for different images.
     """
 
     warehouse: Warehouse
@@ -112,6 +140,7 @@ class FeatureLoader:
 
     @cached_property
     def _readers(self) -> dict[str, ChunkReader]:
+        # Every read is checked: a damaged image must not become a published feature.
         return {
             name: self.warehouse.split(name).reader(verify="always", keep=8)
             for name in self.warehouse.splits
@@ -121,39 +150,43 @@ class FeatureLoader:
         name, chunk = payload
         reader, size = self._readers[name], self.settings.job_size
         indices = np.arange(chunk * size, min((chunk + 1) * size, len(reader.split)))
-        pooled, spatial, decode, forward, alike = [], [], 0.0, 0.0, True
+        pooled, spatial = [], []
+        decode, forward = 0.0, 0.0
         first: NDArray[Any] | None = None
+        all_identical = True
         for start in range(0, len(indices), self.settings.batch_size):
-            at = time.perf_counter()
-            pictures = read_samples(
-                reader, ["image"], indices[start : start + self.settings.batch_size]
-            )["image"]
-            first = pictures[0] if first is None else first
-            alike = alike and bool((pictures == first).all())
-            read = time.perf_counter()
+            begin = time.perf_counter()
+            batch = indices[start : start + self.settings.batch_size]
+            images = read_samples(reader, ["image"], batch)["image"]
+            first = images[0] if first is None else first
+            all_identical = all_identical and bool((images == first).all())
+            decoded = time.perf_counter()
+
             with torch.inference_mode():
-                said = self.encoder(torch.from_numpy(pictures))
-            pooled.append(said.pooled.numpy())
+                encoded = self.encoder(torch.from_numpy(images))
+            pooled.append(encoded.pooled.numpy())
             if self.settings.feature_map:
-                spatial.append(said.spatial.numpy())
-            decode, forward = decode + read - at, forward + time.perf_counter() - read
+                spatial.append(encoded.spatial.numpy())
+            decode += decoded - begin
+            forward += time.perf_counter() - decoded
+
         features = np.concatenate(pooled)
-        self._check(features, alike, f"{name}, job {chunk}")
+        self._check(features, all_identical, f"{name}, job {chunk}")
         rows = {
             "feature": features.astype(np.float16),
             "target": read_labels(reader, indices, self.settings.picture_label),
         }
         if spatial:
-            rows["feature_map"] = np.ascontiguousarray(np.concatenate(spatial)).astype(np.float16)
-            self._check(
-                np.concatenate(spatial).reshape(len(indices), -1),
-                alike,
-                f"{name}, job {chunk}, feature_map",
-            )
+            maps = np.concatenate(spatial)
+            where = f"{name}, job {chunk}, feature_map"
+            self._check(maps.reshape(len(indices), -1), all_identical, where)
+            rows["feature_map"] = np.ascontiguousarray(maps).astype(np.float16)
         samples = ({key: value[row] for key, value in rows.items()} for row in range(len(indices)))
         return Block(range(len(indices)), samples, {"decode": decode, "encode": forward}, {})
 
-    def _check(self, features: NDArray[np.float32], alike: bool, where: str) -> None:
+    def _check(self, features: NDArray[np.float32], all_identical: bool, where: str) -> None:
+        """Raise TrainingError for features [n, ...] of `where` that are of no use."""
+        # Before anything is published: float16 would turn large values into infinity silently.
         if not np.isfinite(features).all() or np.abs(features).max() > MOST:
             raise TrainingError(
                 "features do not fit float16",
@@ -162,12 +195,11 @@ class FeatureLoader:
                 found=f"{np.abs(features).max()}",
                 remedy="choose another --features.encoder",
             )
-        if (
-            not alike
-            and float(features.astype(np.float16).std(axis=0, dtype=np.float64).max()) == 0
-        ):
+        # As stored: differences may vanish only in float16. Identical images have equal features.
+        deviation = features.astype(np.float16).std(axis=0, dtype=np.float64)
+        if not all_identical and float(deviation.max()) == 0:
             raise TrainingError(
-                "features without variance: every picture got the same vector",
+                "features without variance: every image got the same vector",
                 where=where,
                 found=self.encoder.name,
                 remedy="choose another --features.encoder",
@@ -175,6 +207,8 @@ class FeatureLoader:
 
 
 def _grid(warehouse: Warehouse, encoder: Encoder) -> tuple[int, int]:
+    """Return height and width of the feature maps."""
+    # By encoding one blank image: no rule holds for the strides and paddings of all encoders.
     height, width = warehouse.manifest.arrays["image"].row[1:]
     with torch.inference_mode():
         shape = encoder(torch.zeros(1, 3, height, width, dtype=torch.uint8)).spatial.shape
@@ -216,8 +250,9 @@ def _arrays(
                 "float16",
                 ("sample", "feature", "y", "x"),
                 (size, *row),
+                # One sample an inner chunk: maps are large, and heads read them by sample.
                 (1, *row),
-                Codec("lz4", 9, True, 2),
+                codec,
                 {"long_name": "spatial feature"},
             )
         )
@@ -238,6 +273,7 @@ class FeatureRows(Rows):
         return shared | {"encoder": plan.recipe["encoder"], "split": split.name}
 
     def digested(self, plan: BuildPlan, digests: Mapping[str, Sequence[str]]) -> list[Any]:
+        # The encoder and the images too: equal numbers of other origin are other features.
         return [
             plan.recipe["encoder"],
             plan.recipe["source"]["digest"],

@@ -228,7 +228,8 @@ class BuildSettings(Section):
             0 <= found <= 255 and 0 <= index < MASK_PADDING for found, index in value.items()
         ):
             raise ValueError(
-                f"maps values 0..255 of the mask files to classes 0..{MASK_PADDING - 1}, not {value}"
+                f"maps values 0..255 of the mask files to classes 0..{MASK_PADDING - 1},"
+                f" not {value}"
             )
         return value
 

@@ -1,5 +1,4 @@
-"""The queue of a version's micro-jobs: one SQLite file that any number of processes claim jobs
-from.
+"""The queue of a version's micro-jobs: a SQLite file from which many processes claim jobs.
 
 Purpose: hand each job to one process at a time, and remember what was done, by whom and how long it
   took.
@@ -36,16 +35,52 @@ QUEUE = Schema(
     1,
     (
         """CREATE TABLE jobs (
-            id INTEGER PRIMARY KEY, split TEXT NOT NULL, chunk INTEGER NOT NULL, samples INTEGER NOT NULL,
-            state TEXT NOT NULL CHECK (state IN ('open', 'running', 'done', 'failed')), attempts INTEGER NOT NULL DEFAULT 0,
-            host TEXT, pid INTEGER, pid_started REAL, claimed REAL, ended REAL, seconds REAL, digest TEXT, error TEXT) STRICT""",
+            id INTEGER PRIMARY KEY,
+            split TEXT NOT NULL,
+            chunk INTEGER NOT NULL,
+            samples INTEGER NOT NULL,
+            state TEXT NOT NULL CHECK (state IN ('open', 'running', 'done', 'failed')),
+            attempts INTEGER NOT NULL DEFAULT 0,
+            host TEXT,
+            pid INTEGER,
+            pid_started REAL,
+            claimed REAL,
+            ended REAL,
+            seconds REAL,
+            digest TEXT,
+            error TEXT
+        ) STRICT""",
     ),
 )
 
 
+ADD = "INSERT OR IGNORE INTO jobs (id, split, chunk, samples, state) VALUES (?, ?, ?, ?, 'open')"
+# Failed jobs come last: one that fails for everybody does not hold up the others.
+NEXT = "SELECT * FROM jobs WHERE state != 'done' ORDER BY state = 'failed', id"
+CLAIM = """
+    UPDATE jobs
+    SET state = 'running', attempts = attempts + 1, host = ?, pid = ?, pid_started = ?,
+        claimed = ?, ended = NULL, error = NULL
+    WHERE id = ?"""
+MOST_ERROR = 500
+"""Characters of an error that are kept."""
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
-    """id: place in the version's order of stored chunks; attempts: this one included."""
+    """A job that this process has claimed.
+
+    Attributes
+    ----------
+    id
+        Position in the version's order of stored chunks.
+    split, chunk
+        Which stored chunk it makes.
+    samples
+        How many are in it.
+    attempts
+        How often it was claimed, this time included.
+    """
 
     id: int
     split: str
@@ -55,18 +90,24 @@ class Job:
 
 
 class JobQueue:
-    """An open queue. Raises DatabaseError as `utils.tracking.database.open_database` does.
+    """An open queue; a context manager.
 
-    A context manager.
+    Parameters
+    ----------
+    jobs
+        (split, chunk, samples) of every job in order. Those that are not there yet are added.
+    wait_s
+        Seconds to wait for another process that is writing.
+
+    Raises
+    ------
+    DatabaseError
+        As `utils.tracking.database.open_database`.
     """
 
     def __init__(
         self, path: Path, jobs: Sequence[tuple[str, int, int]] = (), *, wait_s: float = 30.0
     ) -> None:
-        """jobs: (split, chunk, samples) of every job in order.
-
-        Those that are not there yet are added as open.
-        """
         self.path = path
         self.connection = open_database(path, QUEUE, wait_s=wait_s)
         self.connection.row_factory = sqlite3.Row
@@ -74,33 +115,32 @@ class JobQueue:
         process = psutil.Process()
         self.owner = (socket.gethostname(), process.pid, process.create_time())
         with self._write() as db:
-            db.executemany(
-                "INSERT OR IGNORE INTO jobs (id, split, chunk, samples, state) VALUES (?, ?, ?, ?, 'open')",
-                [(at, *job) for at, job in enumerate(jobs)],
-            )
+            db.executemany(ADD, [(position, *job) for position, job in enumerate(jobs)])
 
     def claim(self) -> Job | None:
-        """The next job nobody holds, now this process's; None when there is none.
-
-        A job that failed here is not claimed again.
-        """
+        """Claim the next job that no process holds; return None if there is none."""
         with self._write() as db:
-            for row in db.execute(
-                "SELECT * FROM jobs WHERE state != 'done' ORDER BY state = 'failed', id"
-            ):
-                if row["id"] not in self.tried and not (row["state"] == "running" and _held(row)):
-                    db.execute(
-                        """UPDATE jobs SET state = 'running', attempts = attempts + 1, host = ?, pid = ?, pid_started = ?, claimed = ?,
-                           ended = NULL, error = NULL WHERE id = ?""",
-                        (*self.owner, time.time(), row["id"]),
-                    )
-                    return Job(
-                        row["id"], row["split"], row["chunk"], row["samples"], row["attempts"] + 1
-                    )
+            for row in db.execute(NEXT):
+                # What failed here would fail here again; another command may try it.
+                if row["id"] in self.tried:
+                    continue
+                if row["state"] == "running" and _held(row):
+                    continue
+                db.execute(CLAIM, (*self.owner, time.time(), row["id"]))
+                attempts = row["attempts"] + 1
+                return Job(row["id"], row["split"], row["chunk"], row["samples"], attempts)
         return None
 
     def finish(self, job: Job, seconds: float, digest: str) -> None:
-        """seconds: what it took; digest: of the stored chunk's files."""
+        """Note that a job is done.
+
+        Parameters
+        ----------
+        seconds
+            What it took.
+        digest
+            Of the stored chunk's files, see `utils.jobs.run.chunk_digest`.
+        """
         with self._write() as db:
             db.execute(
                 "UPDATE jobs SET state = 'done', ended = ?, seconds = ?, digest = ? WHERE id = ?",
@@ -108,19 +148,20 @@ class JobQueue:
             )
 
     def fail(self, job: Job, error: str) -> None:
+        """Note why a job failed; this process does not claim it again."""
         self.tried.add(job.id)
         with self._write() as db:
             db.execute(
                 "UPDATE jobs SET state = 'failed', ended = ?, error = ? WHERE id = ?",
-                (time.time(), error[:500], job.id),
+                (time.time(), error[:MOST_ERROR], job.id),
             )
 
     def reopen(self, job_id: int, error: str) -> None:
-        """A done job whose chunk is not what it was."""
+        """Open a job that was done, because its stored chunk was changed or lost."""
         with self._write() as db:
             db.execute(
                 "UPDATE jobs SET state = 'open', digest = NULL, error = ? WHERE id = ?",
-                (error[:500], job_id),
+                (error[:MOST_ERROR], job_id),
             )
 
     def release(self, job: Job) -> None:
@@ -131,15 +172,17 @@ class JobQueue:
             )
 
     def rows(self) -> list[dict[str, Any]]:
+        """Return the rows of the table `jobs`, in order."""
         with transaction(self.connection, self.path, QUEUE, write=False) as db:
             return [dict(row) for row in db.execute("SELECT * FROM jobs ORDER BY id")]
 
     def left(self) -> int:
-        """Jobs that are not done, whoever holds them."""
+        """Return the number of jobs that are not done, including those that are running."""
         with transaction(self.connection, self.path, QUEUE, write=False) as db:
             return int(db.execute("SELECT count(*) FROM jobs WHERE state != 'done'").fetchone()[0])
 
     def close(self) -> None:
+        """Close the file."""
         self.connection.close()
 
     def _write(self) -> contextlib.AbstractContextManager[sqlite3.Connection]:
@@ -154,12 +197,13 @@ class JobQueue:
 
 def _held(row: sqlite3.Row) -> bool:
     """Whether the process that runs a job is still there."""
+    # The processes of another host cannot be listed from here.
     if row["host"] != socket.gethostname():
         return bool(time.time() - row["claimed"] < LEASE_S)
     with contextlib.suppress(psutil.Error):
         process = psutil.Process(row["pid"])
-        return bool(
-            abs(process.create_time() - row["pid_started"]) < 1
-            and process.status() != psutil.STATUS_ZOMBIE
-        )
+        # Numbers of processes are used again; number and start together are not. A zombie was
+        # killed, and only waits for its parent to notice.
+        same = abs(process.create_time() - row["pid_started"]) < 1
+        return bool(same and process.status() != psutil.STATUS_ZOMBIE)
     return False

@@ -2,9 +2,9 @@
 
 Purpose: `export_mlflow` copies settings, metrics, files and states of runs that are not there yet.
 Used by: scripts.inspect_runs
-Design notes: MLflow is imported only when it is asked for. Figures go in batches of its limits, with
-  their own times. A run carries a tag that names the log it comes from, and is not sent twice; the
-  tag is written last, so that an export that broke off is done again.
+Design notes: MLflow is imported only when it is asked for. Figures go in batches of its limits,
+  with their own times. A run carries a tag that names the log it comes from, and is not sent twice;
+  the tag is written last, so that an export that broke off is done again.
 Assistant guidance: when extending: read through utils.tracking.experiment_log only.
 """
 

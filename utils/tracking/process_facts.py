@@ -1,6 +1,7 @@
 """Which code, process and machine a run belongs to, and whether the process still exists.
 
-Purpose: `process_facts` for a row of the experiment log; `is_alive` for a run that is recorded as running.
+Purpose: `process_facts` for a row of the experiment log; `is_alive` for a run that is recorded as
+  running.
 Used by: utils.tracking.experiment_log
 Design notes: a process is known by its number and its start together. Nothing is imported for its
   version, and a checkout without git, or an installed package, has no commit.

@@ -1,12 +1,11 @@
-"""What a run writes while it goes: a line for each step, a status file for watchers, and its figures
-in the experiment log.
+"""What a run writes while it trains: log.jsonl, a status file, and figures for the experiment log.
 
 Purpose: `RunLog` writes log.jsonl, the status file and the run's entry in the experiment log;
   `Phases` adds up the seconds of loading, forward pass, backward pass and optimizer.
 Used by: utils.tracking.run_progress, utils.training.loop, utils.training.run.recording,
   utils.training.run.step
-Design notes: log.jsonl is append-only. On resume it is cut back to the checkpoint's step, so that no
-  step is in it twice. The status file is replaced atomically and not fsynced: a watcher always
+Design notes: log.jsonl is append-only. On resume it is cut back to the checkpoint's step, so that
+  no step is in it twice. The status file is replaced atomically and not fsynced: a watcher always
   reads complete JSON, and a crash may lose the last second.
 Assistant guidance: when extending: keep lines flat and short; a figure that needs a device
   synchronisation does not belong here.

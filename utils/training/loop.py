@@ -188,7 +188,7 @@ class Trainer:
         }
 
     def _train(self) -> bool:
-        """Train to the end of the schedule or of the session; return whether the latter came first."""
+        """Train to the end of the schedule, or of the session; return whether the session ended."""
         steps = self.schedule.steps_left(self.state)
         with stop_requests(self.schedule.ask_to_stop), progress(steps, "steps", "train") as bar:
             self.progress = RunProgress(

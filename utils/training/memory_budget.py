@@ -1,7 +1,7 @@
 """A limit on the memory of a run: enforced by the allocator on a GPU, watched on a CPU.
 
-Purpose: `MemoryBudget` refuses a model that cannot fit, raises `OverBudget` where a micro-batch took
-  too much, and knows the peak.
+Purpose: `MemoryBudget` refuses a model that cannot fit, raises `OverBudget` where a micro-batch
+  took too much, and knows the peak.
 Used by: features.finetuning.run_finetuning, utils.training.loop, utils.training.run.step
 Design notes: on a GPU the limit is the share of its memory that PyTorch's allocator may reserve, so
   an over-run is its own error. On a CPU nothing can refuse an allocation; the limit is of the whole

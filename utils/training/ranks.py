@@ -169,7 +169,7 @@ class Ranks:
             torch.distributed.destroy_process_group()
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """Return the model in a wrapper that averages gradients over ranks, if there are several."""
+        """Return the model, for several ranks in a wrapper that averages their gradients."""
         if self.count == 1:
             return model
         return nn.parallel.DistributedDataParallel(

@@ -32,7 +32,7 @@ Batch = dict[str, Tensor]
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed torch's global generator in the block, for initialising a model, and restore it after."""
+    """Seed torch's global generator in the block, to initialise a model, and restore it after."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield
@@ -138,7 +138,7 @@ class Task(ABC):
         return ()
 
     def before_epoch(self, epoch: int) -> None:  # noqa: B027 - optional
-        """Prepare the model for an epoch; also called when a run is resumed in the middle of one."""
+        """Prepare the model for an epoch; also called where a run resumes in the middle of one."""
 
     def after_step(self, step: int, epoch: int) -> dict[str, float]:
         """Update what follows no gradient, after an optimizer step on every rank.

@@ -92,8 +92,8 @@ def decode_into(source: memoryview, out: NDArray[Any], codec: Codec, check: bool
 
     if end < BLOSC_HEADER_BYTES:
         raise ValueError("inner chunk is shorter than a Blosc header")
-    # Before decoding: Blosc decodes an inner chunk of fewer bytes without complaint, and leaves what
-    # an earlier sample left in the rest of the row.
+    # Before decoding: Blosc decodes an inner chunk of fewer bytes without complaint, and leaves
+    # what an earlier sample left in the rest of the row.
     size, _, packed = _BLOSC_SIZES.unpack_from(source, 4)
     if size != out.nbytes or packed != end:
         raise ValueError(

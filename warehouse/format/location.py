@@ -204,8 +204,8 @@ class Remote:
             )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # obstore's own refusal is a TypeError without a remedy. Told by its name, since obstore need
-        # not be installed.
+        # obstore's own refusal is a TypeError without a remedy. Told by its name, since obstore
+        # need not be installed.
         if type(self.own_store).__name__ == "MemoryStore":
             raise ConfigError(
                 "other processes cannot read a MemoryStore",

@@ -169,8 +169,8 @@ class _SmallPictureArray:
             self.dtype,
             ("sample", *self.dims),
             (size, *self.row),
-            # Not sharded: the index of a shard takes 16 bytes a sample, and readers decode the whole
-            # file once and keep it.
+            # Not sharded: the index of a shard takes 16 bytes a sample, and readers decode the
+            # whole file once and keep it.
             None,
             Codec(cname, 9, itemsize > 1, itemsize),
             {"long_name": self.text},

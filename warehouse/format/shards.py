@@ -33,8 +33,8 @@ def seal_of(checksums: bytes, index: bytes) -> int:
     index
         The index without its own crc32c.
     """
-    # Checksums alone are not enough: two files of equal size that were swapped passed all of Zarr's,
-    # and so did two entries of an index that were exchanged and the index's crc32c mended.
+    # Checksums alone are not enough: two files of equal size that were swapped passed all of
+    # Zarr's, and so did two entries of an index that were exchanged and the index's crc32c mended.
     return int(crc32c(index, crc32c(checksums)))
 
 

@@ -1,7 +1,7 @@
 """Reading a stored chunk: one file of an array, checked when it is opened, decoded row by row.
 
-Invariant: no sample is handed out whose size or, where it is compared, crc32c does not match, and no
-file is opened whose seal is not the published one. `warehouse.format.shards` describes the file.
+Invariant: no sample is handed out whose size or, where it is compared, crc32c does not match, and
+no file is opened whose seal is not the published one. `warehouse.format.shards` describes the file.
 Given up: repairing or skipping a damaged sample; it is always an error that names the file.
 """
 
@@ -110,8 +110,8 @@ class StoredChunk:
                 raise self._not_as_published("a data file", seal)
             return [(0, self.size)]
 
-        # The seal depends on the checksums of the inner chunks, which are read where the index says:
-        # so the index has to be sound before the seal can be compared.
+        # The seal depends on the checksums of the inner chunks, which are read where the index
+        # says: so the index has to be sound before the seal can be compared.
         body = self._read_index()
         index = np.frombuffer(body, "<u8").reshape(-1, 2)
         present = self.present

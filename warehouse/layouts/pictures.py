@@ -103,8 +103,8 @@ class Pictures(Layout):
         splits = {split.name: split.info for split in plan.splits}
         shapes = {name: [array.dtype, list(array.row)] for name, array in arrays.items()}
 
-        # Neither codecs nor sizes of chunks: the digest is of what is decoded. Class names are in it,
-        # as labels mean nothing without them.
+        # Neither codecs nor sizes of chunks: the digest is of what is decoded. Class names are in
+        # it, as labels mean nothing without them.
         return VersionTables(
             samples={name: [row[name] for row in rows] for name in self.schema.names},
             schema=self.schema,

@@ -1,9 +1,9 @@
 """The plan of a build, and what baking its chunks leaves behind.
 
 A plan is made by whoever knows the sources (ingest, features, vqvae, segmentation), carried out by
-`warehouse.write`, and turned into tables by its layout once every chunk is baked. Neither side needs
-to know the other: both see only these classes. Invariant: a plan is plain data, so that two plans of
-the same recipe and sources describe the same bytes.
+`warehouse.write`, and turned into tables by its layout once every chunk is baked. Neither side
+needs to know the other: both see only these classes. Invariant: a plan is plain data, so that two
+plans of the same recipe and sources describe the same bytes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Versions that hold a row of arrays for each sample and nothing else: features, probabilities, codes.
+"""Versions that hold a row of arrays for each sample and nothing else.
 
-Such a version is derived from another one. A subclass next to its plan says what differs: the
-attributes of its groups, the columns of samples.parquet and what its content digest covers.
+Features, probabilities and codes are such versions. Each is derived from another version. A
+subclass next to its plan says what differs: the attributes of its groups, the columns of
+samples.parquet and what its content digest covers.
 """
 
 from __future__ import annotations

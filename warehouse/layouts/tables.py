@@ -1,4 +1,4 @@
-"""What a version's tables and manifest take from its layout, and array specs as the manifest has them.
+"""What a version's tables and manifest take from its layout, and the manifest's view of arrays.
 
 `array_info` and `array_spec` are inverse to each other but for attributes, which only the Zarr
 metadata need, and for the number of samples, which is a split's.

@@ -73,8 +73,8 @@ def bake(
 
     workers: local workers; 0 bakes without any. cluster: address of a running Dask scheduler that
     sees the same paths. clear: bake a version again that is there already, and swap it in whole;
-    without it the one that is there is the answer. trace: whether the version gets a trace.jsonl, or
-    the path of a file for it outside the version. warm_up: imports what the tasks need; threads:
+    without it the one that is there is the answer. trace: whether the version gets a trace.jsonl,
+    or the path of a file for it outside the version. warm_up: imports what the tasks need; threads:
     whether they may run beside each other in one process; see `task_runner`.
 
     Raises LockedError, SpaceError, BuildError, and whatever `make_plan` raises.

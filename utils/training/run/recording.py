@@ -2,8 +2,8 @@
 
 Purpose: `open_run_log` opens log.jsonl and begins the entry in the experiment log.
 Used by: utils.training.loop
-Design notes: the settings that are recorded are those in force: the learning rate is the task's where
-  the settings give none, and device, ranks and number of parameters stand beside them.
+Design notes: the settings that are recorded are those in force: the learning rate is the task's
+  where the settings give none, and device, ranks and number of parameters stand beside them.
 Assistant guidance: when extending: settings recorded here are compared between runs; a value that
   differs each time, such as a date, does not belong among them.
 """

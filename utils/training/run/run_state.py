@@ -1,7 +1,7 @@
 """Where a run stands, and how that goes into a checkpoint and comes back.
 
-Purpose: `RunState` holds the counters and the history of a run; `RunCheckpoints` writes and reads it
-  together with the tensors of a `RunParts`.
+Purpose: `RunState` holds the counters and the history of a run; `RunCheckpoints` writes and reads
+  it together with the tensors of a `RunParts`.
 Used by: utils.training.loop, utils.training.run.recording, utils.training.run.schedule,
   utils.training.run.step
 Design notes: nothing random is stored, because order and augmentation follow from the seed and the

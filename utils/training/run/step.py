@@ -1,5 +1,4 @@
-"""One optimizer step: passes over its batches, gradients over ranks, and what to do when memory runs
-out.
+"""One optimizer step: its passes, gradients over ranks, and what happens when memory runs out.
 
 Purpose: `Stepper` turns batches into one update of the weights and says what came of it.
 Used by: utils.training.loop

@@ -192,7 +192,7 @@ class CubeSampleIndex:
         return self.layout.present(self.stored(chunk))
 
     def gather(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Return values of inner chunks, [inner grid], as values of the split's samples, [samples]."""
+        """Take values of inner chunks, [inner grid], to the samples of the split, [samples]."""
         by_chunk = self.layout.by_chunk(values, values.dtype.type(0))
         chosen: NDArray[Any] = by_chunk[self.numbers[self.chunks], self.slots]
         return chosen

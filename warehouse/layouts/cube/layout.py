@@ -187,7 +187,8 @@ class Cube(Layout):
         if empty.size:
             first = int(empty[0])
             raise SourceError(
-                f"{empty.size} dates hold no valid value, the first is {self.geometry.times[first]}",
+                f"{empty.size} dates hold no valid value, the first is "
+                f"{self.geometry.times[first]}",
                 where=self.date_sources[first],
                 remedy="move these files away, or keep such dates with --raster.empty_dates keep",
             )
