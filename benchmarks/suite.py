@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from benchmarks import report
+from benchmarks import bench_report
 from benchmarks.catalogue import catalogue
 from benchmarks.chart import draw_chart
 from benchmarks.data import Work
@@ -20,7 +20,7 @@ __all__ = ["run_suite", "write_result"]
 
 def run_suite(bench: BenchSettings, log: logging.Logger) -> dict[str, Any]:
     """Measure the parts that the settings ask for; the result as it goes into bench.json."""
-    machine = report.machine()
+    machine = bench_report.machine()
     versions = ", ".join(f"{name} {each}" for name, each in machine["versions"].items() if each)
     log.info(
         "%s, %d cores, load %s; %s", machine["cpu"], machine["cores"], machine["load"], versions
@@ -46,7 +46,7 @@ def run_suite(bench: BenchSettings, log: logging.Logger) -> dict[str, Any]:
         "rows": timed,
         "limits": limits,
         "absent": absent,
-        "ratios": report.ratios(timed, builds, bench.workers),
+        "ratios": bench_report.ratios(timed, builds, bench.workers),
         "builds": builds,
         "shuffle": measure_shuffle(work, log) if "shuffle" in bench.parts else [],
         "scale": measure_scale(work.root / ".scale", log) if "scale" in bench.parts else None,
@@ -57,7 +57,7 @@ def run_suite(bench: BenchSettings, log: logging.Logger) -> dict[str, Any]:
 
 def write_result(result: dict[str, Any], bench: BenchSettings) -> dict[str, str]:
     """Write bench.json and, where rows were timed, bench.png; their paths by kind."""
-    written = {"json": str(report.write_json(result, bench))}
+    written = {"json": str(bench_report.write_json(result, bench))}
     if any("median" in row for row in result["rows"]):
         chart = Path(bench.output) / "bench.png"
         draw_chart(result["rows"], chart, _title(bench, result["machine"]))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from features.encoders.network import NetworkEncoder
 from features.export import export_npz, export_queue
-from features.jobs import plan_features
+from features.feature_jobs import plan_features
 from features.settings import FeatureSettings
 from utils.jobs.derive import derive_version
 from utils.jobs.run import open_queue

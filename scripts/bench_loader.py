@@ -18,7 +18,7 @@ class Settings(CommandSettings):
 
 
 def main(settings: Settings) -> dict[str, object]:
-    from benchmarks.report import lines
+    from benchmarks.bench_report import lines
     from benchmarks.suite import run_suite, write_result
 
     result = run_suite(settings.bench, log)

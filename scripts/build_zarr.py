@@ -25,7 +25,7 @@ class Settings(CommandSettings):
 def main(settings: Settings) -> dict[str, object]:
     from ingest.building import dry_run, worker_count
     from ingest.jobs import open_job
-    from utils.jobs.bake import bake_with_progress
+    from utils.jobs.bake_version import bake_with_progress
     from warehouse.format.manifest import version_name
     from warehouse.write.publish import open_root, published
 

@@ -24,7 +24,7 @@ class Settings(CommandSettings):
 
 
 def main(settings: Settings) -> dict[str, object]:
-    from detector.inference.batches import (
+    from detector.inference.image_batches import (
         count_boxes,
         decoded_batches,
         is_warehouse,

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from segmentation.patches import ParentLike, patch_recipe, plan_patches
 from segmentation.settings import SegmentSettings
-from utils.jobs.bake import bake_once
+from utils.jobs.bake_version import bake_once
 from utils.log import get_log
 from warehouse.errors import PictureError
 from warehouse.format import durable

@@ -1,7 +1,7 @@
 """Batches of a split as tensors: `ChunkLoader`.
 
 Purpose: the one way from a published split to a training step.
-Used by: benchmarks.ours, benchmarks.scale, benchmarks.shuffle, detector.inference.batches,
+Used by: benchmarks.ours, benchmarks.scale, benchmarks.shuffle, detector.inference.image_batches,
   detector.training, features.finetuning.run_finetuning, segmentation.training,
   vqvae.block_sampling, vqvae.training
 Design notes: batches are issued in order and delivered in order, so that the order never depends on

@@ -1,17 +1,18 @@
 """Short log lines and progress bars on stderr; stdout stays free for the result.
 
 Purpose: the one way in which commands report what they are doing.
-Used by: detector.inference.batches, detector.training, features.encoders.pretrained,
-  features.finetuning.run_finetuning, features.heads.cached, features.heads.run_heads,
-  features.jobs, features.labels, features.run_extraction, scripts.bench_loader, scripts.build_zarr,
-  scripts.compress_zarr, scripts.export_summary, scripts.infer_view, scripts.inspect_runs,
-  scripts.inspect_zarr, scripts.make_sample, scripts.segment_patches, scripts.verify_zarr,
-  segmentation.cutting, segmentation.prediction, utils.argyaml, utils.caching.cached_passes,
-  utils.caching.tensor_cache, utils.config.environment, utils.jobs.bake, utils.jobs.derive,
-  utils.jobs.publish, utils.jobs.run, utils.loader, utils.loading.device_copy,
-  utils.tracking.experiments, utils.tracking.run_progress, utils.training.held_out,
-  utils.training.loop, utils.training.run.run_state, utils.training.run.schedule,
-  utils.training.run.step, vqvae.block_sampling, vqvae.quantizers.ema, vqvae.training
+Used by: detector.inference.image_batches, detector.training, features.encoders.pretrained,
+  features.feature_jobs, features.finetuning.run_finetuning, features.heads.cached,
+  features.heads.run_heads, features.image_labels, features.run_extraction, scripts.bench_loader,
+  scripts.build_zarr, scripts.compress_zarr, scripts.export_summary, scripts.infer_view,
+  scripts.inspect_runs, scripts.inspect_zarr, scripts.make_sample, scripts.segment_patches,
+  scripts.verify_zarr, segmentation.cutting, segmentation.prediction, utils.argyaml,
+  utils.caching.cached_passes, utils.caching.tensor_cache, utils.config.environment,
+  utils.jobs.bake_version, utils.jobs.derive, utils.jobs.publish_jobs, utils.jobs.run, utils.loader,
+  utils.loading.device_copy, utils.tracking.experiments, utils.tracking.run_progress,
+  utils.training.held_out, utils.training.loop, utils.training.run.run_state,
+  utils.training.run.schedule, utils.training.run.step, vqvae.block_sampling, vqvae.quantizers.ema,
+  vqvae.training
 Design notes: a terminal gets a live bar with rate and time left; a pipe or a CI log gets a plain
   line every few seconds. Both go to stderr, so that `... | tail -n 1 | jq` works on any command.
 Assistant guidance: when extending: no handlers on import; library code asks `get_log(__name__)` and

@@ -10,7 +10,7 @@ from typing import Any
 from features.encoders.network import NetworkEncoder
 from features.finetuning.finetune_task import FinetuneTask, checkpoint_of
 from features.finetuning.settings import FinetuneSettings
-from features.labels import picture_targets
+from features.image_labels import picture_targets
 from utils.loader import ChunkLoader
 from utils.loading.settings import LoaderSettings
 from utils.loading.stores import bounded_memory_store

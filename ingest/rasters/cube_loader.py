@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from ingest.rasters.grids import Grid, Window
 from ingest.rasters.indices import compute
-from ingest.rasters.layers import Frame, Layer, LayerKey
 from ingest.rasters.readers.opening import open_raster
 from ingest.rasters.readers.source import RasterSource, missing_at
 from ingest.rasters.resample import Plane, warp
 from ingest.rasters.settings import RasterFeature
+from ingest.rasters.source_layers import Frame, Layer, LayerKey
 from warehouse.errors import SourceError
 from warehouse.layouts.cube.feature_stats import block_facts
 from warehouse.layouts.cube.geometry import CubeChunking

@@ -16,10 +16,10 @@ from ingest.rasters.cube_loader import CubeLoader
 from ingest.rasters.dates import DatedFrame, Times, dated_frames, make_layers
 from ingest.rasters.grids import Grid, crs_wkt_of, grid_of_bounds, read_extent
 from ingest.rasters.label_blocks import block_labels, default_block, default_shard
-from ingest.rasters.layers import Frame, Layer, LayerKey
 from ingest.rasters.raster_listing import cube_recipe, matching_files
 from ingest.rasters.readers.opening import open_raster
 from ingest.rasters.settings import RasterFeature, RasterSettings, Steps
+from ingest.rasters.source_layers import Frame, Layer, LayerKey
 from ingest.sources.listing import SourceListing
 from warehouse.errors import ConfigError, SourceError
 from warehouse.format.manifest import toolchain, version_name

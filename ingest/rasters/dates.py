@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ingest.rasters.layers import Frame, Layer, LayerKey
 from ingest.rasters.raster_listing import matching_files
 from ingest.rasters.readers.opening import open_raster
 from ingest.rasters.readers.source import RasterSource
 from ingest.rasters.settings import RasterFeature, RasterSettings
+from ingest.rasters.source_layers import Frame, Layer, LayerKey
 from warehouse.errors import SourceError
 
 __all__ = ["DatedFrame", "Times", "dated_frames", "make_layers"]

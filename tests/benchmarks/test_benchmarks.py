@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import report
+from benchmarks import bench_report
 from benchmarks.catalogue import catalogue
 from benchmarks.chart import draw_chart, ordered
 from benchmarks.data import Work, crc_sum
@@ -74,8 +74,8 @@ def test_quality_is_one_for_a_full_shuffle_and_tells_clumped_orders() -> None:
 
 def test_a_ratio_is_paired_by_round_so_that_a_slow_minute_hits_both() -> None:
     ours, limit = row("thread", [90, 45, 9]), row("lz4 decode", [100, 50, 10], "limit")
-    assert report.ratio(ours, limit) == pytest.approx(0.9)
-    found = {entry["name"]: entry for entry in report.ratios([ours, limit], [], 2)}
+    assert bench_report.ratio(ours, limit) == pytest.approx(0.9)
+    found = {entry["name"]: entry for entry in bench_report.ratios([ours, limit], [], 2)}
     assert found["thread / lz4 decode"]["met"]
     assert set(found) == {"thread / lz4 decode"}
 
@@ -90,7 +90,7 @@ def test_ratios_take_the_faster_of_a_peer_s_worker_counts_and_the_builds() -> No
         {"name": name, "median": rate, "runs": [rate]}
         for name, rate in (("ours", 300.0), ("ffcv", 250.0))
     ]
-    found = {entry["name"]: entry for entry in report.ratios(rows, builds, 2)}
+    found = {entry["name"]: entry for entry in bench_report.ratios(rows, builds, 2)}
     assert found["thread / LitData, 0 workers"]["ratio"] == 2
     assert found["build / ffcv's writer"] == {
         "name": "build / ffcv's writer",

@@ -21,10 +21,10 @@ from torch import nn
 from features.encoders.network import NetworkEncoder, he_init
 from features.encoders.open_encoder import open_encoder
 from features.export import export_npz, export_queue
-from features.jobs import plan_features
-from features.labels import picture_labels
+from features.feature_jobs import plan_features
+from features.image_labels import picture_labels
 from features.settings import FeatureSettings
-from utils.jobs.publish import publish_jobs
+from utils.jobs.publish_jobs import publish_jobs
 from utils.jobs.queue import JobQueue
 from utils.jobs.run import open_queue, recover_jobs, run_jobs
 from warehouse import Warehouse

@@ -26,7 +26,7 @@ from features.finetuning.augmentation import augment_pictures
 from features.finetuning.finetune_net import trained_levels
 from features.finetuning.finetune_task import FinetuneTask
 from features.finetuning.settings import FinetuneSettings, PictureTraining
-from features.labels import picture_targets
+from features.image_labels import picture_targets
 from utils.training.checkpoint import load_checkpoint
 from utils.training.memory_budget import MemoryBudget, OverBudget, training_bytes
 from warehouse import Warehouse

@@ -4,7 +4,7 @@ Purpose: `derive_version`, the one way from a plan and its `load` to a published
   features and probabilities, which several commands may make together.
 Used by: features.run_extraction, segmentation.prediction
 Design notes: the caller opens the queue, since it may report on it afterwards. What is baked in one
-  go instead of in jobs goes through utils.jobs.bake.
+  go instead of in jobs goes through utils.jobs.bake_version.
 Assistant guidance: when extending: each step takes any state that a killed process may have left.
 """
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils.jobs.publish import publish_jobs
+from utils.jobs.publish_jobs import publish_jobs
 from utils.jobs.queue import JobQueue
 from utils.jobs.run import recover_jobs, run_jobs
 from utils.log import get_log, progress

@@ -2,7 +2,7 @@
 
 Purpose: hand each job to one process at a time, and remember what was done, by whom and how long it
   took.
-Used by: features.export, utils.jobs.derive, utils.jobs.publish, utils.jobs.run
+Used by: features.export, utils.jobs.derive, utils.jobs.publish_jobs, utils.jobs.run
 Design notes: a job is claimed in one write transaction, so no two processes hold it. Its owner is a
   process of a host; a job whose process is gone is free again, on another host after `LEASE_S`
   seconds. States: open -> running -> done | failed; a failed job is tried again by the next

@@ -3,7 +3,8 @@ jobs.
 
 Purpose: a job bakes one stored chunk with the builder's own task and marker; a killed job is done
   again and no other.
-Used by: features.run_extraction, segmentation.prediction, utils.jobs.derive, utils.jobs.publish
+Used by: features.run_extraction, segmentation.prediction, utils.jobs.derive,
+  utils.jobs.publish_jobs
 Design notes: what a job computes does not depend on who ran it; the marker, not the queue, says
   what is done.
 Assistant guidance: when extending: what is encoded or predicted is the caller's `load`; nothing

@@ -1,7 +1,7 @@
 """The `loader` section: how trainers read a split.
 
 Purpose: `LoaderSettings`, and the names of the engines and stores that can be chosen.
-Used by: benchmarks.ours, detector.inference.batches, detector.training,
+Used by: benchmarks.ours, detector.inference.image_batches, detector.training,
   features.finetuning.run_finetuning, scripts._sections, scripts.finetune, scripts.infer_view,
   scripts.segment_patches, scripts.train_detector, scripts.train_vqvae, segmentation.training,
   utils.loader, utils.loading.options, utils.loading.stores, vqvae.training

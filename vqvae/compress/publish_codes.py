@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 
-from utils.jobs.bake import bake_once
+from utils.jobs.bake_version import bake_once
 from vqvae.compress.encode import codes_recipe, plan_codes
 from vqvae.compress.reconstruct import plan_reconstruction
 from vqvae.settings import CompressSettings

@@ -28,7 +28,7 @@ from warehouse.format import manifest as tables
 from warehouse.format.data_file import REMEDY
 from warehouse.format.location import Remote, first_line, zarr_store
 from warehouse.read.chunks import Verify
-from warehouse.read.files import VersionFiles
+from warehouse.read.version_files import VersionFiles
 
 __all__ = ["CheckedStore"]
 

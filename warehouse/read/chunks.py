@@ -22,7 +22,7 @@ from warehouse.format.location import Location
 from warehouse.format.schema import ArraySpec
 from warehouse.format.stored_chunk import StoredChunk
 from warehouse.layouts.base import Origins, SampleIndex
-from warehouse.read.files import Access, SizesAndSeals, VersionFiles, open_stored
+from warehouse.read.version_files import Access, SizesAndSeals, VersionFiles, open_stored
 
 __all__ = ["Access", "ChunkReader", "Plan", "PlannedBatch", "SplitSource", "Verify"]
 

@@ -31,7 +31,7 @@ from warehouse.layouts.cube.layout import Cube
 from warehouse.layouts.features import Feature
 from warehouse.layouts.registry import layout_of
 from warehouse.read.chunks import ChunkReader, SplitSource, Verify
-from warehouse.read.files import Access, VersionFiles
+from warehouse.read.version_files import Access, VersionFiles
 
 if TYPE_CHECKING:
     import xarray

@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 from features.encoders.network import Encoder
-from features.labels import read_labels
+from features.image_labels import read_labels
 from features.settings import FeatureSettings
 from utils.log import get_log
 from warehouse.errors import TrainingError
