@@ -65,6 +65,18 @@ LAYERS = {
 
 # Folders of files that are alike by design: commands, annotation formats, measurements.
 MANY_ENTRIES = {"scripts", "ingest.records", "benchmarks"}
+# File names that several packages use for the same role. Any other name is used once.
+SAME_ROLE = {
+    "backbone",
+    "base",
+    "losses",
+    "metrics",
+    "model",
+    "registry",
+    "settings",
+    "task",
+    "training",
+}
 MOST_ENTRIES = 12
 LONGEST_CHAIN = 6
 MOST_LINES = 350
@@ -233,6 +245,12 @@ def test_public_names_are_listed_once_and_exist(name: str) -> None:
         return
     module = importlib.import_module(name)
     assert all(hasattr(module, each) for each in module.__all__)
+
+
+def test_a_file_name_is_used_once_or_for_one_role() -> None:
+    names = [name.split(".")[-1] for name in FILES if not name.startswith("benchmarks.")]
+    repeated = {name for name in names if names.count(name) > 1}
+    assert repeated == SAME_ROLE
 
 
 @pytest.mark.parametrize("name", FILES)
