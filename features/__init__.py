@@ -1,3 +1,3 @@
-"""Pictures to features once, in micro-jobs; heads on cached features in seconds."""
+"""Encode images into features once, in small jobs, and train heads on them in seconds."""
 
 __all__: list[str] = []

@@ -1,6 +1,7 @@
-"""What a feature version leaves for programs that do not read warehouses.
+"""Export a version of features for programs that do not read warehouses.
 
-Its job queue as CSV and Parquet tables, and an .npz file for each image, as older notebooks read.
+The job queue is written as CSV and Parquet tables, and each image as an .npz file, as older
+notebooks read them.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ def export_queue(queue: JobQueue, source: Warehouse, version: str, job_size: int
 
     Parameters
     ----------
+    queue
+        The jobs of `version`.
     source
         The warehouse of images; its names are listed with each job (`;` separates them in the CSV).
     version
@@ -78,7 +81,7 @@ def export_queue(queue: JobQueue, source: Warehouse, version: str, job_size: int
 
 
 def export_npz(version: Warehouse, folder: Path) -> int:
-    """Write features/encoder_<name>/img_<split>_<index>.npz for each image; the number of images.
+    """Write features/encoder_<name>/img_<split>_<index>.npz for each image; return their number.
 
     Each file has `global_pool`, float16 [D]. A file <split>.done marks a finished split.
     """

@@ -1,8 +1,8 @@
 """Encode a warehouse of images into a published version of features, in small jobs.
 
-    <split>/feature      f2 [sample, feature]          a stored chunk is a job
-            feature_map  f2 [sample, feature, y, x]    if asked for; one sample an inner chunk
-            target       i2 [sample]                   class of the image, -1 where it has none
+    <split>/feature      f2 [sample, feature]        a stored chunk is a job
+            feature_map  f2 [sample, feature, y, x]  where asked for; an inner chunk is a sample
+            target       i2 [sample]                 class of the image, -1 where it has none
 
 A job writes one stored chunk with the builder's own task and marker, so that only a job that was
 killed is done again; whoever finishes the last one checks every chunk against its marker and
@@ -52,10 +52,8 @@ def plan_features(
     ----------
     warehouse
         A version of images.
-    encoder
-        Its fingerprint is part of the recipe.
-    settings
-        Those that decide the features are part of the recipe, too.
+    encoder, settings
+        What they say of the features becomes part of the recipe.
 
     Returns
     -------
@@ -76,11 +74,13 @@ def plan_features(
     recipe = _recipe(warehouse, encoder, settings)
     version, key = version_name(recipe)
     grid = _grid(warehouse, encoder) if settings.feature_map else None
-    splits = []
+    splits, total = [], 0
     for name in warehouse.splits:
         samples = len(warehouse.split(name))
+        total += samples
+        chunks = -(-samples // settings.job_size)
         specs = _arrays(samples, settings.job_size, encoder.width, grid)
-        jobs = [(name, chunk) for chunk in range(-(-samples // settings.job_size))]
+        jobs = [(name, chunk) for chunk in range(chunks)]
         splits.append(SplitPlan.of_chunks(name, specs, jobs))
 
     manifest = warehouse.manifest
@@ -96,8 +96,8 @@ def plan_features(
         toolchain=toolchain() | {"torch": torch.__version__},
         splits=tuple(splits),
         class_names=tuple(manifest.class_names),
-        found=len(rows),
-        kept=len(rows),
+        found=total,
+        kept=total,
         summary=summary,
         warnings=tuple(warnings),
         layout=FeatureRows(kind="features", source_rows=rows),
@@ -106,7 +106,8 @@ def plan_features(
 
 
 def _recipe(warehouse: Warehouse, encoder: Encoder, settings: FeatureSettings) -> dict[str, Any]:
-    # A class that the build stored is taken as it is: then the setting decides nothing, and must
+    """Return the recipe that names a version of features."""
+    # A class that the build stored is taken as it is. Then the setting decides nothing, and must
     # not give equal features another version.
     labels = "target" if "target" in warehouse.manifest.arrays else settings.picture_label
     return {
@@ -250,7 +251,6 @@ def _arrays(
                 "float16",
                 ("sample", "feature", "y", "x"),
                 (size, *row),
-                # One sample an inner chunk: maps are large, and heads read them by sample.
                 (1, *row),
                 codec,
                 {"long_name": "spatial feature"},

@@ -1,4 +1,8 @@
-"""The class of each image: its folder's, or that of its boxes."""
+"""Find the class of each image, which is that of its folder or that of its boxes.
+
+An image without a class keeps its place, with -1: samples of features and of images have the same
+indices.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +26,7 @@ log = get_log(__name__)
 def picture_labels(
     box_xyxy: NDArray[np.float32], label: NDArray[np.int16], counted: NDArray[np.bool_], how: str
 ) -> NDArray[np.int16]:
-    """Class of each image by its boxes.
+    """Return the class of each image by its boxes.
 
     Parameters
     ----------
@@ -43,6 +47,7 @@ def picture_labels(
     """
     width = box_xyxy[..., 2] - box_xyxy[..., 0]
     height = box_xyxy[..., 3] - box_xyxy[..., 1]
+    # Below the area of any box, so that an empty slot is never the largest.
     area = np.where(counted, width * height, -1)
     out = np.full(len(label), -1, np.int16)
     for row in np.flatnonzero(counted.any(axis=1)):
@@ -54,9 +59,20 @@ def picture_labels(
 
 
 def read_labels(reader: ChunkReader, indices: NDArray[np.int64], how: str) -> NDArray[np.int16]:
-    """Class of each of the images `indices` of a split: int16 [len(indices)], -1 without one.
+    """Return the class of some images of a split.
 
-    A class that the build stored is taken as it is; `how` is for images with boxes.
+    Parameters
+    ----------
+    indices
+        int64 [n], of the images in the split.
+    how
+        As of `picture_labels`, for images with boxes. A class that the build stored is taken as it
+        is.
+
+    Returns
+    -------
+    array
+        int16 [n], -1 for an image without a class.
     """
     if "target" in reader.split.specs:
         return read_samples(reader, ["target"], indices)["target"]
@@ -67,10 +83,18 @@ def read_labels(reader: ChunkReader, indices: NDArray[np.int64], how: str) -> ND
 
 
 def picture_targets(warehouse: Warehouse, how: str) -> dict[str, Tensor]:
-    """Class of every image, by split: int64 [n], -1 where it has none.
+    """Return the class of every image, by split.
 
-    Raises TrainingError for a warehouse without images or classes, and for a class without samples
-    in a split.
+    Returns
+    -------
+    dict
+        int64 [n] by the name of the split, -1 for an image without a class. Empty splits are left
+        out.
+
+    Raises
+    ------
+    TrainingError
+        The warehouse has no images or no classes, or a class has no samples in a split.
     """
     _require_classes(warehouse)
     targets = {}
@@ -87,16 +111,17 @@ def picture_targets(warehouse: Warehouse, how: str) -> dict[str, Tensor]:
 
 
 def _require_classes(warehouse: Warehouse) -> None:
+    """Raise TrainingError for a warehouse whose images have no classes to learn."""
     if "image" not in warehouse.manifest.arrays:
         raise TrainingError(
-            "this warehouse holds no pictures",
+            "this warehouse holds no images",
             where=warehouse.location,
             remedy="build one with python -m scripts.build_zarr",
         )
     classes = list(warehouse.manifest.class_names)
     if len(classes) < 2 or "train" not in warehouse.splits or len(warehouse.split("train")) == 0:
         raise TrainingError(
-            "these pictures have no classes to learn",
+            "these images have no classes to learn",
             where=warehouse.location,
             expected="two classes and a train split",
             found=f"{len(classes)} classes",
@@ -106,17 +131,18 @@ def _require_classes(warehouse: Warehouse) -> None:
 
 def _check_labels(warehouse: Warehouse, name: str, labels: NDArray[np.int16]) -> None:
     classes = list(warehouse.manifest.class_names)
+    # A score of a class without samples would be undefined, and a head would never learn it.
     counts = np.bincount(labels[labels >= 0], minlength=len(classes))
     if not counts.all():
         raise TrainingError(
             "a class has no samples in a split",
             where=f"{warehouse.location}, {name}",
             found=classes[int(counts.argmin())],
-            remedy="give the class more pictures, or leave it out with --build.classes",
+            remedy="give the class more images, or leave it out with --build.classes",
         )
     if (labels < 0).any():
         log.warning(
-            "%d of %d pictures of %s have no class: they are neither trained on nor scored",
+            "%d of %d images of %s have no class: they are neither trained on nor scored",
             (labels < 0).sum(),
             len(labels),
             name,

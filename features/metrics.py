@@ -1,4 +1,8 @@
-"""How good the probabilities of a classifier are: accuracy, macro F1, AUROC, calibration error."""
+"""Score the probabilities of a classifier: accuracy, macro F1, AUROC and calibration error.
+
+All of it is NumPy over arrays in memory. Scores over classes are means that give every class the
+same weight.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +28,7 @@ BINS = 15
 def classification_metrics(
     probability: NDArray[np.floating], target: NDArray[np.integer]
 ) -> dict[str, float]:
-    """Metrics of predicted probabilities.
+    """Return the metrics of predicted probabilities.
 
     Parameters
     ----------
@@ -58,7 +62,7 @@ def classification_metrics(
 
 
 def auroc(score: NDArray[np.floating], positive: NDArray[np.bool_]) -> float:
-    """Area under the ROC curve.
+    """Return the area under the ROC curve, in [0, 1].
 
     It is the probability that a positive sample scores above a negative one, where ties count half
     (the Mann-Whitney U statistic divided by the number of pairs).
@@ -77,9 +81,18 @@ def auroc(score: NDArray[np.floating], positive: NDArray[np.bool_]) -> float:
 
 
 def calibration_error(probability: NDArray[np.floating], target: NDArray[np.integer]) -> float:
-    """Expected calibration error of the top class over 15 equal bins of confidence.
+    """Return the expected calibration error of the top class, over BINS equal bins of confidence.
 
-    probability: [n, C]; target: [n]. See arXiv:1706.04599, equation 3.
+    Parameters
+    ----------
+    probability
+        [n, C]; each row sums to 1.
+    target
+        [n], in 0..C-1.
+
+    Notes
+    -----
+    Guo et al. 2017, arXiv:1706.04599, equation 3.
     """
     confidence = probability.max(axis=1)
     right = probability.argmax(axis=1) == target
@@ -108,6 +121,7 @@ def draw_confusion(
     axes.imshow(
         matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1), vmin=0, vmax=1, cmap="Blues"
     )
+    # Only counts that are not 0: a matrix of many classes is mostly zeros.
     for row, column in np.argwhere(matrix).tolist():
         shade = "white" if matrix[row, column] > matrix[row].sum() / 2 else "black"
         axes.text(

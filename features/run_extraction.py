@@ -1,4 +1,7 @@
-"""Extracting features: plan, do the jobs that are left, publish when all of them are done."""
+"""Extract features: plan, do the jobs that are left, and publish when all of them are done.
+
+A run may stop after any job; the next one goes on with the same queue.
+"""
 
 from __future__ import annotations
 

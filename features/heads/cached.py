@@ -1,6 +1,7 @@
-"""The features of a published version in RAM, by split, with the class of each sample.
+"""Read the features of a published version into memory, by split, with the class of each sample.
 
-Memory: the features of all splits as float32, and their maps as float16 for the attention head.
+Memory holds the features of all splits as float32, and for the attention head their maps as
+float16. There is no way to train a head on features that do not fit into memory.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ log = get_log(__name__)
 
 @dataclass(frozen=True)
 class Cached:
-    """A version's features in RAM, by split.
+    """A version's features in memory, by split.
 
     Attributes
     ----------
@@ -70,9 +71,12 @@ class Cached:
 
 
 def head_inputs(cached: Cached, kind: str) -> dict[str, Tensor]:
-    """What a head of `kind` reads, by split: maps for attention, pooled features for the others.
+    """Return what a head of `kind` reads, by split: maps for attention, else pooled features.
 
-    Raises StateError for an attention head on features without maps.
+    Raises
+    ------
+    StateError
+        An attention head on features without maps.
     """
     inputs = cached.spatial if kind == "attention" else cached.pooled
     if not inputs:
@@ -85,7 +89,7 @@ def head_inputs(cached: Cached, kind: str) -> dict[str, Tensor]:
 
 
 def read_cached(warehouse: Warehouse, *, spatial: bool = False) -> Cached:
-    """Read the labelled samples of all splits into RAM.
+    """Read the labelled samples of all splits into memory.
 
     Parameters
     ----------
@@ -124,6 +128,7 @@ def read_cached(warehouse: Warehouse, *, spatial: bool = False) -> Cached:
 
 
 def _require_arrays(warehouse: Warehouse, wanted: list[str]) -> None:
+    """Raise StateError for an array that the version does not have."""
     for name in wanted:
         if name in warehouse.manifest.arrays:
             continue
@@ -140,7 +145,7 @@ def _require_arrays(warehouse: Warehouse, wanted: list[str]) -> None:
 def _labelled_rows(
     warehouse: Warehouse, split_name: str, wanted: list[str]
 ) -> dict[str, NDArray[Any]] | None:
-    """The samples of a split that have a class; None where no sample has one."""
+    """Return the samples of a split that have a class, or None where no sample has one."""
     split = warehouse.split(split_name)
     # Every chunk is checked: it is read once, and all heads depend on it.
     reader = split.reader(verify="always", keep=4)
@@ -150,7 +155,7 @@ def _labelled_rows(
         return None
     if not labelled.all():
         log.warning(
-            "%d of %d pictures of %s have no class and are left out",
+            "%d of %d images of %s have no class and are left out",
             (~labelled).sum(),
             len(split),
             split_name,
@@ -159,6 +164,7 @@ def _labelled_rows(
 
 
 def _require_classes(warehouse: Warehouse, targets: dict[str, Tensor]) -> None:
+    """Raise TrainingError for features without classes, or a class without samples in a split."""
     classes = tuple(warehouse.manifest.class_names)
     if len(classes) < 2 or "train" not in targets:
         raise TrainingError(
@@ -175,5 +181,5 @@ def _require_classes(warehouse: Warehouse, targets: dict[str, Tensor]) -> None:
                 "a class has no samples in a split",
                 where=f"{warehouse.location}, {split_name}",
                 found=classes[int(counts.argmin())],
-                remedy="give the class more pictures, or leave it out with --build.classes",
+                remedy="give the class more images, or leave it out with --build.classes",
             )

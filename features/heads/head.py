@@ -1,4 +1,8 @@
-"""Heads on cached features: linear, MLP, and attention over the spatial map."""
+"""Heads on cached features: linear, MLP, and attention over the spatial map.
+
+A head takes features as they are stored and standardises them itself, so that it needs nothing but
+its checkpoint. All heads share one class; they differ in `kind`.
+"""
 
 from __future__ import annotations
 
@@ -48,6 +52,7 @@ class Head(nn.Module):
 
     def forward(self, scaled: Tensor) -> Tensor:
         """Logits float32 [B, C] of standardised features."""
+        # A weighted mean over the cells, whose weights one linear layer learns.
         if self.attention is not None:
             scaled = (self.attention(scaled).softmax(dim=1) * scaled).sum(dim=1)
         logits: Tensor = self.body(scaled)
@@ -55,7 +60,10 @@ class Head(nn.Module):
 
 
 def make_head(settings: HeadSettings, width: int, classes: int) -> Head:
-    """A head with fresh weights from `settings.seed`; the global generator is left as it was."""
+    """Return a head with fresh weights from `settings.seed`.
+
+    The global random generator is left as it was.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         return Head(settings.kind, width, classes, settings.hidden, settings.dropout)

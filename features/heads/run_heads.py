@@ -1,4 +1,7 @@
-"""Training the heads of all ablations, or scoring a trained one, and recording the runs."""
+"""Train the heads of all ablations, or score a trained one, and record the runs.
+
+The features are read into memory once and shared by all runs, so that an ablation costs seconds.
+"""
 
 from __future__ import annotations
 
@@ -61,11 +64,23 @@ def train_heads(
 def score_trained_head(
     warehouse: Warehouse, settings: HeadSettings, checkpoint_folder: Path
 ) -> dict[str, object]:
-    """Score a trained head on the features of a warehouse; the result is as of `train_heads`."""
+    """Score a trained head on the features of a warehouse.
+
+    Returns
+    -------
+    dict
+        As of `train_heads`, with this head as the only run.
+
+    Raises
+    ------
+    StateError
+        The head was trained on other features; see `check_same_features`.
+    """
     checkpoint = load_checkpoint(checkpoint_folder)
     kind = checkpoint.meta.get("model", {}).get("kind")
     cached = read_cached(warehouse, spatial=kind == "head-attention")
     check_same_features(checkpoint, cached, other_pictures=settings.other_pictures)
+    # Named after the version, so that scores on several versions leave a figure each.
     picture = Path(settings.output) / f"confusion_{cached.version}.png"
     result = score_head(checkpoint, cached, picture)
     log.info(

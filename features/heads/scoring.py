@@ -1,4 +1,4 @@
-"""Scoring a trained head on a version of features, in milliseconds: nothing is encoded again.
+"""Score a trained head on a version of features in milliseconds, since nothing is encoded again.
 
 A head belongs to one encoder. On features of other weights, or of images that were prepared in
 another way, it would give wrong answers without an error. So the versions must agree on name,
@@ -28,9 +28,12 @@ MOST_CLASSES = 100_000
 
 
 def restore_head(checkpoint: Checkpoint) -> Head:
-    """The head of a checkpoint, in eval mode.
+    """Return the head of a checkpoint, in eval mode.
 
-    Raises StateError for a checkpoint that is not of a head.
+    Raises
+    ------
+    StateError
+        The checkpoint is not of a head, or asks for sizes above MOST.
     """
     model = known_model(checkpoint, KINDS, "a head", REMEDY)
     try:
@@ -59,12 +62,21 @@ def check_same_features(
 ) -> None:
     """Refuse features that the head was not trained for.
 
-    Raises StateError where the encoder, its preprocessing, the classes or, unless `other_pictures`,
-    the warehouse of images differ, and for a checkpoint that is not of a head.
+    Parameters
+    ----------
+    other_pictures
+        Whether the features may be of another warehouse of images.
+
+    Raises
+    ------
+    StateError
+        The encoder, its preprocessing, the classes or, unless `other_pictures`, the warehouse of
+        images differ; or the checkpoint is not of a head.
     """
     model = known_model(checkpoint, KINDS, "a head", REMEDY)
     recorded = checkpoint.meta.get("encoder")
     encoder = recorded if isinstance(recorded, dict) else {}
+    # Name and weights: a name on a model hub may come to stand for other weights.
     pairs = [
         ("another encoder", cached.encoder.get("name"), encoder.get("name")),
         (
@@ -93,7 +105,7 @@ def check_same_features(
 def _require_same(
     checkpoint: Checkpoint, cached: Cached, what: str, pair: tuple[Any, Any], remedy: str
 ) -> None:
-    """pair: what the features have, what the head was trained with."""
+    """Raise StateError unless `pair` agrees: what the features have, what the head learned from."""
     found, expected = pair
     if found != expected:
         raise StateError(
