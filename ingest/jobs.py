@@ -59,7 +59,7 @@ class Job(Protocol):
         """Return the function that makes the samples of a plan of this job."""
 
     @property
-    def warm_up(self) -> Callable[[], None]:
+    def preload(self) -> Callable[[], None]:
         """The function that imports what a build worker needs."""
 
 
@@ -116,11 +116,11 @@ class PictureJob:
         return make_loader(self.listing, self.build, plan)
 
     @property
-    def warm_up(self) -> Callable[[], None]:
+    def preload(self) -> Callable[[], None]:
         """The function that imports the decoder and the resizer."""
-        from ingest.pictures.images import warm_up
+        from ingest.pictures.images import preload
 
-        return warm_up
+        return preload
 
 
 class CubeJob:
@@ -150,7 +150,7 @@ class CubeJob:
         return self._load
 
     @property
-    def warm_up(self) -> Callable[[], None]:
+    def preload(self) -> Callable[[], None]:
         """The function that imports GDAL."""
         return _import_gdal
 

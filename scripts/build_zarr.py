@@ -53,7 +53,7 @@ def main(settings: Settings) -> dict[str, object]:
             cluster=build.cluster,
             trace=build.trace,
             clear=clear,
-            warm_up=job.warm_up,
+            preload=job.preload,
             threads=job.threads,
         )
 

@@ -49,13 +49,14 @@ def cube_features(split: Split) -> tuple[Feature, ...]:
     Raises
     ------
     TrainingError
-        The warehouse contains images.
+        The version is not a cube.
     """
     if "data" not in split.arrays:
         raise TrainingError(
-            "this warehouse contains pictures, not a cube",
+            "this version is not a cube",
             where=split.warehouse.folder,
-            remedy="build a cube with --build.format raster, or train on the pictures with"
+            found=f"the arrays {', '.join(split.arrays)}",
+            remedy="build a cube with --build.format raster; images with boxes are for"
             " python -m scripts.train_detector",
         )
     return tuple(split.features)

@@ -34,9 +34,9 @@ __all__ = [
     "letterbox_into",
     "load_sample",
     "plan_letterbox",
+    "preload",
     "probe",
     "read_header",
-    "warm_up",
 ]
 
 MAX_FILE_BYTES = 1 << 30
@@ -56,7 +56,7 @@ def decoder_versions() -> dict[str, str]:
     return {name: version(name) for name in ("simplejpeg", "pillow", "opencv-python-headless")}
 
 
-def warm_up() -> None:
+def preload() -> None:
     """Import decoder and resizer, which takes 0.2 s of a worker's start.
 
     Otherwise `load_sample` would import them when it is first called.

@@ -134,7 +134,7 @@ def build_cube(
         trace=True,
         on_plan=lambda _: None,
         clear=clear,
-        warm_up=job.warm_up,
+        preload=job.preload,
     )
     return Warehouse.open(output)
 

@@ -86,7 +86,8 @@ def read_flags(
 
 
 def _make_parser(doc: str | None, models: Mapping[str, type[Section]]) -> _Parser:
-    first, _, rest = (doc or "").strip().partition("\n")
+    # The first paragraph is the command to type, which may take two lines.
+    first, _, rest = (doc or "").strip().partition("\n\n")
     command = re.match(r"python -m (\S+)", first)
     parser = _Parser(
         [f"--{path}" for path, _ in _keys(models)],

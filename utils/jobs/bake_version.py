@@ -38,7 +38,7 @@ def bake_with_progress(
     cluster: str | None = None,
     trace: bool | str = True,
     clear: bool = False,
-    warm_up: Callable[[], None] | None = None,
+    preload: Callable[[], None] | None = None,
     threads: bool = False,
 ) -> Manifest:
     """Bake and publish a version below `root`, with a progress bar for each plan.
@@ -71,7 +71,7 @@ def bake_with_progress(
             trace=trace,
             on_plan=on_plan,
             clear=clear,
-            warm_up=warm_up,
+            preload=preload,
             threads=threads,
         )
 

@@ -84,23 +84,23 @@ def _run_on_threads(
 class TaskRunner:
     """A `RunAll` over Dask workers that start in the background.
 
-    `end_soon`: no more tasks will come. Not for several threads.
+    `release_workers`: no more tasks will come. Not for several threads.
     """
 
     def __init__(
-        self, workers: int, cluster: str | None, warm_up: Callable[[], None] | None, threads: bool
+        self, workers: int, cluster: str | None, preload: Callable[[], None] | None, threads: bool
     ) -> None:
-        self.workers, self.cluster, self.warm_up = workers, cluster, warm_up
+        self.workers, self.cluster, self.preload = workers, cluster, preload
         self.stack = ExitStack()
         self.local: Any = None
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="cluster")
         self.threads = workers if threads and cluster is None and workers <= MOST_THREADS else 0
         self.here = cluster is None and (workers == 0 or self.threads > 0)
-        if warm_up is not None and (self.threads or not self.here):
+        if preload is not None and (self.threads or not self.here):
             # OpenCV's import puts its own folder first in sys.path for a moment: what is imported
             # or started meanwhile inherits it, and takes OpenCV's `typing` and `utils`. Nothing is
             # left to import when workers start.
-            warm_up()
+            preload()
         self.started: Future[Any] | None = None if self.here else self.thread.submit(self._start)
 
     def __call__(
@@ -126,18 +126,18 @@ class TaskRunner:
         )
         yield from _run_on(client, function, tasks, max(1, count))
 
-    def meanwhile(self, function: Callable[[], None]) -> None:
+    def run_in_background(self, function: Callable[[], None]) -> None:
         """Call `function` in the background once the workers are up.
 
         Until then it would only slow their start.
         """
         self.thread.submit(function)
 
-    def end_soon(self) -> None:
+    def release_workers(self) -> None:
         self.thread.submit(self.stack.close)
 
     def close(self) -> None:
-        self.end_soon()
+        self.release_workers()
         self.thread.shutdown()
 
     def _start(self) -> Any:
@@ -174,8 +174,8 @@ class TaskRunner:
                 Client(self.cluster or self.local, timeout="20s", set_as_default=False)
             )
             client.wait_for_workers(1, timeout=20)
-            if self.warm_up is not None:
-                client.run(self.warm_up, wait=False, on_error="ignore")
+            if self.preload is not None:
+                client.run(self.preload, wait=False, on_error="ignore")
         except (OSError, TimeoutError, RuntimeError, ValueError) as error:
             raise BuildError(
                 "no Dask scheduler with workers answers",
@@ -193,7 +193,7 @@ class TaskRunner:
 def task_runner(
     workers: int,
     cluster: str | None,
-    warm_up: Callable[[], None] | None = None,
+    preload: Callable[[], None] | None = None,
     *,
     threads: bool = False,
 ) -> Iterator[TaskRunner]:
@@ -202,10 +202,10 @@ def task_runner(
 
     threads: whether tasks may run beside each other in one process; a few workers are threads then.
 
-    warm_up: imports what tasks need. Called here before any worker starts, and in each worker that
+    preload: imports what tasks need. Called here before any worker starts, and in each worker that
     is there at the start, before its first task; must be importable there.
     """
-    runner = TaskRunner(workers, cluster, warm_up, threads)
+    runner = TaskRunner(workers, cluster, preload, threads)
     try:
         yield runner
     finally:

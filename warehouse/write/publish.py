@@ -23,6 +23,7 @@ from warehouse.format.parquet_tables import FILES_SCHEMA, write_table
 from warehouse.layouts.plan import BuildPlan, ChunkResult, LoadSample
 from warehouse.layouts.tables import VersionTables
 from warehouse.write.bake import bake_chunks, write_error
+from warehouse.write.check_plan import check_plan
 from warehouse.write.cluster import TaskRunner, task_runner
 from warehouse.write.estimate import estimate
 from warehouse.write.tasks import DONE
@@ -32,6 +33,7 @@ __all__ = ["bake", "open_root", "published", "set_current", "staging_folder"]
 LockFile = ".lock-{}"
 Staging = ".staging-{}"
 MakePlan = Callable[[dict[str, PictureError]], BuildPlan]
+OnPlan = Callable[[BuildPlan], Callable[[int], None] | None]
 
 
 def open_root(root: Path) -> None:
@@ -55,33 +57,68 @@ def open_root(root: Path) -> None:
         ) from None
 
 
+def _no_progress(plan: BuildPlan) -> None:
+    """Show nothing."""
+
+
 def bake(
     make_plan: MakePlan,
     load_for: Callable[[BuildPlan], LoadSample],
     root: Path,
     *,
-    workers: int,
-    cluster: str | None,
-    trace: bool | str,
-    on_plan: Callable[[BuildPlan], Callable[[int], None] | None],
+    workers: int = 0,
+    cluster: str | None = None,
+    trace: bool | str = False,
+    on_plan: OnPlan = _no_progress,
     clear: bool = False,
-    warm_up: Callable[[], None] | None = None,
+    preload: Callable[[], None] | None = None,
     threads: bool = False,
 ) -> Manifest:
-    """Bake and publish; the manifest. `make_plan(unreadable)` is called again once pictures turn
-    out unreadable while being baked.
+    """Bake and publish a version.
 
-    workers: local workers; 0 bakes without any. cluster: address of a running Dask scheduler that
-    sees the same paths. clear: bake a version again that is there already, and swap it in whole;
-    without it the one that is there is the answer. trace: whether the version gets a trace.jsonl,
-    or the path of a file for it outside the version. warm_up: imports what the tasks need; threads:
-    whether they may run beside each other in one process; see `task_runner`.
+    Parameters
+    ----------
+    make_plan
+        Called with the sources that could not be made, by path: first with none, and again
+        whenever more of them failed while they were baked. The new plan must leave them out.
+    load_for
+        Plan -> the function that makes its samples.
+    root
+        The output root; see `open_root`.
+    workers
+        Local worker processes; 0 bakes in this process.
+    cluster
+        Address of a running Dask scheduler whose workers see the same paths.
+    trace
+        Whether the version gets a trace.jsonl, or the path of a file for it outside the version.
+    on_plan
+        Called with each plan; returns a function that is called with the samples done, or None.
+    clear
+        Bake a version again that exists already, and swap it in whole. Without it, the existing one
+        is returned.
+    preload
+        Imports what the tasks need; see `task_runner`.
+    threads
+        Whether tasks may run beside each other in one process; see `task_runner`.
 
-    Raises LockedError, SpaceError, BuildError, and whatever `make_plan` raises.
+    Returns
+    -------
+    Manifest
+        Of the published version.
+
+    Raises
+    ------
+    LockedError
+        If another process builds the same version.
+    SpaceError
+        If the disk is too small.
+    BuildError
+        If the plan contradicts itself, or a chunk cannot be written. Whatever `make_plan` raises is
+        raised as well.
     """
     if isinstance(trace, str):
         _make_room_for_trace(Path(trace))
-    with task_runner(workers, cluster, warm_up, threads=threads) as run_all:
+    with task_runner(workers, cluster, preload, threads=threads) as run_all:
         return _bake(make_plan, load_for, root, run_all, workers, trace, on_plan, clear)
 
 
@@ -92,16 +129,18 @@ def _bake(
     run_all: TaskRunner,
     workers: int,
     trace: bool | str,
-    on_plan: Callable[[BuildPlan], Callable[[int], None] | None],
+    on_plan: OnPlan,
     clear: bool,
 ) -> Manifest:
     plan = make_plan({})
+    check_plan(plan)
     with durable.lock(root / LockFile.format(plan.version)):
         if not clear and (root / plan.version).exists():
-            return read_manifest(root / plan.version)  # another builder was faster
+            # Another builder was faster.
+            return read_manifest(root / plan.version)
         staging = root / Staging.format(plan.version)
         unreadable: dict[str, PictureError] = {}
-        run_all.meanwhile(_import_what_publishing_needs)
+        run_all.run_in_background(_import_what_publishing_needs)
         while True:
             load = load_for(plan)
             _check_space(plan, load, root, staging, workers)
@@ -110,9 +149,18 @@ def _bake(
             )
             if not failures:
                 break
-            unreadable |= {str(error.where): error for error in failures}
+            failed = {str(error.where): error for error in failures}
+            # A plan that keeps a failed source would be baked for ever.
+            if failed.keys() <= unreadable.keys():
+                raise BuildError(
+                    "the plan still holds sources that cannot be made",
+                    where=next(iter(failed)),
+                    remedy="leave out what `make_plan` is called with",
+                )
+            unreadable |= failed
             plan = make_plan(unreadable)
-        run_all.end_soon()
+            check_plan(plan)
+        run_all.release_workers()
         try:
             return _publish(plan, results, staging, root, trace)
         except OSError as error:
