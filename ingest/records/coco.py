@@ -65,8 +65,12 @@ class CocoFormat(AnnotationFormat):
         return tuple(named)
 
     def matches(self, folder: InputFolder, annotations: tuple[str, ...]) -> bool:
-        """Return True: the files do not pair with images by name."""
-        return True
+        """Return whether one of the files lists images, as every COCO file does."""
+        # `labels.json` and `annotations.json` are names that other formats use, too. Searched as
+        # bytes, and to the end: "images" may come after gigabytes of annotations.
+        return any(
+            b'"images"' in read_inside(folder.root, path, limit=MAX_JSON_BYTES) for path in annotations
+        )
 
     def parse(self, listing: SourceListing) -> Parsed:
         """Read every JSON file."""

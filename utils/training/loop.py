@@ -173,6 +173,7 @@ class Trainer:
         finally:
             self.run_log.close()
         self._report_end(paused)
+        self.ranks.wait_for_all()
         return self.result() | {"finished": not paused}
 
     def result(self) -> dict[str, object]:

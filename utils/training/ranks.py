@@ -163,6 +163,17 @@ class Ranks:
         """Whether this is the process that writes files and evaluates."""
         return self.rank == 0
 
+    def wait_for_all(self) -> None:
+        """Return once every rank has come here, after the last exchange between them.
+
+        Gloo's threads release the tensors of an exchange only after it has returned. If Python ends
+        at that moment, the process aborts ("terminate called without an active exception"): DDP
+        keeps the group, and with it the threads, alive to the end. Waiting for the other ranks lets
+        them finish.
+        """
+        if self.count > 1 and torch.distributed.is_initialized():
+            torch.distributed.barrier()
+
     def close(self) -> None:
         """Leave the group."""
         if self.count > 1 and torch.distributed.is_initialized():
