@@ -69,7 +69,8 @@ class CocoFormat(AnnotationFormat):
         # `labels.json` and `annotations.json` are names that other formats use, too. Searched as
         # bytes, and to the end: "images" may come after gigabytes of annotations.
         return any(
-            b'"images"' in read_inside(folder.root, path, limit=MAX_JSON_BYTES) for path in annotations
+            b'"images"' in read_inside(folder.root, path, limit=MAX_JSON_BYTES)
+            for path in annotations
         )
 
     def parse(self, listing: SourceListing) -> Parsed:
