@@ -47,9 +47,7 @@ class BenchSettings(Section):
 
     work: str = Field(
         "artifacts/bench",
-        description=(
-            "Folder for each reader's copy of the pictures; about 8 GB at the default size."
-        ),
+        description="Folder for each reader's copy of the images; about 8 GB at the default size.",
     )
     output: str = Field(
         "artifacts/bench/result", description="Folder for bench.json and bench.png."
@@ -57,13 +55,13 @@ class BenchSettings(Section):
     pictures: str | None = Field(
         None,
         description=(
-            "Folder of JPEG files, which are repeated to give samples pictures; null draws"
-            " pictures."
+            "Folder of JPEG files, which are repeated until there are bench.samples images; null "
+            "generates images."
         ),
     )
     samples: int = Field(2048, ge=8, le=1 << 20, description="Number of samples.")
     size: tuple[int, int] = Field(
-        (384, 384), description="Height and width of the pictures in pixels."
+        (384, 384), description="Height and width of the images in pixels."
     )
     batch_size: int = Field(64, ge=1, le=4096, description="Samples per batch.")
     shuffle: bool = Field(True, description="Read in shuffled order.")

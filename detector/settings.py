@@ -19,7 +19,7 @@ class DetectorSettings(TrainSettings, AugmentSettings):
     """
 
     model: Literal["tiny", "big"] = Field(
-        "tiny", description="tiny finds one box per picture; big finds up to max_boxes."
+        "tiny", description="tiny finds one box per image; big finds up to max_boxes."
     )
     warehouse: str | None = Field(
         None,
@@ -34,8 +34,8 @@ class DetectorSettings(TrainSettings, AugmentSettings):
         ge=1,
         le=10_000,
         description=(
-            "Largest number of boxes per picture; it must be that of the warehouse, which"
-            " null takes over."
+            "Largest number of boxes per image; it must equal that of the warehouse. null means "
+            "that of the warehouse."
         ),
     )
     width: int | None = Field(
@@ -50,8 +50,8 @@ class DetectorSettings(TrainSettings, AugmentSettings):
         ge=0,
         le=1,
         description=(
-            "Factor that scales zoom, aspect and colour changes; null means 0 for tiny"
-            " (flips only), 1 for big."
+            "Factor that scales zoom, aspect and colour changes; null means 0 for tiny (flips "
+            "only) and 1 for big."
         ),
     )
     box_l1: float = Field(5.0, ge=0, description="Weight of the L1 loss of the box corners.")
@@ -65,7 +65,7 @@ class InferSettings(Section):
     input: str | None = Field(
         None,
         description=(
-            "Picture, folder of pictures or warehouse; null means the newest version under "
+            "Image, folder of images or warehouse; null means the newest version under "
             "build.output_root."
         ),
     )
@@ -75,18 +75,16 @@ class InferSettings(Section):
         ge=0,
         le=1,
         description=(
-            "Lowest score of a box that is drawn; you can change it with a slider on the page."
+            "Lowest score of the boxes that are drawn; you can change it with a slider on the page."
         ),
     )
     # All images are embedded in one page, which a browser has to hold in memory.
-    limit: int = Field(
-        200, ge=1, le=10_000, description="Largest number of pictures that are shown."
-    )
-    batch_size: int = Field(16, ge=1, description="Pictures per batch.")
+    limit: int = Field(200, ge=1, le=10_000, description="Largest number of images that are shown.")
+    batch_size: int = Field(16, ge=1, description="Images per batch.")
     device: str = Field(
         "auto",
         description=(
             "Device to compute on: auto (a GPU if there is one), cpu, cuda, cuda:1, and so on."
         ),
     )
-    output: str = Field("artifacts/view", description="Folder for the pictures and index.html.")
+    output: str = Field("artifacts/view", description="Folder for the images and index.html.")

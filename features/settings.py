@@ -21,7 +21,7 @@ class FeatureSettings(Section):
     warehouse: Annotated[str | None, RECORDED_APART] = Field(
         None,
         description=(
-            "Warehouse of pictures, or one of its versions; null means the newest under "
+            "Warehouse of images, or one of its versions; null means the newest under "
             "build.output_root."
         ),
     )
@@ -37,14 +37,15 @@ class FeatureSettings(Section):
         ge=16,
         le=4096,
         description=(
-            "Side in pixels to which pictures are resized; null means the encoder's own size."
+            "Side in pixels to which images are resized; null means the encoder's own size."
         ),
     )
     seed: Annotated[int, RECORDED_APART] = Field(
         0, ge=0, lt=2**63, description="Seed for the weights of a random encoder."
     )
     offline: Annotated[bool, NOT_CONTENT] = Field(
-        False, description="Never ask the model hub; use only models that are on this machine."
+        False,
+        description="Never access the model hub; use only models that are stored on this machine.",
     )
     feature_map: bool = Field(
         False, description="Also store the spatial feature map, which attention heads need."
@@ -52,17 +53,17 @@ class FeatureSettings(Section):
     picture_label: Annotated[Literal["largest", "commonest"], RECORDED_APART] = Field(
         "largest",
         description=(
-            "How boxes give a picture its class: the class of the largest box, or the"
-            " commonest class."
+            "How the class of an image with boxes is chosen: largest (class of the largest box) "
+            "or commonest (most common class)."
         ),
     )
     job_size: int = Field(
         64, ge=1, le=65_536, description="Samples per job; a job is one stored chunk."
     )
     jobs: Annotated[int | None, NOT_CONTENT] = Field(
-        None, ge=1, description="Largest number of jobs to do now; null means all."
+        None, ge=1, description="Largest number of jobs to run now; null means all."
     )
-    batch_size: int = Field(8, ge=1, le=4096, description="Pictures per batch of the encoder.")
+    batch_size: int = Field(8, ge=1, le=4096, description="Images per batch of the encoder.")
     output_root: Annotated[str, NOT_CONTENT] = Field(
         "artifacts/features", description="Warehouse in which the version of features is published."
     )
@@ -71,7 +72,7 @@ class FeatureSettings(Section):
         description="Folder for job queues and exports, with a folder per version.",
     )
     export_npz: Annotated[bool, NOT_CONTENT] = Field(
-        False, description="Also write a float16 .npz file per picture."
+        False, description="Also write a float16 .npz file per image."
     )
 
 

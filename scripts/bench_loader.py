@@ -1,8 +1,8 @@
 """python -m scripts.bench_loader --config config.yaml [--bench.pictures FOLDER --bench.repeats 5]
 
 Measures the loader, the limits of the machine and other readers on the same decoded pixels, in
-interleaved rounds with a new process for each run. The medians with minimum and maximum are written
-to bench.json and bench.png. Readers that are not installed are listed with the reason.
+interleaved rounds with a new process for each run. The median, minimum and maximum of each are
+written to bench.json and bench.png. Readers that are not installed are listed with the reason.
 """
 
 from benchmarks.settings import BenchSettings

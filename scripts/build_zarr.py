@@ -1,8 +1,8 @@
 """python -m scripts.build_zarr --config config.yaml --build.input_root FOLDER [--build.key value]
 
-Builds a published, checksummed Zarr version from a folder of labelled pictures or, with
---build.format raster, from a stack of rasters, and makes CURRENT name it. Building unchanged data
-again returns immediately. If a build is interrupted, run the same command again to resume it.
+Builds a published, checksummed Zarr version from a folder of labelled images or, with
+--build.format raster, from a time series of rasters, and updates CURRENT. Rebuilding unchanged data
+returns immediately. If a build is interrupted, run the same command again to resume it.
 """
 
 import time

@@ -1,9 +1,9 @@
 """python -m scripts.extract_features --config config.yaml --features.encoder random:efficientnet_b0
 [--features.jobs 3]
 
-Encodes the pictures of a warehouse into a published version of features, in small jobs that several
-processes may share. If the command is interrupted, run it again: it does the jobs that are left,
-then checks and publishes the version below features.output_root.
+Encodes the images of a warehouse into a published version of features, in small jobs that several
+processes can share. If the command is interrupted, run it again to continue with the remaining
+jobs. When no jobs are left, the version is checked and published below features.output_root.
 """
 
 import time

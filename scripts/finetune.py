@@ -1,9 +1,9 @@
 """python -m scripts.finetune --config config.yaml --finetune.encoder random:efficientnet_b0
 [--finetune.blocks 4 --finetune.max_minutes 10]
 
-Trains the last blocks of an encoder and a head on a warehouse of pictures with classes, within a
-memory budget. If the command is interrupted or max_minutes are over, run it again to resume. The
-result in finetune.output is an encoder for extract_features.
+Trains the last blocks of an encoder and a head on a warehouse of images with classes, within a
+memory budget. If the command is interrupted or stops after max_minutes, run it again to resume it.
+The result in finetune.output is an encoder for extract_features.
 """
 
 from functools import partial

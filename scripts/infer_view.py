@@ -1,8 +1,8 @@
 """python -m scripts.infer_view --infer.checkpoint checkpoints/bigdet --infer.input PATH
 
-Draws the boxes that a detector finds in a picture, a folder of pictures or a warehouse. It writes a
-PNG for each picture, and index.html with all of them, where you can change the score threshold. For
-a warehouse the true boxes are drawn too.
+Draws the boxes that a detector finds in an image, a folder of images or a warehouse. It writes a
+PNG file for each image, and a page, index.html, with all of them, on which you can change the score
+threshold. For a warehouse, the true boxes are drawn too.
 """
 
 from pathlib import Path

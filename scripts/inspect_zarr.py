@@ -1,6 +1,7 @@
 """python -m scripts.inspect_zarr --config config.yaml [--inspect.path WAREHOUSE]
 
-Prints the manifest of a version as tables, and draws a contact sheet of its pictures with boxes.
+Prints the manifest of a version as tables, and draws a contact sheet of its images with their
+boxes.
 """
 
 from scripts._command import run

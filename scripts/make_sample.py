@@ -1,7 +1,7 @@
 """python -m scripts.make_sample --config config.yaml [--sample.count 64]
 
-Draws a small labelled data set from a seed or, with --sample.kind cube, a series of rasters, so
-that you can try a build and a training without data of your own.
+Generates a small labelled data set from a seed or, with --sample.kind cube, a time series of
+rasters, so that you can try out building and training without your own data.
 """
 
 from ingest.synthetic.settings import SampleSettings

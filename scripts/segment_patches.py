@@ -1,9 +1,9 @@
 """python -m scripts.segment_patches --config config.yaml --segment.input_root FOLDER
 [--segment.max_minutes 15]
 
-Cuts large pictures into overlapping patches, trains a U-Net on those with masks, and stitches its
-predictions into whole masks, beside the true masks in segment.output. If the command is
-interrupted, run it again to resume it.
+Cuts large images into overlapping patches, trains a U-Net on those with masks, and stitches its
+predictions into complete masks. The results in segment.output show them next to the true masks. If
+the command is interrupted, run it again to resume it.
 """
 
 import time

@@ -1,8 +1,8 @@
 """python -m scripts.train_head --config config.yaml [--head.features FOLDER --head.epochs 50]
 
-Trains heads on a published version of features, one after another as head.ablations says, and
+Trains heads on a published version of features, one after another as listed in head.ablations, and
 compares them on the held-out split. The checkpoint and confusion matrix of each run are written
-below head.output, and its metrics are recorded in the experiment log. With head.checkpoint a
+below head.output, and its metrics are recorded in the experiment log. With --head.checkpoint, a
 trained head is scored instead.
 """
 

@@ -2,7 +2,7 @@
 
 Trains a vector-quantised autoencoder on a cube and scores the held-out blocks after each epoch. The
 checkpoint, log.jsonl, curve.png and sheet.png are written to vqvae.output. To train in several
-processes: torchrun --nproc-per-node 2 -m scripts.train_vqvae ...
+processes, run: torchrun --nproc-per-node 2 -m scripts.train_vqvae ...
 """
 
 from scripts._command import run

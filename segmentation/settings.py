@@ -83,25 +83,26 @@ class SegmentSettings(SegmentTraining):
     input_root: Annotated[str | None, RECORDED_APART] = Field(
         None,
         description=(
-            "Folder of pictures and masks, paired by name; pictures without a mask are only"
-            " predicted. Required."
+            "Folder of images and masks, paired by name; images without a mask are only "
+            "predicted. Required."
         ),
     )
     mask_values: Annotated[dict[int, int], RECORDED_APART] = Field(
         {0: 0, 255: 1},
-        description="Class for each pixel value of the mask files; other values are refused.",
+        description="Class for each pixel value of the mask files; other values are rejected.",
     )
     splits: dict[str, float] = Field(
         {"train": 0.7, "val": 0.1, "test": 0.2},
         description=(
-            "Share of each split of the pictures with masks; splits given as folders are kept."
+            "Share of the images with masks in each split; splits given as folders are used as "
+            "they are."
         ),
     )
     group_pattern: str | None = Field(
         None,
         description=(
-            "Regular expression; files with the same match of its first group stay in one"
-            " split. null turns it off."
+            "Regular expression; files with the same match of its first group stay in one split. "
+            "null turns grouping off."
         ),
     )
     patch_size: int = Field(
@@ -119,37 +120,35 @@ class SegmentSettings(SegmentTraining):
     )
     channels: int | None = Field(
         None,
-        description=(
-            "Channels of the patches, 1 or 3; null means 1 if every picture is grey, else 3."
-        ),
+        description="Channels of the patches, 1 or 3; null means 1 if every image is grey, else 3.",
     )
     job_size: int = Field(
         16, ge=1, le=65_536, description="Patches per job; a job is one stored chunk."
     )
     jobs: Annotated[int | None, NOT_CONTENT] = Field(
-        None, ge=1, description="Largest number of prediction jobs to do now; null means all."
+        None, ge=1, description="Largest number of prediction jobs to run now; null means all."
     )
     max_pixels: int = Field(
         178_956_970,
         ge=1,
         description=(
-            "Largest picture that may be decoded as a whole; TIFF files of any size are read "
-            "by window."
+            "Largest image that may be decoded as a whole; TIFF files of any size are read by "
+            "window."
         ),
     )
     max_invalid: Annotated[int, NOT_CONTENT] = Field(
         0,
         ge=0,
         description=(
-            "Largest number of pictures that may be unreadable, be too small or have invalid masks."
+            "Largest number of images that may be unreadable, be too small or have invalid masks."
         ),
     )
     chunks_per_batch: Annotated[int, RECORDED_APART] = Field(
         8,
         ge=1,
         description=(
-            "Number of stored chunks, each with patches of few pictures, that are mixed in"
-            " training."
+            "Number of stored chunks whose patches are shuffled together; each chunk has patches "
+            "of only a few images."
         ),
     )
     checkpoint: Annotated[str | None, RECORDED_APART] = Field(

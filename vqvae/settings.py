@@ -79,7 +79,12 @@ class VqvaeSettings(TrainSettings):
     # for 8, 0.4 for 32, 0.8 for 64. With 0.1 for 32 the encoder ran away and every level collapsed
     # (docs/log.md).
     beta: float = Field(
-        0.8, ge=0, description="Weight of the loss that commits the encoder to its codes."
+        0.8,
+        ge=0,
+        description=(
+            "Weight of the commitment loss, which moves the outputs of the encoder towards their "
+            "codes."
+        ),
     )
     cat_weight: float = Field(0.1, ge=0, description="Weight of the loss of categorical features.")
     canopy_weight: float = Field(0.2, ge=0, description="Weight of the loss of canopy features.")
@@ -132,7 +137,7 @@ class VqvaeSettings(TrainSettings):
     collapse_steps: int = Field(
         20,
         ge=1,
-        description="Number of steps in collapse after which a codebook is initialised again.",
+        description="Number of collapsed steps after which a codebook is initialised again.",
     )
     start_step: int = Field(
         5,
@@ -193,8 +198,8 @@ class CompressSettings(Section):
         ge=0,
         le=1000,
         description=(
-            "Cost of a bit in thousandths of the latent variance; more saves bits, 0 takes"
-            " the nearest codes."
+            "Cost of a bit in thousandths of the latent variance; a higher cost saves bits, and 0 "
+            "means the nearest codes."
         ),
     )
     # Four paths instead of one are worth 0.1 dB (docs/log.md).
@@ -232,7 +237,10 @@ class CompressSettings(Section):
     )
     if_exists: Annotated[Literal["skip", "clear"], NOT_CONTENT] = Field(
         "skip",
-        description="What to do if the version exists: skip it, or clear and encode it again.",
+        description=(
+            "What to do if the version exists: skip the encoding, or clear the version and encode "
+            "the cube again."
+        ),
     )
     device: Annotated[str, NOT_CONTENT] = Field(
         "cpu",

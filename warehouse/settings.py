@@ -34,24 +34,27 @@ class BuildSettings(Section):
     """What `build_zarr` bakes, from where, into what."""
 
     input_root: Annotated[str | None, RECORDED_APART] = Field(
-        None, description="Folder with the pictures and annotations, or with the rasters. Required."
+        None, description="Folder with the images and annotations, or with the rasters. Required."
     )
     format: Annotated[str, RECORDED_APART] = Field(
         "auto",
         description=(
-            "Annotation format: voc, coco, yolo, masks, classes (a folder per class) or folder (no"
-            " boxes); auto recognises it. raster builds a cube."
+            "Annotation format: voc, coco, yolo, masks, classes (a folder per class) or folder "
+            "(no boxes); auto detects it. raster builds a cube instead."
         ),
     )
     output_root: Annotated[str, NOT_CONTENT] = Field(
         "artifacts/tensor_warehouse", description="Warehouse in which the version is published."
     )
     target_size: Annotated[tuple[int, int], PICTURES_ONLY] = Field(
-        (384, 384), description="Height and width of the stored pictures in pixels."
+        (384, 384), description="Height and width of the stored images in pixels."
     )
     resize_mode: Annotated[Literal["letterbox", "stretch"], PICTURES_ONLY] = Field(
         "letterbox",
-        description="letterbox keeps the aspect ratio and pads; stretch fills the whole picture.",
+        description=(
+            "letterbox keeps the aspect ratio and pads the image; stretch changes the aspect "
+            "ratio instead."
+        ),
     )
     pad_value: Annotated[int, PICTURES_ONLY] = Field(
         114, ge=0, le=255, description="Grey value of the padding, from 0 to 255."
@@ -61,14 +64,14 @@ class BuildSettings(Section):
         ge=1,
         le=10_000,
         description=(
-            "Largest number of boxes stored per picture; see too_many_boxes for pictures with more."
+            "Largest number of boxes stored per image; see too_many_boxes for images with more."
         ),
     )
     too_many_boxes: Annotated[Literal["error", "truncate"], PICTURES_ONLY] = Field(
         "error",
         description=(
-            "What to do with a picture that has more than max_boxes boxes: error, or"
-            " truncate to keep the largest."
+            "What to do with an image that has more than max_boxes boxes: error, or truncate to "
+            "keep the largest."
         ),
     )
     dtype: Annotated[Literal["uint8", "float16", "float32"], PICTURES_ONLY] = Field(
@@ -93,24 +96,24 @@ class BuildSettings(Section):
         ),
     )
     skip_empty: Annotated[bool, PICTURES_ONLY] = Field(
-        False, description="Leave out pictures without boxes."
+        False, description="Leave out images without boxes."
     )
     missing_is_empty: Annotated[bool, PICTURES_ONLY] = Field(
         False,
-        description="Treat a picture without an annotation as background instead of refusing it.",
+        description="Treat an image without an annotation as background instead of rejecting it.",
     )
     classes: Annotated[list[str] | None, PICTURES_ONLY] = Field(
         None,
         description=(
-            "Names of the classes, in order; boxes of other classes are refused. null takes"
-            " the classes found."
+            "Names of the classes, in order; boxes of other classes are rejected. null means all "
+            "classes that are found."
         ),
     )
     splits: dict[str, float] = Field(
         {"train": 0.8, "val": 0.1, "test": 0.1},
         description=(
-            "Share of the samples in each split; a group stays in one split. Splits given as"
-            " folders are kept."
+            "Share of the samples in each split; a group stays in one split. Splits given as "
+            "folders are used as they are."
         ),
     )
     seed: int = Field(
@@ -119,42 +122,42 @@ class BuildSettings(Section):
     group_pattern: Annotated[str | None, PICTURES_ONLY] = Field(
         r"^(.+)\.rf\.[0-9a-f]+\.[A-Za-z]+$",
         description=(
-            "Regular expression; files with the same match of its first group stay in one"
-            " split. null turns it off."
+            "Regular expression; files with the same match of its first group stay in one split. "
+            "null turns grouping off."
         ),
     )
     max_pixels: Annotated[int, PICTURES_ONLY] = Field(
         178_956_970,
         ge=1,
         description=(
-            "Largest number of pixels in a picture; a larger picture is refused before it is"
-            " decoded."
+            "Largest number of pixels in an image; a larger image is rejected before it is decoded."
         ),
     )
     mask_values: Annotated[dict[int, int], RECORDED_APART] = Field(
         {0: 0, 255: 1},
-        description="Class for each pixel value of the mask files; other values are refused.",
+        description="Class for each pixel value of the mask files; other values are rejected.",
     )
     if_exists: Annotated[Literal["skip", "clear"], NOT_CONTENT] = Field(
         "skip",
         description=(
-            "What to do if the version exists: skip the build, or clear and build it again."
+            "What to do if the version exists: skip the build, or clear the version and build it "
+            "again."
         ),
     )
     max_invalid: Annotated[int, NOT_CONTENT] = Field(
         0,
         ge=0,
-        description="Largest number of pictures that may be unreadable or have only invalid boxes.",
+        description="Largest number of images that may be unreadable or have only invalid boxes.",
     )
     max_missing: Annotated[int, NOT_CONTENT] = Field(
         0,
         ge=0,
         description=(
-            "Largest number of pictures without an annotation plus annotations without a picture."
+            "Largest number of images without an annotation plus annotations without an image."
         ),
     )
     max_empty_ratio: Annotated[float, NOT_CONTENT] = Field(
-        0.05, ge=0, le=1, description="Largest share of the kept pictures that may have no boxes."
+        0.05, ge=0, le=1, description="Largest share of the kept images that may have no boxes."
     )
     workers: Annotated[int | None, NOT_CONTENT] = Field(
         None,
@@ -186,7 +189,8 @@ class BuildSettings(Section):
         ),
     )
     dry_run: Annotated[bool, NOT_CONTENT] = Field(
-        False, description="Report what would be found, refused and written, and write nothing."
+        False,
+        description="Report what would be read, rejected and written, without writing anything.",
     )
 
     @field_validator("trace", mode="before")
@@ -274,7 +278,7 @@ class InspectSettings(Section):
         24,
         ge=1,
         le=400,
-        description="Number of pictures on the contact sheet, spread evenly over the split.",
+        description="Number of images on the contact sheet, spread evenly over the split.",
     )
 
 

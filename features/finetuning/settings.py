@@ -104,8 +104,8 @@ class FinetuneTraining(PictureTraining):
     picture_label: Literal["largest", "commonest"] = Field(
         "largest",
         description=(
-            "How boxes give a picture its class: the class of the largest box, or the"
-            " commonest class."
+            "How the class of an image with boxes is chosen: largest (class of the largest box) "
+            "or commonest (most common class)."
         ),
     )
 
@@ -116,7 +116,7 @@ class FinetuneSettings(FinetuneTraining):
     warehouse: str | None = Field(
         None,
         description=(
-            "Warehouse of pictures, or one of its versions; null means the newest under "
+            "Warehouse of images, or one of its versions; null means the newest under "
             "build.output_root."
         ),
     )
@@ -132,11 +132,12 @@ class FinetuneSettings(FinetuneTraining):
         ge=16,
         le=4096,
         description=(
-            "Side in pixels to which pictures are resized; null means the encoder's own size."
+            "Side in pixels to which images are resized; null means the encoder's own size."
         ),
     )
     offline: bool = Field(
-        False, description="Never ask the model hub; use only models that are on this machine."
+        False,
+        description="Never access the model hub; use only models that are stored on this machine.",
     )
     memory_budget_gb: float | None = Field(
         4.0,

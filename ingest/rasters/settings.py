@@ -58,8 +58,8 @@ class RasterGrid(Section):
     geojson: str | None = Field(
         None,
         description=(
-            "File with a rectangle and its CRS; without resolution the grid of the first .npy"
-            " is cut to it."
+            "File with a rectangle and its CRS; without resolution, the first .npy file sets the "
+            "number of pixels."
         ),
     )
 
@@ -243,7 +243,7 @@ class RasterSettings(Section):
             " key is null."
         ),
     )
-    time: RasterTime = Field(RasterTime(), description="Where the dates come from.")
+    time: RasterTime = Field(RasterTime(), description="Source of the dates.")
     features: tuple[RasterFeature, ...] = Field(
         (), description="Features of the cube, in order; docs/format.md lists the keys of each."
     )
@@ -268,7 +268,8 @@ class RasterSettings(Section):
         0,
         ge=0,
         description=(
-            "Number of last dates that are used only for testing, rounded up to whole inner chunks."
+            "Number of dates at the end that are used only for testing, rounded up to whole inner "
+            "chunks."
         ),
     )
     empty_dates: Annotated[Literal["error", "keep"], NOT_CONTENT] = Field(

@@ -17,22 +17,23 @@ class SampleSettings(Section):
     kind: Literal["boxes", "cube", "classes", "masks"] = Field(
         "boxes",
         description=(
-            "What is drawn: boxes, cube (GeoTIFFs of one place), classes (a folder per class)"
-            " or masks."
+            "Kind of data set to generate: boxes, cube (GeoTIFFs of one place), classes (a folder "
+            "per class) or masks."
         ),
     )
     format: Literal["voc", "coco", "yolo"] = Field(
         "voc", description="Annotation format for kind boxes: voc, coco or yolo."
     )
     count: int = Field(
-        64, ge=1, le=100_000, description="Number of pictures, or of dates for kind cube."
+        64, ge=1, le=100_000, description="Number of images, or of dates for kind cube."
     )
     size: tuple[int, int] = Field(
-        (384, 384), description="Height and width of each picture in pixels."
+        (384, 384), description="Height and width of each image in pixels."
     )
-    seed: int = Field(0, ge=0, description="Seed for everything that is drawn.")
+    seed: int = Field(0, ge=0, description="Seed from which the data set is generated.")
     single_box: bool = Field(
-        False, description="Draw exactly one box in every picture, which suits TinyDet."
+        False,
+        description="Draw exactly one box in every image, which is all that TinyDet can detect.",
     )
     output: str = Field("artifacts/sample", description="Folder in which the data set is written.")
 

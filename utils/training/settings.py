@@ -104,7 +104,9 @@ class TrainSettings(Section):
     )
     status_file: str | None = Field(
         None,
-        description="JSON file that always holds the current state of training; null means none.",
+        description=(
+            "JSON file that is updated with the current state of training; null means none."
+        ),
     )
     limit_batches: int | None = Field(
         None,
