@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections import deque
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -29,6 +30,22 @@ from warehouse.errors import ConfigError
 __all__ = ["Ranks", "autocast_dtype", "choose_device", "to_device"]
 
 T = TypeVar("T")
+
+# The last tensors that went over the network. Gloo's own thread lets go of a tensor a moment after
+# the exchange has returned. If it is the last to do so, it needs the GIL, and aborts the process
+# ("terminate called without an active exception") where Python is just ending. As long as they are
+# held here, it is never the last.
+_EXCHANGED: deque[Tensor] = deque(maxlen=32)
+
+
+def _all_reduce(values: Tensor, operation: torch.distributed.ReduceOp.RedOpType) -> None:
+    _EXCHANGED.append(values)
+    torch.distributed.all_reduce(values, operation)
+
+
+def _broadcast(values: Tensor) -> None:
+    _EXCHANGED.append(values)
+    torch.distributed.broadcast(values, src=0)
 
 
 def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
@@ -166,10 +183,8 @@ class Ranks:
     def wait_for_all(self) -> None:
         """Return once every rank has come here, after the last exchange between them.
 
-        Gloo's threads release the tensors of an exchange only after it has returned. If Python ends
-        at that moment, the process aborts ("terminate called without an active exception"): DDP
-        keeps the group, and with it the threads, alive to the end. Waiting for the other ranks lets
-        them finish.
+        DDP keeps the group, and with it Gloo's threads, alive to the end of the process. Waiting
+        for the other ranks lets these threads finish their work before Python ends.
         """
         if self.count > 1 and torch.distributed.is_initialized():
             torch.distributed.barrier()
@@ -205,7 +220,7 @@ class Ranks:
     def total(self, values: Tensor) -> Tensor:
         """Return the elementwise sum over ranks; `values` is overwritten."""
         if self.count > 1:
-            torch.distributed.all_reduce(values)
+            _all_reduce(values, torch.distributed.ReduceOp.SUM)
         return values
 
     def maximum(self, values: list[float]) -> list[float]:
@@ -218,7 +233,7 @@ class Ranks:
         # Metal has no float64.
         dtype = torch.float32 if self.device.type == "mps" else torch.float64
         shared = torch.tensor(values, dtype=dtype, device=self.device)
-        torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX)
+        _all_reduce(shared, torch.distributed.ReduceOp.MAX)
         return [float(value) for value in shared.tolist()]
 
     def share(self, value: T) -> T:
@@ -234,11 +249,11 @@ class Ranks:
         # The others must know the length first: a broadcast fills a tensor that they made.
         text = json.dumps(value).encode() if self.first else b""
         size = torch.tensor([len(text)], device=self.device)
-        torch.distributed.broadcast(size, src=0)
+        _broadcast(size)
         if self.first:
             data = torch.tensor(list(text), dtype=torch.uint8, device=self.device)
         else:
             data = size.new_empty(int(size), dtype=torch.uint8)
-        torch.distributed.broadcast(data, src=0)
+        _broadcast(data)
         shared: T = json.loads(bytes(data.tolist()))
         return shared
