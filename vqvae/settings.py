@@ -64,7 +64,7 @@ class VqvaeSettings(TrainSettings):
         8,
         ge=1,
         le=32,
-        description="Number of residual levels; each encodes what the levels before it left over.",
+        description="Number of residual levels; each encodes the residual of the previous levels.",
     )
     level_dropout: float = Field(
         0.3,
