@@ -24,7 +24,7 @@ test: setup
 	$(PY) -m pytest -q
 
 faults:
-	@echo "not yet: the fault card comes with a later release; tests/warehouse/test_store.py and tests/warehouse/test_build.py hold its first families"
+	@echo "The fault card is not available yet. Its first tests are in tests/warehouse/test_store.py and tests/warehouse/test_build.py."
 
 # Its own environment: some of the readers compared with would pull torchvision, which has no CPU build for this torch, and old NumPy.
 # FFCV is built from source and needs Debian's libopencv-dev, libturbojpeg0-dev and pkg-config. What fails to install is listed as absent.
