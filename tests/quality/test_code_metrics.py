@@ -176,9 +176,15 @@ def test_a_root_without_the_packages_is_refused(
     assert "no Python file" in capsys.readouterr().err
 
 
+@pytest.fixture(scope="module")
+def product() -> CodeMetrics:
+    """Measured once: it takes seconds."""
+    return measure(ROOT)
+
+
 @pytest.mark.parametrize("figure", THRESHOLDS)
-def test_the_product_code_meets_its_thresholds(figure: str) -> None:
-    metrics, threshold = measure(ROOT), THRESHOLDS[figure]
+def test_the_product_code_meets_its_thresholds(product: CodeMetrics, figure: str) -> None:
+    metrics, threshold = product, THRESHOLDS[figure]
     found = getattr(metrics, figure)
     if isinstance(threshold, tuple):
         low, high = threshold
