@@ -8,25 +8,22 @@ version or none.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from warehouse.errors import BuildError, PictureError, SpaceError
 from warehouse.format import durable
 from warehouse.format import manifest as tables
 from warehouse.format.manifest import Manifest, read_manifest
-from warehouse.format.parquet_tables import FILES_SCHEMA, write_table
 from warehouse.layouts.plan import BuildPlan, ChunkResult, LoadSample
-from warehouse.layouts.tables import VersionTables
 from warehouse.write.bake import bake_chunks, write_error
 from warehouse.write.check_plan import check_plan
 from warehouse.write.cluster import TaskRunner, task_runner
 from warehouse.write.estimate import estimate
 from warehouse.write.tasks import DONE
+from warehouse.write.write_tables import drop_strays, make_manifest, metadata_rows, write_tables
 
 __all__ = ["bake", "open_root", "published", "set_current", "staging_folder"]
 
@@ -213,7 +210,7 @@ def _publish(
     plan: BuildPlan, results: list[ChunkResult], staging: Path, root: Path, trace: bool | str
 ) -> Manifest:
     wanted = {staging / row["path"] for result in results for row in result.files}
-    _drop_strays(staging / tables.STORE, wanted)
+    drop_strays(staging / tables.STORE, wanted)
     version_tables = plan.layout.version_tables(plan, results, staging / tables.STORE)
     # A killed writer leaves its temporary file, which no table names.
     for torn in staging.glob(f"*{durable.TEMP_SUFFIX}"):
@@ -221,57 +218,19 @@ def _publish(
     durable.fsync_tree(staging / tables.STORE)
 
     files = [row for result in results for row in result.files]
-    files += [*version_tables.files, *_metadata_rows(staging)]
-    hashes = _write_tables(plan, version_tables, files, staging)
+    files += [*version_tables.files, *metadata_rows(staging)]
+    hashes = write_tables(plan, version_tables, files, staging)
     if trace:
         lines = "".join(json.dumps(result.trace) + "\n" for result in results).encode()
         path = staging / tables.TRACE if trace is True else Path(str(trace))
         durable.write_bytes(path, lines)
 
     # The manifest comes last: a folder that has one is complete.
-    manifest = _manifest(plan, version_tables, hashes)
+    manifest = make_manifest(plan, version_tables, hashes)
     durable.remove_tree(staging / DONE)
     tables.write_manifest(staging, manifest)
     _swap_in(staging, root, plan.version)
     return manifest
-
-
-def _metadata_rows(staging: Path) -> list[dict[str, Any]]:
-    """Return the rows of files.parquet for the Zarr metadata."""
-    # They have no seal: each is read whole, and compared by its SHA-256.
-    return [
-        {
-            "path": path.relative_to(staging).as_posix(),
-            "size": path.stat().st_size,
-            "sha256": tables.sha256_file(path),
-            "array": None,
-            "chunk": None,
-            "seal": None,
-        }
-        for path in sorted((staging / tables.STORE).rglob("zarr.json"))
-    ]
-
-
-def _write_tables(
-    plan: BuildPlan,
-    version_tables: VersionTables,
-    files: list[dict[str, Any]],
-    staging: Path,
-) -> dict[str, str]:
-    """Write the Parquet tables and rejected.jsonl; return their SHA-256 by file name."""
-    # In one order whoever baked which chunk first, so that the table's own digest is repeatable.
-    files = sorted(files, key=lambda row: row["path"])
-    rejected = "".join(
-        json.dumps(line, sort_keys=True, ensure_ascii=False) + "\n" for line in plan.rejected
-    ).encode()
-    durable.write_bytes(staging / tables.REJECTED, rejected)
-
-    samples = staging / tables.SAMPLES
-    return {
-        tables.FILES: write_table(staging / tables.FILES, _columns(files), FILES_SCHEMA),
-        tables.SAMPLES: write_table(samples, version_tables.samples, version_tables.schema),
-        tables.REJECTED: hashlib.sha256(rejected).hexdigest(),
-    }
 
 
 def _swap_in(staging: Path, root: Path, version: str) -> None:
@@ -306,41 +265,6 @@ def set_current(root: Path, version: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         durable.replace(temp, current)
-
-
-def _drop_strays(store: Path, wanted: set[Path]) -> None:
-    """Remove files of an earlier plan, which had more samples."""
-    for path in sorted(store.rglob("*"), reverse=True):
-        if path.is_file() and path not in wanted:
-            path.unlink()
-        elif path.is_dir() and not any(path.iterdir()):
-            path.rmdir()
-
-
-def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    return {key: [row[key] for row in rows] for key in rows[0]}
-
-
-def _manifest(plan: BuildPlan, version_tables: VersionTables, hashes: dict[str, str]) -> Manifest:
-    return Manifest(
-        format_version=plan.recipe["format_version"],
-        version=plan.version,
-        key=plan.key,
-        recipe=plan.recipe,
-        thresholds=plan.thresholds,
-        toolchain=plan.toolchain,
-        digest=hashlib.sha256(tables.canonical(version_tables.digested)).hexdigest(),
-        found=plan.found,
-        kept=plan.kept,
-        rejected=plan.found - plan.kept,
-        class_names=list(plan.class_names),
-        splits=version_tables.splits,
-        arrays=version_tables.arrays,
-        summary=version_tables.summary,
-        warnings=list(plan.warnings),
-        tables=hashes,
-        cube=version_tables.cube,
-    )
 
 
 def published(root: Path, version: str) -> Manifest | None:
