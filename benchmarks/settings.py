@@ -76,14 +76,19 @@ class BenchSettings(Section):
     )
     rows: tuple[str, ...] | None = Field(
         None,
-        description="Measure only rows whose name contains one of these words; null means all.",
+        description=(
+            "Run only benchmarks (rows of the result table) whose name contains one of these "
+            "words; null means all."
+        ),
     )
     parts: tuple[Part, ...] = Field(PARTS, description="Parts of the benchmark to run.")
     repeats: int = Field(
         5,
         ge=1,
         le=100,
-        description="Number of interleaved rounds; each row runs once per round in a new process.",
+        description=(
+            "Number of interleaved rounds; each benchmark runs once per round in a new process."
+        ),
     )
     seconds: float = Field(
         1.0,
@@ -100,9 +105,7 @@ class BenchSettings(Section):
     timeout: float = Field(
         900,
         gt=0,
-        description=(
-            "Seconds after which the process of a row is stopped and the row is listed as missing."
-        ),
+        description="Seconds after which a benchmark is stopped and listed as missing.",
     )
 
     @field_validator("size")

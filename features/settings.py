@@ -146,8 +146,8 @@ class HeadSettings(Section):
         None,
         ge=1,
         description=(
-            "Number of epochs without a better accuracy after which training stops; null"
-            " means never."
+            "Number of epochs without an improvement in accuracy after which training stops; "
+            "null means never."
         ),
     )
     ablations: list[dict[str, Any]] = Field(

@@ -101,8 +101,8 @@ class SegmentSettings(SegmentTraining):
     group_pattern: str | None = Field(
         None,
         description=(
-            "Regular expression; files with the same match of its first group stay in one split. "
-            "null turns grouping off."
+            "Regular expression; files whose names give the same text for its first group "
+            "stay in one split. null turns grouping off."
         ),
     )
     patch_size: int = Field(
@@ -132,8 +132,8 @@ class SegmentSettings(SegmentTraining):
         178_956_970,
         ge=1,
         description=(
-            "Largest image that may be decoded as a whole; TIFF files of any size are read by "
-            "window."
+            "Largest number of pixels in an image that may be decoded as a whole; TIFF files "
+            "of any size are read in windows."
         ),
     )
     max_invalid: Annotated[int, NOT_CONTENT] = Field(

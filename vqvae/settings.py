@@ -91,15 +91,17 @@ class VqvaeSettings(TrainSettings):
     huber: float | None = Field(
         None,
         gt=0,
-        description="Scaled error above which the squared error becomes linear; null means never.",
+        description=(
+            "Scaled error above which the loss is linear instead of quadratic; null means never."
+        ),
     )
     # Ten dates in one position are better under 0.02 bits a value only, and leave half as many
     # blocks to train on (docs/log.md).
     stride: Size = Field(
         (5, 4, 4),
         description=(
-            "Voxels (time, y, x) per latent position; it must divide the window, or the"
-            " inner chunk without one."
+            "Voxels (time, y, x) per latent position; it must divide the window or, if window "
+            "is null, the inner chunk."
         ),
     )
     patch: Size = Field(
@@ -137,7 +139,10 @@ class VqvaeSettings(TrainSettings):
     collapse_steps: int = Field(
         20,
         ge=1,
-        description="Number of collapsed steps after which a codebook is initialised again.",
+        description=(
+            "Number of steps for which a codebook must stay collapsed before it is "
+            "initialised again."
+        ),
     )
     start_step: int = Field(
         5,

@@ -122,8 +122,8 @@ class BuildSettings(Section):
     group_pattern: Annotated[str | None, PICTURES_ONLY] = Field(
         r"^(.+)\.rf\.[0-9a-f]+\.[A-Za-z]+$",
         description=(
-            "Regular expression; files with the same match of its first group stay in one split. "
-            "null turns grouping off."
+            "Regular expression; files whose names give the same text for its first group "
+            "stay in one split. null turns grouping off."
         ),
     )
     max_pixels: Annotated[int, PICTURES_ONLY] = Field(

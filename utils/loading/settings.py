@@ -73,8 +73,8 @@ class LoaderSettings(Section):
         1,
         ge=1,
         description=(
-            "Number of stored chunks read in turn; more of them shuffle more finely and keep"
-            " more files open."
+            "Number of stored chunks that are read alternately; a larger number shuffles more "
+            "thoroughly but keeps more files open."
         ),
     )
     chunks_per_batch: int = Field(

@@ -52,14 +52,14 @@ class RunsSettings(Section):
     metric: str | None = Field(
         None,
         description=(
-            "Metric by which runs are ranked and drawn; null means the main metric of each run."
+            "Metric that ranks the runs and is plotted; null means the main metric of each run."
         ),
     )
     better: Literal["max", "min"] | None = Field(
         None,
         description=(
-            "Whether the metric is better when larger (max) or smaller (min); null means"
-            " what the runs recorded."
+            "Whether the metric is better when larger (max) or smaller (min); null uses the "
+            "direction recorded with the runs."
         ),
     )
     output: str | None = Field(
