@@ -1,7 +1,7 @@
 """python -m scripts.inspect_runs --config config.yaml [--runs.compare "[3, 4]" --runs.metric ap50]
 
 Lists the runs of the experiment log, compares them in a table and a PNG, and shows the best run
-with its checkpoint. --runs.mlflow URI also sends them to MLflow.
+with its checkpoint. With --runs.mlflow URI, the runs are also sent to MLflow.
 """
 
 from pathlib import Path
