@@ -1,8 +1,8 @@
 """python -m scripts.train_detector --config config.yaml [--detector.model big --detector.epochs 20]
 
-Trains TinyDet or BigDet on a warehouse and evaluates the model on the held-out split after each epoch. The
-checkpoint, log.jsonl and curve.png are written to detector.output. To train in several processes,
-run: torchrun --nproc-per-node 2 -m scripts.train_detector ...
+Trains TinyDet or BigDet on a warehouse and evaluates the model on the held-out split after each
+epoch. The checkpoint, log.jsonl and curve.png are written to detector.output. To train in several
+processes, run: torchrun --nproc-per-node 2 -m scripts.train_detector ...
 """
 
 from detector.settings import DetectorSettings

@@ -1,8 +1,8 @@
 """python -m scripts.train_vqvae --config config.yaml [--vqvae.quantizer fsq --vqvae.max_minutes 15]
 
-Trains a vector-quantised autoencoder on a cube and evaluates the model on the held-out blocks after each epoch. The
-checkpoint, log.jsonl, curve.png and sheet.png are written to vqvae.output. To train in several
-processes, run: torchrun --nproc-per-node 2 -m scripts.train_vqvae ...
+Trains a vector-quantised autoencoder on a cube and evaluates the model on the held-out blocks after
+each epoch. The checkpoint, log.jsonl, curve.png and sheet.png are written to vqvae.output. To train
+in several processes, run: torchrun --nproc-per-node 2 -m scripts.train_vqvae ...
 """
 
 from scripts._command import run
