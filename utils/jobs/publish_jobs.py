@@ -52,15 +52,7 @@ def publish_jobs(
         if bad:
             log.warning("%d finished jobs were damaged and are open again", len(bad))
             return None
-        return bake(
-            lambda _: plan,
-            lambda _: load,
-            root,
-            workers=0,
-            cluster=None,
-            trace=True,
-            on_plan=lambda _: None,
-        )
+        return bake(lambda _: plan, lambda _: load, root, trace=True)
 
 
 def _whole(task: ChunkTask, digest: str, staging: Path) -> bool:
