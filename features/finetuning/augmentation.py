@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from features.finetuning.settings import PictureTraining
+from features.finetuning.settings import FinetuneTraining
 from utils.augment import affine_warp, draws, jitter
 
 __all__ = ["augment_pictures"]
@@ -22,7 +22,7 @@ FLIP_X, FLIP_Y, ZOOM, SHIFT_X, SHIFT_Y, ROTATE, CONTRAST, BRIGHTNESS = range(8)
 
 
 def augment_pictures(
-    picture: Tensor, index: Tensor, epoch: int, settings: PictureTraining
+    picture: Tensor, index: Tensor, epoch: int, settings: FinetuneTraining
 ) -> Tensor:
     """Augment a batch; the input is not changed.
 

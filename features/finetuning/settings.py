@@ -10,13 +10,13 @@ from pydantic import Field, model_validator
 from utils.training.settings import TrainSettings
 from warehouse.errors import ConfigError
 
-__all__ = ["FinetuneSettings", "FinetuneTraining", "PictureTraining"]
+__all__ = ["FinetuneSettings", "FinetuneTraining"]
 
 
-class PictureTraining(TrainSettings):
-    """Augmentation beside a trainer's own settings.
+class FinetuneTraining(TrainSettings):
+    """What decides the weights: a resumed run must have the same values.
 
-    Flips are probabilities, the others the largest change, 0 for none.
+    Of the augmentation, flips are probabilities; the others are the largest change, 0 for none.
     """
 
     flip_x: float = Field(0.5, ge=0, le=1, description="Probability of a horizontal flip.")
@@ -31,11 +31,6 @@ class PictureTraining(TrainSettings):
     rotate: float = Field(8.0, ge=0, le=180, description="Largest rotation in degrees.")
     contrast: float = Field(0.2, ge=0, lt=1, description="Largest relative change of contrast.")
     brightness: float = Field(0.2, ge=0, lt=1, description="Largest relative change of brightness.")
-
-
-class FinetuneTraining(PictureTraining):
-    """What decides the weights: a resumed run must have these alike."""
-
     epochs: int | None = Field(
         10,
         ge=1,

@@ -25,7 +25,7 @@ from torch.nn import functional
 from features.finetuning.augmentation import augment_pictures
 from features.finetuning.finetune_net import trained_levels
 from features.finetuning.finetune_task import FinetuneTask
-from features.finetuning.settings import FinetuneSettings, PictureTraining
+from features.finetuning.settings import FinetuneSettings, FinetuneTraining
 from features.image_labels import picture_targets
 from utils.training.checkpoint import load_checkpoint
 from utils.training.memory_budget import MemoryBudget, OverBudget, training_bytes
@@ -452,26 +452,26 @@ def test_augmentation_is_a_function_of_seed_epoch_and_sample_not_of_the_batch():
         torch.rand(5, 3, 16, 20, generator=torch.Generator().manual_seed(0)),
         torch.tensor([4, 0, 9, 2, 7]),
     )
-    both = augment_pictures(pictures, index, 3, PictureTraining())
+    both = augment_pictures(pictures, index, 3, FinetuneTraining())
     torch.testing.assert_close(
-        augment_pictures(pictures[2:3], index[2:3], 3, PictureTraining())[0], both[2]
+        augment_pictures(pictures[2:3], index[2:3], 3, FinetuneTraining())[0], both[2]
     )
-    assert not torch.equal(augment_pictures(pictures, index, 4, PictureTraining()), both)
-    assert not torch.equal(augment_pictures(pictures, index, 3, PictureTraining(seed=1)), both)
+    assert not torch.equal(augment_pictures(pictures, index, 4, FinetuneTraining()), both)
+    assert not torch.equal(augment_pictures(pictures, index, 3, FinetuneTraining(seed=1)), both)
     assert 0 <= float(both.min()) <= float(both.max()) <= 1
-    assert torch.equal(augment_pictures(pictures, index, 3, PictureTraining(**PLAIN)), pictures)
+    assert torch.equal(augment_pictures(pictures, index, 3, FinetuneTraining(**PLAIN)), pictures)
 
 
 @pytest.mark.parametrize(("change", "axis"), [({"flip_x": 1.0}, -1), ({"flip_y": 1.0}, -2)])
 def test_a_flip_is_a_flip_and_the_borders_are_repeated(change, axis):
     pictures = torch.rand(2, 3, 16, 20, generator=torch.Generator().manual_seed(0))
-    said = augment_pictures(pictures, torch.arange(2), 0, PictureTraining(**PLAIN | change))
+    said = augment_pictures(pictures, torch.arange(2), 0, FinetuneTraining(**PLAIN | change))
     torch.testing.assert_close(said, pictures.flip(axis), atol=1e-5, rtol=1e-5)
     flat = augment_pictures(
         torch.full((3, 3, 12, 12), 0.4),
         torch.arange(3),
         0,
-        PictureTraining(**PLAIN | {"rotate": 90, "zoom": 0.5}),
+        FinetuneTraining(**PLAIN | {"rotate": 90, "zoom": 0.5}),
     )
     torch.testing.assert_close(flat, torch.full_like(flat, 0.4))
 
@@ -480,7 +480,7 @@ def test_rotation_keeps_shapes_on_pictures_that_are_not_square():
     """A disc stays a disc of the same area and centre when it is turned."""
     y, x = torch.meshgrid(torch.arange(48.0), torch.arange(96.0), indexing="ij")
     disc = ((y - 23.5) ** 2 + (x - 47.5) ** 2 < 15**2).float().expand(8, 3, 48, 96)
-    said = augment_pictures(disc, torch.arange(8), 0, PictureTraining(**PLAIN | {"rotate": 90}))
+    said = augment_pictures(disc, torch.arange(8), 0, FinetuneTraining(**PLAIN | {"rotate": 90}))
     assert not torch.equal(said, disc)
     assert float((said - functional.avg_pool2d(disc, 3, 1, 1)).abs().max()) < 0.7
     torch.testing.assert_close(said.sum(dim=(1, 2, 3)), disc.sum(dim=(1, 2, 3)), rtol=0.02, atol=0)
