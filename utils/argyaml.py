@@ -136,16 +136,20 @@ def load_settings(
 
     config, flags = read_flags(schema, doc, argv, models)
     names = sorted({*known.names, *models})
-    layers = [
-        read_yaml(Path(config), names) if config else {},
-        read_environment(schema, models, known),
-        flags,
-    ]
+    layers = {
+        str(config): read_yaml(Path(config), names) if config else {},
+        "the environment": read_environment(schema, models, known),
+        "the command line": flags,
+    }
 
     sections = {}
     for name, model in models.items():
         values: dict[str, Any] = {}
-        for layer in layers:
-            values = merge_section(model, values, layer.get(name, {}))
-        sections[name] = check_section(model, name, values)
+        origins: dict[str, str] = {}
+        for origin, layer in layers.items():
+            section = layer.get(name, {})
+            values = merge_section(model, values, section)
+            # Where two layers set parts of one setting, the later one is named.
+            origins |= {str(key): origin for key in section}
+        sections[name] = check_section(model, name, values, origins)
     return settings(**sections)

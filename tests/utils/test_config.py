@@ -356,3 +356,15 @@ def test_the_last_line_of_stdout_is_the_result(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     assert json.loads(done.stdout.splitlines()[-1]) == {"path": str(tmp_path / "s"), "count": 2}
     assert "next: python -m scripts.build_zarr" in done.stderr
+
+
+def test_a_wrong_setting_is_named_with_where_it_was_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match=r"unknown key 'build\.sede'.*seed.*\.yaml"):
+        load(text="build: {sede: 1}", tmp_path=tmp_path)
+    with pytest.raises(ConfigError, match=r"'build\.seed' is wrong: the command line"):
+        load("--build.seed", "-1", text="build: {seed: 1}", tmp_path=tmp_path)
+    monkeypatch.setenv("WAREHOUSE_BUILD__SEED", "-2")
+    with pytest.raises(ConfigError, match=r"'build\.seed' is wrong: the environment"):
+        load(text="build: {seed: 1}", tmp_path=tmp_path)

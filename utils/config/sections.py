@@ -121,8 +121,15 @@ def _default_values(model: type[BaseModel], key: str) -> Layer:
     return default.model_dump() if isinstance(default, BaseModel) else {}
 
 
-def check_section(model: type[SectionT], name: str, values: Layer) -> SectionT:
+def check_section(
+    model: type[SectionT], name: str, values: Layer, origins: Mapping[str, str] | None = None
+) -> SectionT:
     """Return the section's frozen model.
+
+    Parameters
+    ----------
+    origins
+        For each key, where its value was read, such as a file; for messages.
 
     Raises
     ------
@@ -136,12 +143,17 @@ def check_section(model: type[SectionT], name: str, values: Layer) -> SectionT:
         first = error.errors()[0]
 
     key = ".".join(str(part) for part in (name, *first["loc"]))
+    # A rule about several settings together has no key, and so no single origin.
+    where = (origins or {}).get(str(first["loc"][0])) if first["loc"] else None
     if first["type"] == "extra_forbidden":
         *path, last = first["loc"]
         hint = nearest(str(last), list(_model_at(model, path).model_fields))
-        raise ConfigError(f"unknown key {key!r}{hint}", remedy="config.yaml lists every key")
+        raise ConfigError(
+            f"unknown key {key!r}{hint}", where=where, remedy="config.yaml lists every key"
+        )
     raise ConfigError(
         f"setting {key!r} is wrong",
+        where=where,
         expected=_expectation(first["msg"]),
         found=f"{first['input']!r:.120}",
     )
