@@ -151,7 +151,7 @@ def test_a_key_within_a_section_leaves_the_defaults_beside_it(tmp_path: Path) ->
 
 
 def test_an_unknown_key_within_a_section_names_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"'raster\.chunk\.tme', did you mean 'time'"):
+    with pytest.raises(ConfigError, match=r"'raster\.chunk\.tme'.*did you mean 'time'"):
         load_raster(tmp_path, "raster: {chunk: {tme: 2}}")
 
 
@@ -361,7 +361,9 @@ def test_the_last_line_of_stdout_is_the_result(tmp_path: Path) -> None:
 def test_a_wrong_setting_is_named_with_where_it_was_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ConfigError, match=r"unknown key 'build\.sede'.*seed.*\.yaml"):
+    with pytest.raises(
+        ConfigError, match=r"unknown key 'build\.sede': .*\.yaml; did you mean 'seed'\?"
+    ):
         load(text="build: {sede: 1}", tmp_path=tmp_path)
     with pytest.raises(ConfigError, match=r"'build\.seed' is wrong: the command line"):
         load("--build.seed", "-1", text="build: {seed: 1}", tmp_path=tmp_path)

@@ -147,9 +147,11 @@ def check_section(
     where = (origins or {}).get(str(first["loc"][0])) if first["loc"] else None
     if first["type"] == "extra_forbidden":
         *path, last = first["loc"]
-        hint = nearest(str(last), list(_model_at(model, path).model_fields))
+        known = list(_model_at(model, path).model_fields)
+        near = difflib.get_close_matches(str(last), known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}? " if near else ""
         raise ConfigError(
-            f"unknown key {key!r}{hint}", where=where, remedy="config.yaml lists every key"
+            f"unknown key {key!r}", where=where, remedy=f"{hint}config.yaml lists every key"
         )
     raise ConfigError(
         f"setting {key!r} is wrong",
