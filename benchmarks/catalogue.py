@@ -31,9 +31,16 @@ class Reader(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """name: unique. data: the folder below the working folder that it reads. peer.
+    """One reader or limit to measure.
 
-    Its name in `bench.peers`.
+    Attributes
+    ----------
+    name
+        Unique among the rows.
+    data
+        The folder below the working folder that it reads.
+    peer
+        Its name in `bench.peers`; None for our own rows and limits.
     """
 
     name: str

@@ -1,7 +1,4 @@
-"""Rates and errors against plain arithmetic; other codecs keep what they promise.
-
-What is not installed is said.
-"""
+"""Rates, errors and curves of the rate report against plain arithmetic."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def _run_on_threads(
 class TaskRunner:
     """A `RunAll` over Dask workers that start in the background.
 
-    `release_workers`: no more tasks will come. Not for several threads.
+    Call `release_workers` once no more tasks will come. A runner belongs to one thread.
     """
 
     def __init__(
@@ -197,13 +197,19 @@ def task_runner(
     *,
     threads: bool = False,
 ) -> Iterator[TaskRunner]:
-    """workers: local workers, 0 for none but this process. cluster: a scheduler's address, which
-    wins over workers.
+    """Start the workers of a build, and end them with the block.
 
-    threads: whether tasks may run beside each other in one process; a few workers are threads then.
-
-    preload: imports what tasks need. Called here before any worker starts, and in each worker that
-    is there at the start, before its first task; must be importable there.
+    Parameters
+    ----------
+    workers
+        Local workers; 0 runs tasks in this process.
+    cluster
+        Address of a running scheduler, which is used instead of local workers.
+    preload
+        Imports what tasks need. Called here before any worker starts, and in each worker that is
+        there at the start, before its first task; must be importable there.
+    threads
+        Whether tasks may run beside each other in one process. A few workers are threads then.
     """
     runner = TaskRunner(workers, cluster, preload, threads)
     try:
