@@ -33,7 +33,7 @@ class SampleSettings(Section):
     seed: int = Field(0, ge=0, description="Seed from which the data set is generated.")
     single_box: bool = Field(
         False,
-        description="Draw exactly one box in every image, which is all that TinyDet can detect.",
+        description="Draw exactly one box in every image; detector.model tiny cannot detect more.",
     )
     output: str = Field("artifacts/sample", description="Folder in which the data set is written.")
 
