@@ -85,8 +85,8 @@ class BuildSettings(Section):
         ge=1,
         le=1 << 20,
         description=(
-            "Samples per stored chunk; null means 128 MiB, but at most an eighth of the"
-            " split and at least 64."
+            "Samples per stored chunk; null means as many as fit into 128 MiB, but at most an "
+            "eighth of the split and at least 64."
         ),
     )
     compressor: Literal["lz4", "lz4hc", "none"] = Field(
@@ -164,7 +164,8 @@ class BuildSettings(Section):
         ge=0,
         le=1024,
         description=(
-            "Number of local worker processes; null means one per core, 0 builds in this process."
+            "Number of local workers; null means one per core, 0 means none. Up to four workers "
+            "of an image build are threads; otherwise they are processes."
         ),
     )
     cluster: Annotated[str | None, NOT_CONTENT] = Field(

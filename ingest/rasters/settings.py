@@ -245,7 +245,11 @@ class RasterSettings(Section):
     )
     time: RasterTime = Field(RasterTime(), description="Source of the dates.")
     features: tuple[RasterFeature, ...] = Field(
-        (), description="Features of the cube, in order; docs/format.md lists the keys of each."
+        (),
+        description=(
+            "Features of the cube, in order; docs/format.md has examples, and "
+            "ingest/rasters/settings.py describes the keys of each."
+        ),
     )
     chunk: ChunkSteps = Field(
         ChunkSteps(time=5, y=32, x=32),

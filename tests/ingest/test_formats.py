@@ -128,9 +128,9 @@ def test_a_registered_format_beside_another_is_ambiguous(tmp_path):
 def test_a_wrong_format_lists_the_known_ones_and_the_nearest():
     register(CsvFormat())
     names = format_names()
-    assert {"auto", "classes", "coco", "csv", "folder", "masks", "voc", "yolo", "raster"} <= {
-        *names
-    }
+    # `auto` first, `raster` last, and between them the annotation formats in alphabetical order.
+    assert names == ("auto", *sorted(names[1:-1]), "raster")
+    assert {"classes", "coco", "csv", "folder", "masks", "voc", "yolo"} <= {*names}
     message = f"expected one of {', '.join(names)}, found 'vox'; did you mean 'voc'?"
     with pytest.raises(ConfigError, match=message.replace("?", r"\?")):
         open_job(BuildSettings(format="vox"), RasterSettings())

@@ -6,6 +6,7 @@ The same batches from every engine, exact resume, batches that stay what they we
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import sys
 import textwrap
@@ -409,6 +410,16 @@ def unowned_files(before: set[Path]) -> list[Path]:
     return [path for path in new if str(path) not in mapped and path.exists()]
 
 
+def marked_processes(variable: str) -> list[str]:
+    """Running processes that have inherited an environment variable."""
+    found = []
+    for environ in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if variable.encode() in environ.read_bytes().split(b"\0"):
+                found.append(environ.parent.name)
+    return found
+
+
 @pytest.mark.parametrize("engine", ["thread", "spawn"])
 @pytest.mark.parametrize(("leave", "code"), [("break", 0), ("sys.exit(7)", 7)])
 def test_leaving_mid_epoch_ends_quietly(
@@ -423,8 +434,11 @@ def test_leaving_mid_epoch_ends_quietly(
         text=True,
         timeout=120,
         check=False,
+        env=os.environ | {"LEFT_BY": str(tmp_path)},
     )
     assert (done.returncode, done.stderr) == (code, "")
+    # A worker that lives on would own its files.
+    assert not marked_processes(f"LEFT_BY={tmp_path}")
     assert not unowned_files(before)
 
 
@@ -441,7 +455,6 @@ def test_a_forked_process_is_refused_with_the_reason(small: Warehouse) -> None:
 
 
 def test_a_killed_worker_is_an_error_that_names_it(small: Warehouse) -> None:
-    import os
     import signal
 
     from warehouse.errors import WorkerError

@@ -172,6 +172,27 @@ def test_a_run_stopped_at_any_step_and_resumed_tells_the_losses_of_an_uninterrup
     )
 
 
+def test_a_run_stopped_in_its_last_evaluation_is_interrupted_and_not_concluded(tmp_path):
+    class Stopped(FakeTask):
+        concluded = False
+
+        def evaluate(self, model, batches):
+            os.kill(os.getpid(), signal.SIGINT)
+            return {"score": 1.0}
+
+        def conclude(self, average):
+            self.concluded = True
+
+    task = Stopped()
+    # Time runs out in the middle of an epoch, so that the run ends with an evaluation.
+    with pytest.raises(KeyboardInterrupt, match=r"--fake\.resume true"):
+        train(tmp_path, task, epochs=None, max_minutes=1e-9)
+    assert not task.concluded
+    # The same command goes on, and then concludes.
+    task = FakeTask()
+    train(tmp_path, task, epochs=1, resume=True)
+
+
 def test_a_killed_run_resumes_from_its_last_epoch_and_its_log_tells_no_step_twice(tmp_path):
     class Killed(BaseException):
         pass

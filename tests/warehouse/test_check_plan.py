@@ -107,6 +107,19 @@ def test_a_plan_that_keeps_a_failed_source_ends_with_an_error(tmp_path: Path) ->
     assert not (tmp_path / "CURRENT").exists()
 
 
+def test_rows_that_are_baked_sample_by_sample_can_be_read(tmp_path: Path) -> None:
+    def load(number: int) -> tuple[dict[str, Any], dict[str, float]]:
+        sample = {"matrix": np.full((2, 3), number, np.float32), "key": np.float32(number)}
+        return {name: np.asarray(value) for name, value in sample.items()}, {}
+
+    columns = dict.fromkeys(Rows.schema.names)
+    source = [columns | {"split": "train", "index": at} for at in range(SAMPLES)]
+    made = replace(plan(split(MATRIX, KEY)), layout=Rows(source_rows=source))
+    bake(lambda _: made, lambda _: load, tmp_path)
+    read = Warehouse.open(tmp_path).split("train")
+    assert read.array("key")[:].tolist() == list(range(SAMPLES))
+
+
 def test_rows_baked_with_the_defaults_can_be_read(tmp_path: Path) -> None:
     def load(chunk: int) -> Block:
         numbers = range(chunk * 4, min(chunk * 4 + 4, SAMPLES))

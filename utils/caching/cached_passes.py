@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
@@ -138,8 +138,9 @@ class CachedPasses:
         finally:
             # A pass that ends early must return the loader's buffers now, not when the garbage
             # collector comes by.
-            if isinstance(source, Generator):
-                source.close()
+            close = getattr(source, "close", None)
+            if close is not None:
+                close()
 
     def _keep(self, number: int, batch: Batch, seconds: float) -> None:
         if self.cache is None and self._fits(batch):

@@ -209,6 +209,8 @@ class Trainer:
                 # The line of an epoch that a later session ends is written by that session.
                 if not paused:
                     self._note_epoch()
+                # Ctrl-C during that evaluation: all ranks must agree, as they conclude together.
+                stopped = self.ranks.maximum([float(self.schedule.stop)])[0] > 0
         self._save("interrupted" if stopped or paused else "done")
         # Only once: these figures must not be looked at while anything can still be decided.
         if not (stopped or paused):

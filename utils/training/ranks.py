@@ -31,10 +31,11 @@ __all__ = ["Ranks", "autocast_dtype", "choose_device", "to_device"]
 
 T = TypeVar("T")
 
-# The last tensors that went over the network. Gloo's own thread lets go of a tensor a moment after
-# the exchange has returned. If it is the last to do so, it needs the GIL, and aborts the process
-# ("terminate called without an active exception") where Python is just ending. As long as they are
-# held here, it is never the last.
+# The last tensors that this module sent over the network. Gloo's own thread lets go of a tensor a
+# moment after the exchange has returned. If it is the last to do so, it needs the GIL, and aborts
+# the process ("terminate called without an active exception") where Python is just ending. As long
+# as they are held here, it is never the last. DDP and the quantizers exchange by themselves, but an
+# exchange of this module always follows.
 _EXCHANGED: deque[Tensor] = deque(maxlen=32)
 
 

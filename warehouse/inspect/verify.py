@@ -168,10 +168,12 @@ def _check_chunks(
     # pread: with a memory map, a file that shrinks while it is checked would end the process.
     reader = split.reader(access="pread", verify="always", keep=8)
     digests = _content_digests(warehouse, split)
+    # Once a split: computing it for every chunk would take time in the square of their number.
+    starts = split.sample_index.starts.tolist()
 
     for chunk, size in enumerate(split.chunk_sizes):
         try:
-            for sample in _changed_samples(reader, chunk, digests, level):
+            for sample in _changed_samples(reader, chunk, starts, digests, level):
                 yield Fault(
                     f"{tables.STORE}/{split.group}/*/c/{chunk}",
                     f"sample {sample} of {split.name} is not what was baked",
@@ -196,7 +198,7 @@ def _content_digests(warehouse: Warehouse, split: Split) -> list[str]:
 
 
 def _changed_samples(
-    reader: ChunkReader, chunk: int, digests: list[str], level: str
+    reader: ChunkReader, chunk: int, starts: list[int], digests: list[str], level: str
 ) -> Iterator[int]:
     """Open a stored chunk, and in `full` yield the samples that have another digest.
 
@@ -210,9 +212,8 @@ def _changed_samples(
 
     # One row for each array is reused for all samples, so that memory stays that of one sample.
     buffers = {name: np.empty(specs[name].shape[1:], specs[name].dtype) for name in stored}
-    index = reader.split.sample_index
-    start, stop = index.starts[chunk : chunk + 2].tolist()
-    rows = index.locate(np.arange(start, stop))[1].tolist()
+    start, stop = starts[chunk : chunk + 2]
+    rows = reader.split.sample_index.locate(np.arange(start, stop))[1].tolist()
 
     for sample, row in enumerate(rows, start):
         arrays: dict[str, NDArray[Any]] = {}

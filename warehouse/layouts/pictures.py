@@ -123,7 +123,6 @@ class Pictures(Layout):
         dataset = super().xarray(manifest, store, split)
 
         # The attribute goes: xarray would scale again whoever's copy of this dataset it opens.
-
         image = dataset["image"]
         scale = image.attrs.pop("scale_factor", None)
         values = image.astype("float32")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -151,7 +152,11 @@ def _is_of_pictures(summary: Mapping[str, Any]) -> bool:
 
 def _digests_by_split(plan: BuildPlan, results: Sequence[ChunkResult]) -> dict[str, list[str]]:
     waiting = iter(results)
-    return {
-        split.name: [digest for _ in split.payloads for digest in next(waiting).samples]
-        for split in plan.splits
-    }
+    digests = {}
+    for split in plan.splits:
+        # One result for each stored chunk, of which the last may not be full.
+        chunks = -(-len(split.payloads) // split.payloads_per_chunk)
+        digests[split.name] = [
+            digest for result in islice(waiting, chunks) for digest in result.samples
+        ]
+    return digests

@@ -196,7 +196,7 @@ class CheckedStore(WrapperStore[Store]):
         """
         with self.lock:
             bytes_read, self.bytes_read = self.bytes_read, 0
-        return bytes_read, self.objects_opened
+            return bytes_read, self.objects_opened
 
 
 def _cut(content: Buffer, byte_range: ByteRequest | None) -> Buffer:

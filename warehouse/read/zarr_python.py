@@ -128,7 +128,10 @@ class ZarrPythonReader(ChunkReader):
                 first = np.unique(indices // inner) * inner
                 decoded = max(decoded, int(np.minimum(inner, len(self.split) - first).sum()))
 
-        bytes_read, self.chunks_opened = self.store.take_counts()
+        bytes_read, opened = self.store.take_counts()
+        # The count only grows; a slower thread must not set it back.
+        with self._lock:
+            self.chunks_opened = max(self.chunks_opened, opened)
         return decoded, bytes_read
 
     def _read(

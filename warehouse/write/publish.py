@@ -1,6 +1,6 @@
 """From baked chunks to a published version: metadata, tables, manifest, rename, CURRENT.
 
-Write order (DESIGN section 4): chunks -> folders -> tables -> manifest -> rename of the staging
+Write order: chunks -> folders -> tables -> manifest -> rename of the staging
 folder -> root -> CURRENT. Each is durable before the next begins, so that a reader sees a whole
 version or none.
 """
