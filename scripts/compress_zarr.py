@@ -2,10 +2,9 @@
 [--compress.report FOLDER]
 
 Encodes a whole cube with a trained VQ-VAE into a published version of codes below
-compress.output_root. With --compress.reconstruct, the codes are also decoded and published
-as a cube. With --compress.report, the codes are compared with other codecs on held-out blocks in
-size and error. If the command
-is interrupted, run it again to resume it.
+compress.output_root. With --compress.reconstruct, the codes are also decoded and published as a
+cube. With --compress.report, the codes are compared with other codecs on held-out blocks in size
+and error. If the command is interrupted, run it again to resume it.
 """
 
 import time

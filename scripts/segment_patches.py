@@ -2,9 +2,8 @@
 [--segment.max_minutes 15]
 
 Cuts large images into overlapping patches, trains a U-Net on those with masks, and stitches its
-predictions into complete masks. Figures in
-segment.output show the stitched masks next to the true masks. If
-the command is interrupted, run it again to resume it.
+predictions into complete masks. Figures in segment.output show the stitched masks next to the true
+masks. If the command is interrupted, run it again to resume it.
 """
 
 import time

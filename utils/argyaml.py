@@ -136,17 +136,18 @@ def load_settings(
 
     config, flags = read_flags(schema, doc, argv, models)
     names = sorted({*known.names, *models})
-    layers = {
-        str(config): read_yaml(Path(config), names) if config else {},
-        "the environment": read_environment(schema, models, known),
-        "the command line": flags,
-    }
+    # From the weakest to the strongest, each with its name for messages.
+    layers = [
+        (str(config), read_yaml(Path(config), names) if config else {}),
+        ("the environment", read_environment(schema, models, known)),
+        ("the command line", flags),
+    ]
 
     sections = {}
     for name, model in models.items():
         values: dict[str, Any] = {}
         origins: dict[str, str] = {}
-        for origin, layer in layers.items():
+        for origin, layer in layers:
             section = layer.get(name, {})
             values = merge_section(model, values, section)
             # Where two layers set parts of one setting, the later one is named.

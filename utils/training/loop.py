@@ -210,7 +210,7 @@ class Trainer:
                 if not paused:
                     self._note_epoch()
                 # Ctrl-C during that evaluation: all ranks must agree, as they conclude together.
-                stopped = self.ranks.maximum([float(self.schedule.stop)])[0] > 0
+                stopped = self.schedule.share_stop()
         self._save("interrupted" if stopped or paused else "done")
         # Only once: these figures must not be looked at while anything can still be decided.
         if not (stopped or paused):

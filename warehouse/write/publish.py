@@ -1,8 +1,7 @@
 """From baked chunks to a published version: metadata, tables, manifest, rename, CURRENT.
 
-Write order: chunks -> folders -> tables -> manifest -> rename of the staging
-folder -> root -> CURRENT. Each is durable before the next begins, so that a reader sees a whole
-version or none.
+Write order: chunks -> folders -> tables -> manifest -> rename of the staging folder -> root ->
+CURRENT. Each is durable before the next begins, so that a reader sees a whole version or none.
 """
 
 from __future__ import annotations

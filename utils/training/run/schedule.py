@@ -95,6 +95,11 @@ class Schedule:
             out_of_time, self.stop = flags[0] > 0, flags[1] > 0
         return self.stop or out_of_time or (epochs is not None and state.epoch >= epochs)
 
+    def share_stop(self) -> bool:
+        """Return whether the user stopped any rank; every rank has to call it."""
+        self.stop = self.ranks.maximum([float(self.stop)])[0] > 0
+        return self.stop
+
     def is_paused(self, state: RunState) -> bool:
         """Return whether minutes ended the session before the last epoch."""
         epochs = self.settings.epochs
