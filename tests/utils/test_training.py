@@ -183,14 +183,16 @@ def test_a_run_stopped_in_its_last_evaluation_is_interrupted_and_not_concluded(t
         def conclude(self, average):
             self.concluded = True
 
-    task = Stopped()
+    class Undisturbed(Stopped):
+        evaluate = FakeTask.evaluate
+
     # Time runs out in the middle of an epoch, so that the run ends with an evaluation.
+    stopped, resumed = Stopped(), Undisturbed()
     with pytest.raises(KeyboardInterrupt, match=r"--fake\.resume true"):
-        train(tmp_path, task, epochs=None, max_minutes=1e-9)
-    assert not task.concluded
-    # The same command goes on, and then concludes.
-    task = FakeTask()
-    train(tmp_path, task, epochs=1, resume=True)
+        train(tmp_path, stopped, epochs=None, max_minutes=1e-9)
+    assert not stopped.concluded
+    train(tmp_path, resumed, epochs=None, max_minutes=1e-9, resume=True)
+    assert resumed.concluded
 
 
 def test_a_killed_run_resumes_from_its_last_epoch_and_its_log_tells_no_step_twice(tmp_path):
